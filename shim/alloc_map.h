@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The application's allocations by address, and the objects inside them. No
+ * CUDA calls, no locks: the device's lock guards it.
+ */
+#ifndef GREENBOOST_ALLOC_MAP_H
+#define GREENBOOST_ALLOC_MAP_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/*
+ * An address where a host copy or memset began. Once a launch has named it too,
+ * an object starts there; piecewise uploads (copied to, never named) and views
+ * (named, never copied to) do not cut objects.
+ */
+struct start {
+	uint64_t offset;
+	bool named;
+};
+
+struct allocation {
+	uint64_t base;
+	uint64_t bytes; /* asked for */
+	uint32_t first; /* its first chunk; unused while direct */
+	uint32_t chunks; /* 0: direct, the driver's own */
+	bool leaving; /* being freed */
+	struct start *starts; /* sorted */
+	uint32_t start_count, start_room;
+};
+
+struct alloc_map {
+	struct allocation **sorted;
+	uint32_t count, room;
+	uint32_t paged; /* how many are paged */
+	uint64_t low, high; /* paged addresses lie in [low, high) */
+};
+
+/* Returns NULL without memory. bytes > 0; chunks 0 for a direct one. */
+struct allocation *alloc_map_add(struct alloc_map *map, uint64_t base, uint64_t bytes, uint32_t first,
+				 uint32_t chunks);
+void alloc_map_remove(struct alloc_map *map, struct allocation *allocation);
+
+/* The allocation that holds the address, or NULL. */
+struct allocation *alloc_map_find(const struct alloc_map *map, uint64_t address);
+
+/* The first index of so many consecutive chunks that no allocation has, UINT32_MAX if there is none. */
+uint32_t alloc_map_room(const struct alloc_map *map, uint32_t chunks, uint32_t limit);
+
+/* A copy or memset wrote [offset, offset + bytes): it begins an object or runs through old starts. */
+void alloc_note_write(struct allocation *allocation, uint64_t offset, uint64_t bytes);
+
+/*
+ * A launch named this offset: which bytes does that mean? [*begin, *end) of the
+ * allocation. *known: a later object start is known, so the end is certain;
+ * else it is the end of the allocation.
+ */
+void alloc_object(struct allocation *allocation, uint64_t offset, uint64_t *begin, uint64_t *end,
+		  bool *known);
+
+#endif

@@ -1,0 +1,361 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * Copies and memsets of rows: 2D and 3D. All rows are held at once where they
+ * fit, else half of them at a time. Also the graph nodes that copy and set.
+ */
+#define _GNU_SOURCE
+#include "device.h"
+#include "gate.h"
+#include "launch.h"
+
+/* Bytes [begin, end) of device memory that one side covers; begin == end: not device memory. */
+struct extent {
+	CUdeviceptr begin, end;
+};
+
+/* Hold what the sides cover, of paged allocations. At most two sides. */
+static CUresult begin_rows(struct launch *held, const struct extent *sides, uint32_t count, CUstream stream,
+			   unsigned int variant)
+{
+	struct span spans[2];
+	struct device *device = NULL;
+	uint32_t n = 0;
+
+	held->device = NULL;
+	for (uint32_t i = 0; i < count; i++) {
+		struct device *owner = sides[i].begin < sides[i].end ? device_of(sides[i].begin) : NULL;
+		struct allocation *a;
+
+		if (!owner)
+			continue;
+		if (device && device != owner)
+			return CUDA_ERROR_NOT_SUPPORTED; /* rows between two devices: no program was seen to */
+		pthread_mutex_lock(&owner->lock);
+		a = alloc_map_find(&owner->map, sides[i].begin);
+		if (a && a->chunks && sides[i].end - a->base <= a->bytes) {
+			device = owner;
+			spans[n++] = (struct span){ .allocation = a, .begin = sides[i].begin - a->base,
+						    .end = sides[i].end - a->base,
+						    .least = sides[i].end - a->base };
+		}
+		pthread_mutex_unlock(&owner->lock);
+	}
+	return n ? launch_begin(held, device, spans, n, stream, variant) : CUDA_SUCCESS;
+}
+
+static bool is_device(int type)
+{
+	return type == CU_MEMORYTYPE_DEVICE || type == CU_MEMORYTYPE_UNIFIED;
+}
+
+static void sides_3d(const CUDA_MEMCPY3D *c, struct extent sides[2])
+{
+	/* Height may be left out where there is one slice. */
+	uint64_t src_slice = c->srcPitch * (c->srcHeight ? c->srcHeight : c->Height);
+	uint64_t dst_slice = c->dstPitch * (c->dstHeight ? c->dstHeight : c->Height);
+	uint64_t rows = c->Height - 1, slices = c->Depth - 1;
+
+	sides[0] = sides[1] = (struct extent){ 0, 0 };
+	if (is_device(c->srcMemoryType)) {
+		sides[0].begin = c->srcDevice + c->srcZ * src_slice + c->srcY * c->srcPitch + c->srcXInBytes;
+		sides[0].end = sides[0].begin + slices * src_slice + rows * c->srcPitch + c->WidthInBytes;
+	}
+	if (is_device(c->dstMemoryType)) {
+		sides[1].begin = c->dstDevice + c->dstZ * dst_slice + c->dstY * c->dstPitch + c->dstXInBytes;
+		sides[1].end = sides[1].begin + slices * dst_slice + rows * c->dstPitch + c->WidthInBytes;
+	}
+}
+
+/* A 2D or 3D copy as one description; which of the driver's calls it came by. */
+struct rows {
+	enum { COPY_2D, COPY_2D_UNALIGNED, COPY_2D_ASYNC, COPY_3D, COPY_3D_ASYNC } call;
+	unsigned int variant;
+	CUstream stream;
+	CUDA_MEMCPY3D shape; /* a 2D copy has Depth 1 */
+};
+
+static CUDA_MEMCPY2D flat(const CUDA_MEMCPY3D *c)
+{
+	return (CUDA_MEMCPY2D){
+		.srcXInBytes = c->srcXInBytes, .srcY = c->srcY, .srcMemoryType = c->srcMemoryType,
+		.srcHost = c->srcHost, .srcDevice = c->srcDevice, .srcArray = c->srcArray,
+		.srcPitch = c->srcPitch, .dstXInBytes = c->dstXInBytes, .dstY = c->dstY,
+		.dstMemoryType = c->dstMemoryType, .dstHost = c->dstHost, .dstDevice = c->dstDevice,
+		.dstArray = c->dstArray, .dstPitch = c->dstPitch, .WidthInBytes = c->WidthInBytes,
+		.Height = c->Height,
+	};
+}
+
+static CUDA_MEMCPY3D deep(const CUDA_MEMCPY2D *c)
+{
+	/* A pitch of zero is a row's width where rows are packed. */
+	return (CUDA_MEMCPY3D){
+		.srcXInBytes = c->srcXInBytes, .srcY = c->srcY, .srcMemoryType = c->srcMemoryType,
+		.srcHost = c->srcHost, .srcDevice = c->srcDevice, .srcArray = c->srcArray,
+		.srcPitch = c->srcPitch ? c->srcPitch : c->WidthInBytes + c->srcXInBytes,
+		.dstXInBytes = c->dstXInBytes, .dstY = c->dstY,
+		.dstMemoryType = c->dstMemoryType, .dstHost = c->dstHost, .dstDevice = c->dstDevice,
+		.dstArray = c->dstArray,
+		.dstPitch = c->dstPitch ? c->dstPitch : c->WidthInBytes + c->dstXInBytes,
+		.WidthInBytes = c->WidthInBytes, .Height = c->Height, .Depth = 1,
+	};
+}
+
+static CUresult issue(const struct rows *r)
+{
+	CUDA_MEMCPY2D copy = flat(&r->shape);
+
+	switch (r->call) {
+	case COPY_2D:
+		return driver.cuMemcpy2D_v2[r->variant](&copy);
+	case COPY_2D_UNALIGNED:
+		return driver.cuMemcpy2DUnaligned_v2[r->variant](&copy);
+	case COPY_2D_ASYNC:
+		return driver.cuMemcpy2DAsync_v2[r->variant](&copy, r->stream);
+	case COPY_3D:
+		return driver.cuMemcpy3D_v2[r->variant](&r->shape);
+	case COPY_3D_ASYNC:
+		return driver.cuMemcpy3DAsync_v2[r->variant](&r->shape, r->stream);
+	}
+	return CUDA_ERROR_INVALID_VALUE;
+}
+
+/* The second half of slices, else of rows, from `at` on. */
+static struct rows second_half(const struct rows *r, bool by_slice, size_t at)
+{
+	struct rows half = *r;
+
+	if (by_slice) {
+		half.shape.srcZ += at;
+		half.shape.dstZ += at;
+		half.shape.Depth -= at;
+	} else {
+		half.shape.srcY += at;
+		half.shape.dstY += at;
+		half.shape.Height -= at;
+	}
+	return half;
+}
+
+static CUresult copy_rows(const struct rows *r)
+{
+	bool by_slice = r->shape.Depth > 1;
+	struct rows first = *r, second;
+	struct extent sides[2];
+	struct launch held;
+	CUresult result;
+	size_t at;
+
+	sides_3d(&r->shape, sides);
+	held.captured = launch_captured(r->stream, r->variant);
+	result = begin_rows(&held, sides, 2, r->stream, r->variant);
+	if (!result) {
+		result = issue(r);
+		launch_end(&held);
+		return result;
+	}
+	if (result != CUDA_ERROR_OUT_OF_MEMORY || (r->shape.Depth == 1 && r->shape.Height == 1))
+		return result;
+	at = by_slice ? r->shape.Depth / 2 : r->shape.Height / 2;
+	second = second_half(r, by_slice, at);
+	if (by_slice)
+		first.shape.Depth = at;
+	else
+		first.shape.Height = at;
+	result = copy_rows(&first);
+	return result ? result : copy_rows(&second);
+}
+
+static CUresult copy_shape(int call, unsigned int variant, const CUDA_MEMCPY3D *shape, CUstream stream)
+{
+	struct rows rows = { .call = call, .variant = variant, .stream = stream, .shape = *shape };
+	CUresult result;
+
+	if (gate_enter()) {
+		result = issue(&rows);
+		gate_leave();
+		return result;
+	}
+	if (!shape->WidthInBytes || !shape->Height || !shape->Depth)
+		return issue(&rows);
+	return copy_rows(&rows);
+}
+
+static CUresult copy_flat(int call, unsigned int variant, const CUDA_MEMCPY2D *copy, CUstream stream)
+{
+	CUDA_MEMCPY3D shape = deep(copy);
+
+	return copy_shape(call, variant, &shape, stream);
+}
+
+CUresult hook_cuMemcpy2D_v2(unsigned int variant, const CUDA_MEMCPY2D *copy)
+{
+	return copy ? copy_flat(COPY_2D, variant, copy, NULL) : driver.cuMemcpy2D_v2[variant](copy);
+}
+
+CUresult hook_cuMemcpy2DUnaligned_v2(unsigned int variant, const CUDA_MEMCPY2D *copy)
+{
+	return copy ? copy_flat(COPY_2D_UNALIGNED, variant, copy, NULL)
+		    : driver.cuMemcpy2DUnaligned_v2[variant](copy);
+}
+
+CUresult hook_cuMemcpy2DAsync_v2(unsigned int variant, const CUDA_MEMCPY2D *copy, CUstream stream)
+{
+	return copy ? copy_flat(COPY_2D_ASYNC, variant, copy, stream)
+		    : driver.cuMemcpy2DAsync_v2[variant](copy, stream);
+}
+
+CUresult hook_cuMemcpy3D_v2(unsigned int variant, const CUDA_MEMCPY3D *copy)
+{
+	return copy ? copy_shape(COPY_3D, variant, copy, NULL) : driver.cuMemcpy3D_v2[variant](copy);
+}
+
+CUresult hook_cuMemcpy3DAsync_v2(unsigned int variant, const CUDA_MEMCPY3D *copy, CUstream stream)
+{
+	return copy ? copy_shape(COPY_3D_ASYNC, variant, copy, stream)
+		    : driver.cuMemcpy3DAsync_v2[variant](copy, stream);
+}
+
+/* A 2D memset; element is the width of a value in bytes. */
+struct fill {
+	unsigned int variant, element, value;
+	bool async;
+	CUdeviceptr dst;
+	size_t pitch, width, height; /* width in elements */
+	CUstream stream;
+};
+
+static CUresult issue_fill(const struct fill *f)
+{
+	unsigned int v = f->variant;
+
+	switch (f->element) {
+	case 1:
+		return f->async ? driver.cuMemsetD2D8Async[v](f->dst, f->pitch, (unsigned char)f->value,
+							      f->width, f->height, f->stream)
+				: driver.cuMemsetD2D8_v2[v](f->dst, f->pitch, (unsigned char)f->value,
+							    f->width, f->height);
+	case 2:
+		return f->async ? driver.cuMemsetD2D16Async[v](f->dst, f->pitch, (unsigned short)f->value,
+							       f->width, f->height, f->stream)
+				: driver.cuMemsetD2D16_v2[v](f->dst, f->pitch, (unsigned short)f->value,
+							     f->width, f->height);
+	default:
+		return f->async ? driver.cuMemsetD2D32Async[v](f->dst, f->pitch, f->value, f->width,
+							       f->height, f->stream)
+				: driver.cuMemsetD2D32_v2[v](f->dst, f->pitch, f->value, f->width, f->height);
+	}
+}
+
+static CUresult fill_rows(const struct fill *f)
+{
+	struct extent side = { f->dst, f->dst + (f->height - 1) * f->pitch + f->width * f->element };
+	struct fill first = *f, second = *f;
+	struct launch held;
+	CUresult result;
+
+	held.captured = launch_captured(f->stream, f->variant);
+	result = begin_rows(&held, &side, 1, f->stream, f->variant);
+	if (!result) {
+		result = issue_fill(f);
+		launch_end(&held);
+		return result;
+	}
+	if (result != CUDA_ERROR_OUT_OF_MEMORY || f->height == 1)
+		return result;
+	first.height = f->height / 2;
+	second.height -= first.height;
+	second.dst += first.height * f->pitch;
+	result = fill_rows(&first);
+	return result ? result : fill_rows(&second);
+}
+
+static CUresult fill(const struct fill *f)
+{
+	CUresult result;
+
+	if (gate_enter()) {
+		result = issue_fill(f);
+		gate_leave();
+		return result;
+	}
+	return f->width && f->height ? fill_rows(f) : issue_fill(f);
+}
+
+CUresult hook_cuMemsetD2D8_v2(unsigned int variant, CUdeviceptr dst, size_t pitch, unsigned char value,
+			      size_t width, size_t height)
+{
+	return fill(&(struct fill){ variant, 1, value, false, dst, pitch, width, height, NULL });
+}
+
+CUresult hook_cuMemsetD2D16_v2(unsigned int variant, CUdeviceptr dst, size_t pitch, unsigned short value,
+			       size_t width, size_t height)
+{
+	return fill(&(struct fill){ variant, 2, value, false, dst, pitch, width, height, NULL });
+}
+
+CUresult hook_cuMemsetD2D32_v2(unsigned int variant, CUdeviceptr dst, size_t pitch, unsigned int value,
+			       size_t width, size_t height)
+{
+	return fill(&(struct fill){ variant, 4, value, false, dst, pitch, width, height, NULL });
+}
+
+CUresult hook_cuMemsetD2D8Async(unsigned int variant, CUdeviceptr dst, size_t pitch, unsigned char value,
+				size_t width, size_t height, CUstream stream)
+{
+	return fill(&(struct fill){ variant, 1, value, true, dst, pitch, width, height, stream });
+}
+
+CUresult hook_cuMemsetD2D16Async(unsigned int variant, CUdeviceptr dst, size_t pitch, unsigned short value,
+				 size_t width, size_t height, CUstream stream)
+{
+	return fill(&(struct fill){ variant, 2, value, true, dst, pitch, width, height, stream });
+}
+
+CUresult hook_cuMemsetD2D32Async(unsigned int variant, CUdeviceptr dst, size_t pitch, unsigned int value,
+				 size_t width, size_t height, CUstream stream)
+{
+	return fill(&(struct fill){ variant, 4, value, true, dst, pitch, width, height, stream });
+}
+
+/* ---- nodes of graphs ---- */
+
+static CUresult fix(const struct extent *sides, uint32_t count)
+{
+	struct launch held = { .captured = true };
+	CUresult result = begin_rows(&held, sides, count, NULL, 0);
+
+	if (!result)
+		launch_end(&held);
+	return result;
+}
+
+CUresult hook_cuGraphAddMemcpyNode(unsigned int variant, CUgraphNode *node, CUgraph graph,
+				   const CUgraphNode *deps, size_t n, const CUDA_MEMCPY3D *copy, CUcontext ctx)
+{
+	struct extent sides[2];
+	CUresult result = CUDA_SUCCESS;
+
+	(void)variant;
+	if (copy && copy->WidthInBytes && copy->Height && copy->Depth) {
+		sides_3d(copy, sides);
+		result = fix(sides, 2);
+	}
+	return result ? result : driver.cuGraphAddMemcpyNode(node, graph, deps, n, copy, ctx);
+}
+
+CUresult hook_cuGraphAddMemsetNode(unsigned int variant, CUgraphNode *node, CUgraph graph,
+				   const CUgraphNode *deps, size_t n, const CUDA_MEMSET_NODE_PARAMS *params,
+				   CUcontext ctx)
+{
+	CUresult result = CUDA_SUCCESS;
+
+	(void)variant;
+	if (params && params->width && params->height) {
+		struct extent side = { params->dst, params->dst + (params->height - 1) * params->pitch +
+							    params->width * params->elementSize };
+
+		result = fix(&side, 1);
+	}
+	return result ? result : driver.cuGraphAddMemsetNode(node, graph, deps, n, params, ctx);
+}

@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#define _GNU_SOURCE
+#include "device.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "gate.h"
+#include "log.h"
+
+#define MAX_DEVICES 16
+/* 2 TiB of 2 MiB chunks; the tables are mapped, not touched, until used. */
+#define MAX_CHUNKS (1u << 20)
+/* VRAM left to the driver and to others when no limit is given: kernels, libraries' workspaces, stacks. */
+#define RESERVE_SHARE 16
+#define RESERVE_MOST ((uint64_t)1 << 30)
+
+static struct device *_Atomic devices[MAX_DEVICES];
+static pthread_mutex_t making = PTHREAD_MUTEX_INITIALIZER;
+static atomic_bool refused; /* connecting failed: it is not tried again */
+
+static void *map_table(size_t bytes)
+{
+	void *table = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	return table == MAP_FAILED ? NULL : table;
+}
+
+/* The state memfd, sealed so that the daemon may rely on its size. Returns the fd or -1. */
+static int make_state(struct device *device)
+{
+	const size_t bytes = STATE_HEADER_BYTES + MAX_CHUNKS;
+	int fd = memfd_create("greenboost-state", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	void *page;
+
+	if (fd < 0)
+		return -1;
+	if (ftruncate(fd, (off_t)bytes) || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)) {
+		close(fd);
+		return -1;
+	}
+	page = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (page == MAP_FAILED) {
+		close(fd);
+		return -1;
+	}
+	device->state = page;
+	device->state_map = (unsigned char *)page + STATE_HEADER_BYTES;
+	device->state->magic = STATE_MAGIC;
+	device->state->version = STATE_VERSION;
+	device->state->chunks = MAX_CHUNKS;
+	return fd;
+}
+
+static int connect_daemon(struct device *device)
+{
+	const char *path = getenv("GREENBOOST_SOCKET");
+	char name[64];
+	int state, error;
+
+	if (!path || !*path)
+		return -1; /* not asked for: silently the driver alone */
+	state = make_state(device);
+	if (state < 0) {
+		log_warn("cannot make the state page: %s", strerror(errno));
+		return -1;
+	}
+	snprintf(name, sizeof(name), "%s:%d", program_invocation_short_name, device->ordinal);
+	device->client.recall = pager_on_recall;
+	device->client.recall_arg = device;
+	error = client_connect(&device->client, path, name, state, &device->terms);
+	close(state);
+	if (error) {
+		log_warn("no memory beyond VRAM: the daemon at %s %s", path,
+			 error == EPROTO || error == EPERM ? device->terms.message : strerror(error));
+		return -1;
+	}
+	device->chunk = device->terms.chunk;
+	return 0;
+}
+
+static struct device *device_new(CUdevice ordinal)
+{
+	struct device *device = calloc(1, sizeof(*device));
+
+	if (!device)
+		return NULL;
+	device->ordinal = ordinal;
+	device->chunk_limit = MAX_CHUNKS;
+	device->chunks = map_table(MAX_CHUNKS * sizeof(*device->chunks));
+	device->history = map_table(MAX_CHUNKS * sizeof(*device->history));
+	device->map.low = UINT64_MAX;
+	predict_init(&device->predictor);
+	pthread_mutex_init(&device->allocate, NULL);
+	pthread_mutex_init(&device->lock, NULL);
+	pthread_cond_init(&device->changed, NULL);
+	pthread_cond_init(&device->work, NULL);
+	if (!device->chunks || !device->history || connect_daemon(device)) {
+		free(device); /* its tables, at most a few pages, stay: this happens once */
+		return NULL;
+	}
+	return device;
+}
+
+struct device *device_connect(CUdevice ordinal)
+{
+	struct device *device;
+
+	if (ordinal < 0 || ordinal >= MAX_DEVICES || atomic_load(&refused))
+		return NULL;
+	device = atomic_load(&devices[ordinal]);
+	if (device)
+		return device;
+	pthread_mutex_lock(&making);
+	device = atomic_load(&devices[ordinal]);
+	if (!device && !atomic_load(&refused)) {
+		device = device_new(ordinal);
+		atomic_store(&refused, !device);
+		atomic_store(&devices[ordinal], device);
+	}
+	pthread_mutex_unlock(&making);
+	return device;
+}
+
+/* What allocations may take: GREENBOOST_VRAM, bytes or a share in percent, else nearly all that is free. */
+static uint64_t vram_limit(void)
+{
+	const char *text = getenv("GREENBOOST_VRAM");
+	size_t available = 0, total = 0;
+	uint64_t limit, reserve;
+	char *end;
+
+	driver.cuMemGetInfo_v2(&available, &total);
+	reserve = total / RESERVE_SHARE < RESERVE_MOST ? total / RESERVE_SHARE : RESERVE_MOST;
+	limit = available > reserve ? available - reserve : 0;
+	if (!text || !*text)
+		return limit;
+	limit = strtoull(text, &end, 10);
+	if (strchr(text, '%'))
+		limit = (uint64_t)((double)total / 100 * strtod(text, NULL));
+	else if (*end)
+		log_warn("GREENBOOST_VRAM=%s is neither bytes nor a percentage; using %llu bytes", text,
+			 (unsigned long long)limit);
+	return limit < available ? limit : available;
+}
+
+/* With the context current. */
+static bool activate(struct device *device)
+{
+	struct message request;
+	struct reply reply;
+	CUresult result;
+	int supported = 0;
+	uint32_t slots;
+
+	if (driver.cuCtxGetCurrent(&device->context))
+		return false;
+	driver.cuDeviceGetAttribute(&supported, CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED,
+				    device->ordinal);
+	if (!supported) {
+		log_warn("no memory beyond VRAM: the device has no virtual memory management");
+		return false;
+	}
+	device->limit = vram_limit();
+	slots = (uint32_t)(device->limit / device->chunk);
+	if (slots < 4) {
+		log_warn("no memory beyond VRAM: %llu bytes of VRAM are fewer than 4 chunks of %zu; choose a "
+			 "smaller --chunk",
+			 (unsigned long long)device->limit, device->chunk);
+		return false;
+	}
+	result = mover_init(&device->mover, device->ordinal, device->context, device->chunk, slots);
+	if (result) {
+		log_warn("no memory beyond VRAM: %s", driver_error(result));
+		return false;
+	}
+	client_request(&request, "vram");
+	message_uint(&request, "slots", slots);
+	message_uint(&request, "bytes", device->limit);
+	if (client_call(&device->client, &request, &reply)) {
+		log_warn("no memory beyond VRAM: %s", reply.message);
+		return false;
+	}
+	device->slots_allowed = slots;
+	device_gauge(device, COUNTER_VRAM_SLOTS, slots);
+	return pager_start(device) == 0;
+}
+
+struct device *device_obtain(void)
+{
+	struct device *device;
+	CUdevice ordinal;
+	bool ready;
+
+	if (driver.cuCtxGetDevice(&ordinal))
+		return NULL;
+	device = device_connect(ordinal);
+	if (!device)
+		return NULL;
+	if (atomic_load_explicit(&device->ready, memory_order_acquire))
+		return device;
+	pthread_mutex_lock(&making);
+	ready = atomic_load(&device->ready);
+	if (!ready && !device->unusable) {
+		ready = activate(device);
+		device->unusable = !ready;
+		atomic_store_explicit(&device->ready, ready, memory_order_release);
+	}
+	pthread_mutex_unlock(&making);
+	return ready ? device : NULL;
+}
+
+struct device *device_of(CUdeviceptr address)
+{
+	for (int i = 0; i < MAX_DEVICES; i++) {
+		struct device *device = atomic_load_explicit(&devices[i], memory_order_acquire);
+
+		/* Bounds only widen around addresses that this thread may know. */
+		if (device && address >= __atomic_load_n(&device->map.low, __ATOMIC_RELAXED) &&
+		    address < __atomic_load_n(&device->map.high, __ATOMIC_RELAXED)) {
+			struct allocation *a;
+
+			pthread_mutex_lock(&device->lock);
+			a = alloc_map_find(&device->map, address);
+			pthread_mutex_unlock(&device->lock);
+			if (a && a->chunks)
+				return device;
+		}
+	}
+	return NULL;
+}
+
+struct device *device_owning(CUdeviceptr base)
+{
+	for (int i = 0; i < MAX_DEVICES; i++) {
+		struct device *device = atomic_load_explicit(&devices[i], memory_order_acquire);
+		struct allocation *a;
+
+		if (!device)
+			continue;
+		pthread_mutex_lock(&device->lock);
+		a = alloc_map_find(&device->map, base);
+		pthread_mutex_unlock(&device->lock);
+		if (a && a->base == base)
+			return device;
+	}
+	return NULL;
+}
+
+struct device *device_paging(void)
+{
+	struct device *device;
+	CUdevice ordinal;
+
+	if (driver.cuCtxGetDevice(&ordinal) || ordinal < 0 || ordinal >= MAX_DEVICES)
+		return NULL;
+	device = atomic_load_explicit(&devices[ordinal], memory_order_acquire);
+	return device && __atomic_load_n(&device->map.high, __ATOMIC_RELAXED) ? device : NULL;
+}
+
+void device_abandon(CUdevice ordinal)
+{
+	struct device *device;
+
+	if (ordinal < 0 || ordinal >= MAX_DEVICES)
+		return;
+	device = atomic_exchange(&devices[ordinal], NULL);
+	if (!device)
+		return;
+	pthread_mutex_lock(&device->lock);
+	device->stop_error = CUDA_ERROR_DEINITIALIZED;
+	device->stopped = true;
+	pthread_cond_broadcast(&device->changed);
+	pthread_mutex_unlock(&device->lock);
+	shutdown(device->client.fd, SHUT_RDWR); /* the session ends; threads may still look at the rest */
+}
+
+void device_abandon_context(CUcontext context)
+{
+	for (int i = 0; i < MAX_DEVICES; i++) {
+		struct device *device = atomic_load(&devices[i]);
+
+		if (device && device->context == context)
+			device_abandon(i);
+	}
+}
+
+/*
+ * A child of fork() has no CUDA and none of our threads, but the socket: were it
+ * left open, the session would outlive its application as long as the child.
+ */
+static void in_child(void)
+{
+	for (int i = 0; i < MAX_DEVICES; i++) {
+		struct device *device = atomic_load(&devices[i]);
+
+		if (!device)
+			continue;
+		close(device->client.fd);
+		atomic_store(&devices[i], NULL);
+		atomic_store(&refused, true); /* CUDA was in use: it is not usable here */
+	}
+	atomic_store(&gate_closed, 0);
+}
+
+__attribute__((constructor)) static void watch_forks(void)
+{
+	pthread_atfork(NULL, NULL, in_child);
+}

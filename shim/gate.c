@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "gate.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdlib.h>
+
+atomic_uint gate_closed;
+__thread struct gate_thread *gate_self;
+
+/* Pushed to, never removed from: a thread that ends leaves its entry to the next one. */
+static struct gate_thread *_Atomic threads;
+static pthread_key_t leave_key;
+static pthread_once_t key_once = PTHREAD_ONCE_INIT;
+
+static void thread_ends(void *self)
+{
+	gate_self = NULL;
+	atomic_store(&((struct gate_thread *)self)->taken, false);
+}
+
+static void make_key(void)
+{
+	if (pthread_key_create(&leave_key, thread_ends))
+		abort(); /* more than a thousand keys: nothing could work */
+}
+
+struct gate_thread *gate_register(void)
+{
+	struct gate_thread *self;
+
+	pthread_once(&key_once, make_key);
+	for (self = atomic_load(&threads); self; self = self->next) {
+		bool expected = false;
+
+		if (atomic_compare_exchange_strong(&self->taken, &expected, true))
+			break;
+	}
+	if (!self) {
+		self = aligned_alloc(64, sizeof(*self));
+		if (!self)
+			abort(); /* an unseen launch would corrupt data */
+		*self = (struct gate_thread){ .taken = true, .next = atomic_load(&threads) };
+		while (!atomic_compare_exchange_weak(&threads, &self->next, self))
+			;
+	}
+	gate_self = self;
+	pthread_setspecific(leave_key, self);
+	return self;
+}
+
+void gate_close(void)
+{
+	atomic_fetch_add(&gate_closed, 1);
+	/* Calls inside the driver end by themselves; a full launch queue drains. */
+	for (struct gate_thread *t = atomic_load(&threads); t; t = t->next)
+		while (atomic_load(&t->inside))
+			sched_yield();
+}
+
+void gate_open(void)
+{
+	atomic_fetch_sub(&gate_closed, 1);
+}

@@ -1,0 +1,350 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* Kernel launches and graphs: finding what they name. */
+#define _GNU_SOURCE
+#include "launch.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "device.h"
+#include "gate.h"
+#include "log.h"
+#include "params.h"
+
+static atomic_int captures;
+
+bool launch_captured(CUstream stream, unsigned int variant)
+{
+	int status = CU_STREAM_CAPTURE_STATUS_NONE;
+
+	if (!atomic_load_explicit(&captures, memory_order_acquire))
+		return false;
+	if (variant)
+		driver.cuStreamIsCapturing_ptsz(stream, &status);
+	else
+		driver.cuStreamIsCapturing(stream, &status);
+	return status == CU_STREAM_CAPTURE_STATUS_ACTIVE;
+}
+
+CUresult launch_begin(struct launch *launch, struct device *device, struct span *spans, uint32_t count,
+		      CUstream stream, unsigned int variant)
+{
+	CUresult result;
+
+	launch->device = NULL;
+	if (!count)
+		return CUDA_SUCCESS;
+	launch->stream = stream;
+	launch->variant = variant;
+	result = residency_hold(device, spans, count, &launch->hold);
+	if (result)
+		return result;
+	result = launch->captured ? residency_begin_captured(&launch->hold)
+				  : residency_begin(&launch->hold, stream, variant);
+	if (result) {
+		residency_cancel(device, &launch->hold);
+		return result;
+	}
+	launch->device = device;
+	return CUDA_SUCCESS;
+}
+
+void launch_end(struct launch *launch)
+{
+	if (!launch->device)
+		return;
+	if (launch->captured)
+		residency_fix(launch->device, &launch->hold);
+	else
+		residency_release(launch->device, &launch->hold, launch->stream, launch->variant);
+}
+
+/* The addresses a launch names, gathered before any lock is taken. */
+struct named {
+	uint64_t *addresses;
+	uint32_t count, room;
+	uint64_t in_place[128];
+	bool failed; /* no memory */
+};
+
+static void named_found(void *arg, uint64_t address)
+{
+	struct named *named = arg;
+
+	if (named->count == named->room) {
+		uint64_t *grown = malloc(2 * named->room * sizeof(*grown));
+
+		if (!grown) {
+			named->failed = true;
+			return;
+		}
+		memcpy(grown, named->addresses, named->count * sizeof(*grown));
+		if (named->addresses != named->in_place)
+			free(named->addresses);
+		named->addresses = grown;
+		named->room *= 2;
+	}
+	named->addresses[named->count++] = address;
+}
+
+static void named_free(struct named *named)
+{
+	if (named->addresses != named->in_place)
+		free(named->addresses);
+}
+
+/* The objects that the addresses name; spans has room for all. Returns how many spans there are. */
+static uint32_t objects(struct device *device, const struct named *named, struct span *spans)
+{
+	uint32_t count = 0;
+
+	pthread_mutex_lock(&device->lock);
+	/* Twice: an address may be the start that ends the object of one before it. */
+	for (int pass = 0; pass < 2; pass++) {
+		count = 0;
+		for (uint32_t i = 0; i < named->count; i++) {
+			struct allocation *a = alloc_map_find(&device->map, named->addresses[i]);
+			struct span *span = &spans[count];
+			bool known;
+
+			if (!a || !a->chunks || a->leaving)
+				continue;
+			*span = (struct span){ .allocation = a };
+			alloc_object(a, named->addresses[i] - a->base, &span->begin, &span->end, &known);
+			span->open = !known;
+			span->least = known ? span->end : named->addresses[i] - a->base + 1;
+			count++;
+		}
+	}
+	pthread_mutex_unlock(&device->lock);
+	return count;
+}
+
+static void say_too_large(const struct device *device, const struct span *spans, uint32_t count)
+{
+	uint64_t least = 0;
+
+	for (uint32_t i = 0; i < count; i++)
+		least += spans[i].least - spans[i].begin;
+	log_warn("a launch needs at least %llu MiB in VRAM at once, and %llu MiB of chunks fit; give it more VRAM "
+		 "or, if there is, a smaller chunk",
+		 (unsigned long long)(least >> 20),
+		 (unsigned long long)((uint64_t)residency_capacity(device) * device->chunk >> 20));
+}
+
+/* Find what the parameters name and hold it, for a stream or (graph) for good. */
+static CUresult begin_kernel(struct launch *launch, CUfunction f, void **params, void **extra,
+			     CUstream stream, unsigned int variant, bool graph)
+{
+	struct device *device = device_paging();
+	struct named named = { .addresses = named.in_place, .room = 128 };
+	struct span few[128], *spans = few;
+	CUresult result = CUDA_SUCCESS;
+	uint32_t count = 0;
+
+	launch->device = NULL;
+	if (!device)
+		return CUDA_SUCCESS;
+	device_count(device, COUNTER_LAUNCHES, 1);
+	params_scan(f, params, extra, __atomic_load_n(&device->map.low, __ATOMIC_RELAXED),
+		    __atomic_load_n(&device->map.high, __ATOMIC_RELAXED), named_found, &named);
+	if (named.count > 128)
+		spans = malloc(named.count * sizeof(*spans));
+	if (named.failed || !spans)
+		result = CUDA_ERROR_OUT_OF_MEMORY;
+	else if (named.count)
+		count = objects(device, &named, spans);
+	if (count) {
+		device_count(device, COUNTER_LAUNCHES_PAGED, 1);
+		launch->captured = graph || launch_captured(stream, variant);
+		result = launch_begin(launch, device, spans, count, stream, variant);
+		if (result == CUDA_ERROR_OUT_OF_MEMORY)
+			say_too_large(device, spans, count);
+	}
+	if (spans != few)
+		free(spans);
+	named_free(&named);
+	return result;
+}
+
+CUresult hook_cuLaunchKernel(unsigned int variant, CUfunction f, unsigned int gx, unsigned int gy,
+			     unsigned int gz, unsigned int bx, unsigned int by, unsigned int bz,
+			     unsigned int shared, CUstream stream, void **params, void **extra)
+{
+	struct launch launch;
+	CUresult result;
+
+	if (gate_enter()) {
+		result = driver.cuLaunchKernel[variant](f, gx, gy, gz, bx, by, bz, shared, stream, params, extra);
+		gate_leave();
+		return result;
+	}
+	result = begin_kernel(&launch, f, params, extra, stream, variant, false);
+	if (result)
+		return result;
+	result = driver.cuLaunchKernel[variant](f, gx, gy, gz, bx, by, bz, shared, stream, params, extra);
+	launch_end(&launch);
+	return result;
+}
+
+CUresult hook_cuLaunchCooperativeKernel(unsigned int variant, CUfunction f, unsigned int gx, unsigned int gy,
+					unsigned int gz, unsigned int bx, unsigned int by, unsigned int bz,
+					unsigned int shared, CUstream stream, void **params)
+{
+	struct launch launch;
+	CUresult result;
+
+	if (gate_enter()) {
+		result = driver.cuLaunchCooperativeKernel[variant](f, gx, gy, gz, bx, by, bz, shared, stream,
+								    params);
+		gate_leave();
+		return result;
+	}
+	result = begin_kernel(&launch, f, params, NULL, stream, variant, false);
+	if (result)
+		return result;
+	result = driver.cuLaunchCooperativeKernel[variant](f, gx, gy, gz, bx, by, bz, shared, stream, params);
+	launch_end(&launch);
+	return result;
+}
+
+CUresult hook_cuLaunchKernelEx(unsigned int variant, const CUlaunchConfig *config, CUfunction f,
+			       void **params, void **extra)
+{
+	struct launch launch;
+	CUresult result;
+
+	if (gate_enter()) {
+		result = driver.cuLaunchKernelEx[variant](config, f, params, extra);
+		gate_leave();
+		return result;
+	}
+	result = begin_kernel(&launch, f, params, extra, config ? config->hStream : NULL, variant,
+			      false);
+	if (result)
+		return result;
+	result = driver.cuLaunchKernelEx[variant](config, f, params, extra);
+	launch_end(&launch);
+	return result;
+}
+
+/* ---- graphs: what they name is fixed when they are made, as nobody sees when they run ---- */
+
+static void capture_begins(void)
+{
+	atomic_fetch_add(&captures, 1);
+	gate_close();
+}
+
+static void capture_ends(void)
+{
+	atomic_fetch_sub(&captures, 1);
+	gate_open();
+}
+
+CUresult hook_cuStreamBeginCapture_v2(unsigned int variant, CUstream stream, int mode)
+{
+	CUresult result;
+
+	capture_begins();
+	result = driver.cuStreamBeginCapture_v2[variant](stream, mode);
+	if (result)
+		capture_ends();
+	return result;
+}
+
+CUresult hook_cuStreamBeginCaptureToGraph(unsigned int variant, CUstream stream, CUgraph graph,
+					  const CUgraphNode *deps, const void *edges, size_t n, int mode)
+{
+	CUresult result;
+
+	capture_begins();
+	result = driver.cuStreamBeginCaptureToGraph[variant](stream, graph, deps, edges, n, mode);
+	if (result)
+		capture_ends();
+	return result;
+}
+
+CUresult hook_cuStreamEndCapture(unsigned int variant, CUstream stream, CUgraph *graph)
+{
+	int before = CU_STREAM_CAPTURE_STATUS_NONE, after = CU_STREAM_CAPTURE_STATUS_NONE;
+	CUresult result;
+
+	/* An attempt that ends no capture, by the wrong stream say, leaves it going. */
+	if (variant)
+		driver.cuStreamIsCapturing_ptsz(stream, &before);
+	else
+		driver.cuStreamIsCapturing(stream, &before);
+	result = driver.cuStreamEndCapture[variant](stream, graph);
+	if (variant)
+		driver.cuStreamIsCapturing_ptsz(stream, &after);
+	else
+		driver.cuStreamIsCapturing(stream, &after);
+	if (before != CU_STREAM_CAPTURE_STATUS_NONE && after == CU_STREAM_CAPTURE_STATUS_NONE)
+		capture_ends();
+	return result;
+}
+
+static CUresult fix_kernel(const CUDA_KERNEL_NODE_PARAMS *params)
+{
+	struct launch launch;
+	CUresult result;
+
+	if (!params)
+		return CUDA_SUCCESS; /* the driver says what is wrong */
+	result = begin_kernel(&launch, params->func ? params->func : (CUfunction)params->kern,
+			      params->kernelParams, params->extra, NULL, 0, true);
+	if (!result && launch.device)
+		residency_fix(launch.device, &launch.hold);
+	return result;
+}
+
+CUresult hook_cuGraphAddKernelNode_v2(unsigned int variant, CUgraphNode *node, CUgraph graph,
+				      const CUgraphNode *deps, size_t n, const CUDA_KERNEL_NODE_PARAMS *params)
+{
+	CUresult result = fix_kernel(params);
+
+	(void)variant;
+	return result ? result : driver.cuGraphAddKernelNode_v2(node, graph, deps, n, params);
+}
+
+CUresult hook_cuGraphKernelNodeSetParams_v2(unsigned int variant, CUgraphNode node,
+					    const CUDA_KERNEL_NODE_PARAMS *params)
+{
+	CUresult result = fix_kernel(params);
+
+	(void)variant;
+	return result ? result : driver.cuGraphKernelNodeSetParams_v2(node, params);
+}
+
+CUresult hook_cuGraphExecKernelNodeSetParams_v2(unsigned int variant, CUgraphExec exec, CUgraphNode node,
+						const CUDA_KERNEL_NODE_PARAMS *params)
+{
+	CUresult result = fix_kernel(params);
+
+	(void)variant;
+	return result ? result : driver.cuGraphExecKernelNodeSetParams_v2(exec, node, params);
+}
+
+/* ---- handles that may come to mean something else ---- */
+
+CUresult hook_cuModuleUnload(unsigned int variant, CUmodule module)
+{
+	(void)variant;
+	params_forget();
+	return driver.cuModuleUnload(module);
+}
+
+CUresult hook_cuLibraryUnload(unsigned int variant, CUlibrary library)
+{
+	(void)variant;
+	params_forget();
+	return driver.cuLibraryUnload(library);
+}
+
+CUresult hook_cuStreamDestroy_v2(unsigned int variant, CUstream stream)
+{
+	(void)variant;
+	tickets_forget_stream(stream_key(stream, 0));
+	return driver.cuStreamDestroy_v2(stream);
+}

@@ -1,0 +1,519 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* Allocation: which of the ways to hold memory it takes, totals, and what pointers say of themselves. */
+#define _GNU_SOURCE
+#include <errno.h>
+
+#include "device.h"
+#include "log.h"
+
+/* Small allocations go to the driver, up to half of VRAM; beyond that they are paged like the rest. */
+#define DIRECT_SHARE 2
+#define DIRECT_ALIGNMENT 512
+
+/* Wait for everything the program has given the device, whichever context is current. */
+static CUresult synchronize(struct device *device)
+{
+	CUcontext current;
+	CUresult result = driver.cuCtxGetCurrent(&current);
+
+	if (!result && current != device->context)
+		result = driver.cuCtxSetCurrent(device->context);
+	if (!result)
+		result = driver.cuCtxSynchronize();
+	if (current != device->context)
+		driver.cuCtxSetCurrent(current);
+	return result;
+}
+
+/* Tell the daemon how many slots there will be. In device->allocate. */
+static CUresult announce_slots(struct device *device, uint32_t slots)
+{
+	struct message request;
+	struct reply reply;
+
+	client_request(&request, "vram");
+	message_uint(&request, "slots", slots);
+	message_uint(&request, "bytes", device->limit);
+	return client_call(&device->client, &request, &reply) ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_SUCCESS;
+}
+
+/* Let the pager bring the slots to this number. In device->allocate. */
+static CUresult set_slots(struct device *device, uint32_t slots)
+{
+	CUresult result = announce_slots(device, slots);
+
+	if (result)
+		return result;
+	if (device->committed > slots)
+		residency_begin_paging(device);
+	pthread_mutex_lock(&device->lock);
+	device->slots_allowed = slots;
+	device_gauge(device, COUNTER_VRAM_SLOTS, slots);
+	pthread_cond_signal(&device->work);
+	while (device->mover.slots_existing > device->slots_allowed && !device->stopped)
+		pthread_cond_wait(&device->changed, &device->lock);
+	result = device->stopped ? device->stop_error :
+		 device->slots_allowed > slots ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_SUCCESS;
+	pthread_mutex_unlock(&device->lock);
+	return result;
+}
+
+static uint64_t rounded(uint64_t bytes)
+{
+	return (bytes + DIRECT_ALIGNMENT - 1) / DIRECT_ALIGNMENT * DIRECT_ALIGNMENT;
+}
+
+static uint32_t slots_beside(const struct device *device, uint64_t direct)
+{
+	return (uint32_t)((device->limit - direct) / device->chunk);
+}
+
+/* From the driver. CUDA_ERROR_OUT_OF_MEMORY: page it instead. In device->allocate. */
+static CUresult allocate_direct(struct device *device, CUdeviceptr *dptr, size_t bytes)
+{
+	uint64_t direct = device->direct + rounded(bytes);
+	struct allocation *allocation;
+	CUresult result;
+
+	if (direct > device->limit / DIRECT_SHARE)
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	if (slots_beside(device, direct) < device->slots_allowed) {
+		result = set_slots(device, slots_beside(device, direct));
+		if (result)
+			return result;
+	}
+	result = driver.cuMemAlloc_v2(dptr, bytes);
+	if (result)
+		return result;
+	pthread_mutex_lock(&device->lock);
+	allocation = alloc_map_add(&device->map, *dptr, bytes, 0, 0);
+	pthread_mutex_unlock(&device->lock);
+	if (!allocation) {
+		driver.cuMemFree_v2(*dptr);
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	}
+	device->direct = direct;
+	device_gauge(device, COUNTER_DIRECT_BYTES, direct);
+	return CUDA_SUCCESS;
+}
+
+/* Enter it in the tables: nothing of it is anywhere yet. In device->allocate. */
+static struct allocation *enter(struct device *device, CUdeviceptr base, size_t bytes, uint32_t first,
+				uint32_t chunks)
+{
+	struct allocation *allocation;
+
+	pthread_mutex_lock(&device->lock);
+	allocation = alloc_map_add(&device->map, base, bytes, first, chunks);
+	for (uint32_t i = 0; allocation && i < chunks; i++) {
+		device->chunks[first + i] = (struct chunk){
+			.address = base + i * device->chunk,
+			.slot = NO_SLOT,
+			.ram = NO_RAM,
+		};
+		residency_show(device, first + i);
+	}
+	if (allocation)
+		device->committed += chunks;
+	pthread_mutex_unlock(&device->lock);
+	return allocation;
+}
+
+/*
+ * While everything fits, launches are not looked at, so every chunk must be
+ * mapped before the program gets the address.
+ */
+static CUresult map_all(struct device *device, struct allocation *allocation)
+{
+	struct span span = { .allocation = allocation, .end = allocation->bytes, .least = allocation->bytes };
+	struct hold hold;
+	CUresult result = residency_hold(device, &span, 1, &hold);
+
+	if (result)
+		return result;
+	result = residency_begin_captured(&hold);
+	residency_cancel(device, &hold);
+	return result;
+}
+
+static void take_apart(struct device *device, struct allocation *allocation, uint32_t first, uint32_t chunks)
+{
+	struct message request;
+	struct reply reply;
+
+	pthread_mutex_lock(&device->lock);
+	device->ending = allocation;
+	pthread_cond_signal(&device->work);
+	while (device->ending == allocation)
+		pthread_cond_wait(&device->changed, &device->lock);
+	device->committed -= chunks;
+	pthread_mutex_unlock(&device->lock);
+	client_request(&request, "free");
+	message_uint(&request, "first", first);
+	client_call(&device->client, &request, &reply);
+}
+
+/* In device->allocate. */
+static CUresult allocate_paged(struct device *device, CUdeviceptr *dptr, size_t bytes)
+{
+	uint64_t chunks = ((uint64_t)bytes + device->chunk - 1) / device->chunk;
+	struct allocation *allocation;
+	struct message request;
+	struct reply reply;
+	CUdeviceptr base;
+	uint32_t first;
+	CUresult result;
+
+	if (bytes == 0 || chunks > device->chunk_limit)
+		return bytes ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_INVALID_VALUE;
+	pthread_mutex_lock(&device->lock);
+	first = alloc_map_room(&device->map, (uint32_t)chunks, device->chunk_limit);
+	pthread_mutex_unlock(&device->lock);
+	if (first == UINT32_MAX)
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	result = driver.cuMemAddressReserve(&base, chunks * device->chunk, device->chunk, 0, 0);
+	if (result)
+		return result;
+	client_request(&request, "alloc");
+	message_uint(&request, "first", first);
+	message_uint(&request, "chunks", chunks);
+	message_uint(&request, "bytes", bytes);
+	message_uint(&request, "address", base);
+	if (client_call(&device->client, &request, &reply)) {
+		if (reply.error != ENOMEM)
+			log_warn("allocating %zu bytes: %s", bytes, reply.message);
+		driver.cuMemAddressFree(base, chunks * device->chunk);
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	}
+	if (device->committed + chunks > device->slots_allowed)
+		residency_begin_paging(device);
+	allocation = enter(device, base, bytes, first, (uint32_t)chunks);
+	if (!allocation) {
+		client_request(&request, "free");
+		message_uint(&request, "first", first);
+		client_call(&device->client, &request, &reply);
+		driver.cuMemAddressFree(base, chunks * device->chunk);
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	}
+	if (!atomic_load(&device->paging)) {
+		result = map_all(device, allocation);
+		/* The driver had less VRAM than was promised to the daemon: is there room below for the rest? */
+		if (atomic_load(&device->paging))
+			result = announce_slots(device, device->slots_allowed);
+		if (result) {
+			take_apart(device, allocation, first, (uint32_t)chunks);
+			return result;
+		}
+	}
+	*dptr = base;
+	return CUDA_SUCCESS;
+}
+
+CUresult hook_cuMemAlloc_v2(unsigned int variant, CUdeviceptr *dptr, size_t bytes)
+{
+	struct device *device = device_obtain();
+	CUresult result = CUDA_ERROR_OUT_OF_MEMORY;
+
+	(void)variant;
+	if (!device || !dptr || !bytes)
+		return driver.cuMemAlloc_v2(dptr, bytes);
+	pthread_mutex_lock(&device->allocate);
+	if (bytes < device->chunk)
+		result = allocate_direct(device, dptr, bytes);
+	if (result == CUDA_ERROR_OUT_OF_MEMORY)
+		result = allocate_paged(device, dptr, bytes);
+	pthread_mutex_unlock(&device->allocate);
+	return result;
+}
+
+CUresult hook_cuMemAllocPitch_v2(unsigned int variant, CUdeviceptr *dptr, size_t *pitch, size_t width,
+				 size_t height, unsigned int element)
+{
+	struct device *device = device_obtain();
+	size_t row = (width + 511) / 512 * 512; /* what the driver's pitch is a multiple of */
+	CUresult result;
+
+	if (!device || !dptr || !pitch || !width || !height)
+		return driver.cuMemAllocPitch_v2(dptr, pitch, width, height, element);
+	if (height > SIZE_MAX / row)
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	result = hook_cuMemAlloc_v2(variant, dptr, row * height);
+	if (!result)
+		*pitch = row;
+	return result;
+}
+
+static CUresult free_direct(struct device *device, struct allocation *allocation, CUdeviceptr dptr)
+{
+	CUresult result;
+
+	pthread_mutex_lock(&device->allocate);
+	pthread_mutex_lock(&device->lock);
+	device->direct -= rounded(allocation->bytes);
+	alloc_map_remove(&device->map, allocation);
+	pthread_mutex_unlock(&device->lock);
+	device_gauge(device, COUNTER_DIRECT_BYTES, device->direct);
+	result = driver.cuMemFree_v2(dptr);
+	if (slots_beside(device, device->direct) > device->slots_allowed)
+		set_slots(device, slots_beside(device, device->direct));
+	pthread_mutex_unlock(&device->allocate);
+	return result;
+}
+
+/* The allocation that begins here, taken out of everybody's reach; NULL: none of ours, or freed twice. */
+static struct allocation *claim(struct device *device, CUdeviceptr dptr)
+{
+	struct allocation *allocation;
+
+	pthread_mutex_lock(&device->lock);
+	allocation = alloc_map_find(&device->map, dptr);
+	if (allocation && (allocation->base != dptr || allocation->leaving))
+		allocation = NULL;
+	if (allocation)
+		allocation->leaving = true;
+	pthread_mutex_unlock(&device->lock);
+	return allocation;
+}
+
+CUresult hook_cuMemFree_v2(unsigned int variant, CUdeviceptr dptr)
+{
+	struct device *device = dptr ? device_owning(dptr) : NULL;
+	struct allocation *allocation = device ? claim(device, dptr) : NULL;
+	CUresult result;
+
+	(void)variant;
+	if (!allocation)
+		return driver.cuMemFree_v2(dptr);
+	if (!allocation->chunks)
+		return free_direct(device, allocation, dptr);
+	pthread_mutex_lock(&device->allocate);
+	/* As the driver's: what uses it is over before it is gone. */
+	result = synchronize(device);
+	take_apart(device, allocation, allocation->first, allocation->chunks);
+	pthread_mutex_unlock(&device->allocate);
+	return result;
+}
+
+static bool capturing(CUstream stream, unsigned int variant)
+{
+	int status = CU_STREAM_CAPTURE_STATUS_NONE;
+
+	if (variant)
+		driver.cuStreamIsCapturing_ptsz(stream, &status);
+	else
+		driver.cuStreamIsCapturing(stream, &status);
+	return status != CU_STREAM_CAPTURE_STATUS_NONE;
+}
+
+/* Memory of a graph is the driver's; other stream-ordered memory exists from the call on. */
+CUresult hook_cuMemAllocAsync(unsigned int variant, CUdeviceptr *dptr, size_t bytes, CUstream stream)
+{
+	struct device *device = device_obtain();
+
+	if (!device || bytes < device->chunk || capturing(stream, variant))
+		return driver.cuMemAllocAsync[variant](dptr, bytes, stream);
+	return hook_cuMemAlloc_v2(0, dptr, bytes);
+}
+
+CUresult hook_cuMemAllocFromPoolAsync(unsigned int variant, CUdeviceptr *dptr, size_t bytes,
+				      CUmemoryPool pool, CUstream stream)
+{
+	struct device *device = device_obtain();
+
+	if (!device || bytes < device->chunk || capturing(stream, variant))
+		return driver.cuMemAllocFromPoolAsync[variant](dptr, bytes, pool, stream);
+	return hook_cuMemAlloc_v2(0, dptr, bytes);
+}
+
+CUresult hook_cuMemFreeAsync(unsigned int variant, CUdeviceptr dptr, CUstream stream)
+{
+	if (!dptr || !device_owning(dptr))
+		return driver.cuMemFreeAsync[variant](dptr, stream);
+	if (capturing(stream, variant))
+		return CUDA_ERROR_NOT_SUPPORTED;
+	return hook_cuMemFree_v2(0, dptr); /* waits for the device, so for the stream too */
+}
+
+/* T2 and T3 that the device's session could use. */
+static bool tiers_below(struct device *device, uint64_t *total, uint64_t *available)
+{
+	struct message request;
+	struct reply reply;
+
+	client_request(&request, "memory");
+	if (client_call(&device->client, &request, &reply))
+		return false;
+	*total = reply.total;
+	*available = reply.free;
+	return true;
+}
+
+CUresult hook_cuMemGetInfo_v2(unsigned int variant, size_t *available, size_t *total)
+{
+	struct device *device = device_obtain();
+	uint64_t below, below_free, vram, paged;
+
+	(void)variant;
+	if (!device || !available || !total || !tiers_below(device, &below, &below_free))
+		return driver.cuMemGetInfo_v2(available, total);
+	pthread_mutex_lock(&device->lock);
+	vram = (uint64_t)device->slots_allowed * device->chunk;
+	paged = device->committed * device->chunk;
+	pthread_mutex_unlock(&device->lock);
+	*total = device->limit + below;
+	*available = (vram > paged ? vram - paged : 0) + below_free;
+	return CUDA_SUCCESS;
+}
+
+CUresult hook_cuDeviceTotalMem_v2(unsigned int variant, size_t *bytes, CUdevice ordinal)
+{
+	CUresult result = driver.cuDeviceTotalMem_v2(bytes, ordinal);
+	struct device *device = result ? NULL : device_connect(ordinal);
+	uint64_t below, below_free;
+
+	(void)variant;
+	if (!device || !tiers_below(device, &below, &below_free))
+		return result;
+	/* Before there is a context the limit is not known; the device's own size is its upper bound. */
+	*bytes = (atomic_load(&device->ready) ? device->limit : *bytes) + below;
+	return CUDA_SUCCESS;
+}
+
+/* Base and size of the paged allocation around an address. */
+static bool paged_range(CUdeviceptr dptr, CUdeviceptr *base, size_t *size, struct device **owner)
+{
+	struct device *device = device_of(dptr);
+	const struct allocation *allocation;
+
+	if (!device)
+		return false;
+	pthread_mutex_lock(&device->lock);
+	allocation = alloc_map_find(&device->map, dptr);
+	if (allocation) {
+		*base = allocation->base;
+		*size = allocation->bytes;
+		*owner = device;
+	}
+	pthread_mutex_unlock(&device->lock);
+	return allocation != NULL;
+}
+
+CUresult hook_cuMemGetAddressRange_v2(unsigned int variant, CUdeviceptr *base, size_t *size, CUdeviceptr dptr)
+{
+	struct device *device;
+	CUdeviceptr found;
+	size_t bytes;
+
+	(void)variant;
+	if (!paged_range(dptr, &found, &bytes, &device))
+		return driver.cuMemGetAddressRange_v2(base, size, dptr);
+	if (base)
+		*base = found;
+	if (size)
+		*size = bytes;
+	return CUDA_SUCCESS;
+}
+
+CUresult hook_cuPointerGetAttribute(unsigned int variant, void *data, int attribute, CUdeviceptr ptr)
+{
+	struct device *device;
+	CUdeviceptr base;
+	size_t bytes;
+
+	(void)variant;
+	if (!paged_range(ptr, &base, &bytes, &device) || !data)
+		return driver.cuPointerGetAttribute(data, attribute, ptr);
+	switch (attribute) {
+	case CU_POINTER_ATTRIBUTE_CONTEXT:
+		*(CUcontext *)data = device->context;
+		return CUDA_SUCCESS;
+	case CU_POINTER_ATTRIBUTE_MEMORY_TYPE:
+		*(unsigned int *)data = CU_MEMORYTYPE_DEVICE;
+		return CUDA_SUCCESS;
+	case CU_POINTER_ATTRIBUTE_DEVICE_POINTER:
+		*(CUdeviceptr *)data = ptr;
+		return CUDA_SUCCESS;
+	case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL:
+		*(int *)data = device->ordinal;
+		return CUDA_SUCCESS;
+	case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR:
+		*(CUdeviceptr *)data = base;
+		return CUDA_SUCCESS;
+	case CU_POINTER_ATTRIBUTE_RANGE_SIZE:
+		*(size_t *)data = bytes;
+		return CUDA_SUCCESS;
+	case CU_POINTER_ATTRIBUTE_BUFFER_ID:
+		*(unsigned long long *)data = base; /* unique while it lives, which is what is promised */
+		return CUDA_SUCCESS;
+	case CU_POINTER_ATTRIBUTE_IS_MANAGED:
+	case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE:
+	case CU_POINTER_ATTRIBUTE_IS_GPU_DIRECT_RDMA_CAPABLE:
+		*(unsigned char *)data = 0;
+		return CUDA_SUCCESS;
+	case CU_POINTER_ATTRIBUTE_MAPPED:
+		*(unsigned char *)data = 1;
+		return CUDA_SUCCESS;
+	case CU_POINTER_ATTRIBUTE_HOST_POINTER:
+		return CUDA_ERROR_INVALID_VALUE; /* as for any memory of the device alone */
+	default:
+		/* Slots are all alike; the first one's alias is always mapped. */
+		return driver.cuPointerGetAttribute(data, attribute, device->mover.alias);
+	}
+}
+
+CUresult hook_cuPointerGetAttributes(unsigned int variant, unsigned int count, int *attributes, void **data,
+				     CUdeviceptr ptr)
+{
+	if (!device_of(ptr) || !attributes || !data)
+		return driver.cuPointerGetAttributes(count, attributes, data, ptr);
+	for (unsigned int i = 0; i < count; i++) {
+		/* What does not apply is zero here, where the singular form fails. */
+		if (attributes[i] == CU_POINTER_ATTRIBUTE_HOST_POINTER)
+			*(void **)data[i] = NULL;
+		else
+			hook_cuPointerGetAttribute(variant, data[i], attributes[i], ptr);
+	}
+	return CUDA_SUCCESS;
+}
+
+CUresult hook_cuIpcGetMemHandle(unsigned int variant, void *handle, CUdeviceptr dptr)
+{
+	(void)variant;
+	if (!device_of(dptr))
+		return driver.cuIpcGetMemHandle(handle, dptr);
+	log_warn("memory that GreenBoost pages cannot be shared with other processes (cuIpcGetMemHandle)");
+	return CUDA_ERROR_NOT_SUPPORTED;
+}
+
+CUresult hook_cuCtxDestroy_v2(unsigned int variant, CUcontext ctx)
+{
+	(void)variant;
+	device_abandon_context(ctx);
+	return driver.cuCtxDestroy_v2(ctx);
+}
+
+/* The last release ends the context. */
+static void abandon_if_inactive(CUdevice device)
+{
+	unsigned int flags;
+	int active = 1;
+
+	if (!driver.cuDevicePrimaryCtxGetState(device, &flags, &active) && !active)
+		device_abandon(device);
+}
+
+CUresult hook_cuDevicePrimaryCtxRelease_v2(unsigned int variant, CUdevice device)
+{
+	CUresult result = driver.cuDevicePrimaryCtxRelease_v2(device);
+
+	(void)variant;
+	abandon_if_inactive(device);
+	return result;
+}
+
+CUresult hook_cuDevicePrimaryCtxReset_v2(unsigned int variant, CUdevice device)
+{
+	(void)variant;
+	device_abandon(device);
+	return driver.cuDevicePrimaryCtxReset_v2(device);
+}

@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#define _GNU_SOURCE
+#include "mover.h"
+
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "log.h"
+
+CUresult mover_init(struct mover *mover, CUdevice device, CUcontext context, size_t chunk, uint32_t slots)
+{
+	CUresult result;
+
+	mover->device = device;
+	mover->context = context;
+	mover->chunk = chunk;
+	mover->slots = slots;
+	mover->vram = calloc(slots, sizeof(*mover->vram));
+	mover->arenas = calloc(MAX_ARENAS, sizeof(*mover->arenas));
+	if (!mover->vram || !mover->arenas)
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	for (uint32_t i = 0; i < slots; i++)
+		mover->vram[i].chunk = NO_SLOT;
+	result = driver.cuStreamCreate(&mover->up, CU_STREAM_NON_BLOCKING);
+	if (result == CUDA_SUCCESS)
+		result = driver.cuStreamCreate(&mover->down, CU_STREAM_NON_BLOCKING);
+	if (result == CUDA_SUCCESS)
+		result = driver.cuMemAddressReserve(&mover->alias, slots * chunk, chunk, 0, 0);
+	return result;
+}
+
+static CUresult map_at(struct mover *mover, CUdeviceptr address, CUmemGenericAllocationHandle handle)
+{
+	const CUmemAccessDesc access = {
+		.location = { CU_MEM_LOCATION_TYPE_DEVICE, mover->device },
+		.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
+	};
+	CUresult result = driver.cuMemMap(address, mover->chunk, 0, handle, 0);
+
+	if (result)
+		return result;
+	result = driver.cuMemSetAccess(address, mover->chunk, &access, 1);
+	if (result)
+		driver.cuMemUnmap(address, mover->chunk);
+	return result;
+}
+
+CUresult mover_create_slot(struct mover *mover, uint32_t slot)
+{
+	const CUmemAllocationProp prop = {
+		.type = CU_MEM_ALLOCATION_TYPE_PINNED,
+		.location = { CU_MEM_LOCATION_TYPE_DEVICE, mover->device },
+	};
+	struct vram_slot *s = &mover->vram[slot];
+	CUresult result = driver.cuMemCreate(&s->handle, mover->chunk, &prop, 0);
+
+	if (result)
+		return result;
+	result = map_at(mover, mover->alias + slot * mover->chunk, s->handle);
+	if (result) {
+		driver.cuMemRelease(s->handle);
+		return result;
+	}
+	s->exists = true;
+	mover->slots_existing++;
+	return CUDA_SUCCESS;
+}
+
+CUresult mover_destroy_slot(struct mover *mover, uint32_t slot)
+{
+	struct vram_slot *s = &mover->vram[slot];
+	CUresult result = ticket_wait(s->busy);
+
+	ticket_put(s->busy);
+	s->busy = NULL;
+	if (result == CUDA_SUCCESS)
+		result = driver.cuMemUnmap(mover->alias + slot * mover->chunk, mover->chunk);
+	if (result == CUDA_SUCCESS)
+		result = driver.cuMemRelease(s->handle);
+	s->exists = false;
+	mover->slots_existing--;
+	return result;
+}
+
+CUresult mover_map(struct mover *mover, CUdeviceptr address, uint32_t slot)
+{
+	return map_at(mover, address, mover->vram[slot].handle);
+}
+
+CUresult mover_unmap(struct mover *mover, CUdeviceptr address)
+{
+	return driver.cuMemUnmap(address, mover->chunk);
+}
+
+unsigned char *mover_ram(struct mover *mover, struct ram_place place)
+{
+	return mover->arenas[place.arena].base + place.slot * mover->chunk;
+}
+
+struct ram_slot *mover_ram_slot(struct mover *mover, struct ram_place place)
+{
+	return &mover->arenas[place.arena].slot[place.slot];
+}
+
+struct ticket *mover_copy_up(struct mover *mover, struct ram_place from, uint32_t to)
+{
+	if (ticket_wait_on(mover->vram[to].busy, mover->up, 0) ||
+	    ticket_wait_on(mover_ram_slot(mover, from)->busy, mover->up, 0) ||
+	    driver.cuMemcpyHtoDAsync_v2[0](mover->alias + to * mover->chunk, mover_ram(mover, from),
+					   mover->chunk, mover->up))
+		return NULL;
+	return ticket_record(mover->up, 0);
+}
+
+struct ticket *mover_copy_down(struct mover *mover, uint32_t from, struct ram_place to)
+{
+	if (ticket_wait_on(mover->vram[from].busy, mover->down, 0) ||
+	    ticket_wait_on(mover_ram_slot(mover, to)->busy, mover->down, 0) ||
+	    driver.cuMemcpyDtoHAsync_v2[0](mover_ram(mover, to), mover->alias + from * mover->chunk,
+					   mover->chunk, mover->down))
+		return NULL;
+	return ticket_record(mover->down, 0);
+}
+
+int mover_add_arena(struct mover *mover, uint64_t id, int fd, size_t bytes)
+{
+	struct arena arena = { .id = id, .slots = (uint32_t)(bytes / mover->chunk) };
+	CUresult result;
+	uint32_t index;
+
+	for (index = 0; index < mover->arena_count && mover->arenas[index].id; index++)
+		;
+	if (index == MAX_ARENAS || arena.slots == 0 || arena.slots >= UINT16_MAX) {
+		close(fd);
+		return -1;
+	}
+	arena.base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	close(fd); /* the mapping keeps the memory */
+	if (arena.base == MAP_FAILED)
+		return -1;
+	arena.slot = calloc(arena.slots, sizeof(*arena.slot));
+	result = arena.slot ? driver.cuMemHostRegister_v2(arena.base, bytes, CU_MEMHOSTREGISTER_PORTABLE)
+			    : CUDA_ERROR_OUT_OF_MEMORY;
+	if (result) {
+		log_warn("cannot register %zu bytes of RAM with the GPU (%s); is the memlock limit too low "
+			 "(ulimit -l)?",
+			 bytes, driver_error(result));
+		free(arena.slot);
+		munmap(arena.base, bytes);
+		return -1;
+	}
+	mover->arenas[index] = arena;
+	if (index == mover->arena_count)
+		mover->arena_count++;
+	return (int)index;
+}
+
+void mover_drop_arena(struct mover *mover, uint32_t index)
+{
+	struct arena *arena = &mover->arenas[index];
+
+	for (uint32_t i = 0; i < arena->slots; i++) {
+		ticket_wait(arena->slot[i].busy);
+		ticket_put(arena->slot[i].busy);
+	}
+	driver.cuMemHostUnregister(arena->base);
+	munmap(arena->base, arena->slots * mover->chunk);
+	free(arena->slot);
+	*arena = (struct arena){ 0 };
+}
+
+struct ram_place mover_take_ram(struct mover *mover)
+{
+	for (uint32_t a = 0; a < mover->arena_count; a++) {
+		struct arena *arena = &mover->arenas[a];
+
+		if (!arena->id || arena->leaving || arena->used == arena->slots)
+			continue;
+		for (uint32_t i = 0; i < arena->slots; i++) {
+			if (arena->slot[i].used)
+				continue;
+			arena->slot[i].used = true;
+			arena->used++;
+			return (struct ram_place){ (uint16_t)a, (uint16_t)i };
+		}
+	}
+	return NO_RAM;
+}
+
+void mover_put_ram(struct mover *mover, struct ram_place place, struct ticket *busy)
+{
+	struct ram_slot *slot = mover_ram_slot(mover, place);
+
+	/* A later copy waited for the earlier on the device, so its ticket speaks for both. */
+	if (busy) {
+		ticket_put(slot->busy);
+		slot->busy = busy;
+	}
+	slot->used = false;
+	mover->arenas[place.arena].used--;
+}
+
+void mover_count_ram(struct mover *mover, uint32_t *slots, uint32_t *available)
+{
+	*slots = *available = 0;
+	for (uint32_t a = 0; a < mover->arena_count; a++) {
+		const struct arena *arena = &mover->arenas[a];
+
+		if (arena->id && !arena->leaving) {
+			*slots += arena->slots;
+			*available += arena->slots - arena->used;
+		}
+	}
+}

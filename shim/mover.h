@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What moves: VRAM slots and their mappings, arenas of RAM slots, and copies
+ * between the two. It knows places, not chunks; which chunk goes where is the
+ * business of residency. Nothing here takes a lock: each function says who may
+ * call it.
+ */
+#ifndef GREENBOOST_MOVER_H
+#define GREENBOOST_MOVER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "driver.h"
+#include "ticket.h"
+
+#define NO_SLOT UINT32_MAX
+#define MAX_ARENAS 1024
+
+/* A chunk-sized piece of VRAM, always mapped at its alias, where copies run. */
+struct vram_slot {
+	CUmemGenericAllocationHandle handle;
+	struct ticket *busy; /* what a new tenant must wait for: the write-back of the last one */
+	uint32_t chunk; /* NO_SLOT: free */
+	bool exists;
+};
+
+/* A chunk-sized piece of an arena. */
+struct ram_slot {
+	struct ticket *busy; /* what a new tenant must wait for: the copy that still reads or writes it */
+	bool used;
+};
+
+/* One memfd (or DMA-BUF) of the daemon's, mapped and registered with the device. */
+struct arena {
+	uint64_t id; /* 0: none here */
+	unsigned char *base;
+	uint32_t slots;
+	uint32_t used;
+	bool leaving; /* recalled: takes no new tenants */
+	struct ram_slot *slot;
+};
+
+/* A RAM slot by name; arena is an index into mover.arenas. */
+struct ram_place {
+	uint16_t arena;
+	uint16_t slot;
+};
+#define NO_RAM ((struct ram_place){ UINT16_MAX, UINT16_MAX })
+
+static inline bool ram_none(struct ram_place place)
+{
+	return place.arena == UINT16_MAX;
+}
+
+struct mover {
+	CUdevice device;
+	CUcontext context;
+	size_t chunk; /* bytes */
+	CUstream up, down; /* T2 to T1, T1 to T2 */
+	CUdeviceptr alias; /* slot n is at alias + n * chunk */
+	uint32_t slots; /* entries of vram; how many of them exist changes */
+	uint32_t slots_existing;
+	struct vram_slot *vram;
+	struct arena *arenas;
+	uint32_t arena_count; /* entries ever used */
+};
+
+/* The context must be current. slots: the most there will ever be. */
+CUresult mover_init(struct mover *mover, CUdevice device, CUcontext context, size_t chunk, uint32_t slots);
+
+/* Make or give up the memory of a slot. The pager's only. */
+CUresult mover_create_slot(struct mover *mover, uint32_t slot);
+CUresult mover_destroy_slot(struct mover *mover, uint32_t slot);
+
+/* Put a slot at the application's address, or take it away. The pager's only. */
+CUresult mover_map(struct mover *mover, CUdeviceptr address, uint32_t slot);
+CUresult mover_unmap(struct mover *mover, CUdeviceptr address);
+
+/*
+ * Start the copy of a RAM slot into a VRAM slot, or back, after what either is
+ * busy with. Returns the ticket of its end, NULL on error.
+ */
+struct ticket *mover_copy_up(struct mover *mover, struct ram_place from, uint32_t to);
+struct ticket *mover_copy_down(struct mover *mover, uint32_t from, struct ram_place to);
+
+/* Map and register an arena; fd is consumed. Returns its index or -1. */
+int mover_add_arena(struct mover *mover, uint64_t id, int fd, size_t bytes);
+
+/* Unregister, unmap and forget an empty arena. */
+void mover_drop_arena(struct mover *mover, uint32_t index);
+
+/* A free slot of any arena that stays, NO_RAM if there is none. In the device's lock. */
+struct ram_place mover_take_ram(struct mover *mover);
+
+/* Give a slot back; busy (consumed, may be NULL) is what still uses it. In the device's lock. */
+void mover_put_ram(struct mover *mover, struct ram_place place, struct ticket *busy);
+
+unsigned char *mover_ram(struct mover *mover, struct ram_place place);
+struct ram_slot *mover_ram_slot(struct mover *mover, struct ram_place place);
+
+/* Slots in arenas that stay, and how many of them are free. In the device's lock. */
+void mover_count_ram(struct mover *mover, uint32_t *slots, uint32_t *available);
+
+#endif

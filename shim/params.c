@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#define _GNU_SOURCE
+#include "params.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "log.h"
+
+struct layout {
+	CUfunction function;
+	struct layout *next; /* in its bucket */
+	uint32_t count;
+	CUresult end; /* what the driver said after the last one */
+	uint32_t sizes[];
+};
+
+#define BUCKETS 4096
+
+static pthread_rwlock_t lock = PTHREAD_RWLOCK_INITIALIZER;
+static struct layout *buckets[BUCKETS];
+
+static size_t bucket_of(CUfunction f)
+{
+	return ((uintptr_t)f >> 4) * 0x9e3779b97f4a7c15u >> 52;
+}
+
+/*
+ * The runtime passes CUkernel handles where a CUfunction is declared, and each
+ * of the driver's two questions fails on the other's handles.
+ */
+static CUresult parameter(CUfunction f, bool kernel, size_t index, size_t *size)
+{
+	size_t offset;
+
+	return kernel ? driver.cuKernelGetParamInfo((CUkernel)f, index, &offset, size)
+		      : driver.cuFuncGetParamInfo(f, index, &offset, size);
+}
+
+/* Sizes of all parameters, by one of the questions. NULL: no memory. */
+static struct layout *ask_as(CUfunction f, bool kernel)
+{
+	uint32_t count = 0, room = 16;
+	struct layout *layout = malloc(sizeof(*layout) + room * sizeof(uint32_t));
+	CUresult result;
+	size_t size;
+
+	while (layout && !(result = parameter(f, kernel, count, &size))) {
+		if (count == room) {
+			struct layout *grown = realloc(layout, sizeof(*layout) + 2 * room * sizeof(uint32_t));
+
+			if (!grown)
+				free(layout);
+			layout = grown;
+			room *= 2;
+			if (!layout)
+				return NULL;
+		}
+		layout->sizes[count++] = (uint32_t)size;
+	}
+	if (!layout)
+		return NULL;
+	layout->function = f;
+	layout->count = count;
+	layout->end = result;
+	return layout;
+}
+
+static struct layout *ask(CUfunction f)
+{
+	struct layout *layout = ask_as(f, true);
+
+	if (layout && !layout->count) {
+		free(layout);
+		layout = ask_as(f, false);
+	}
+	/* INVALID_VALUE is the driver's way to say that there are no more. */
+	if (layout && layout->end != CUDA_ERROR_INVALID_VALUE)
+		log_warn("the driver does not tell a kernel's parameters (%s): what it reads cannot be seen",
+			 driver_error(layout->end));
+	return layout;
+}
+
+static const struct layout *find(CUfunction f)
+{
+	struct layout *layout;
+
+	for (layout = buckets[bucket_of(f)]; layout && layout->function != f; layout = layout->next)
+		;
+	return layout;
+}
+
+static void scan_bytes(const void *bytes, size_t size, uint64_t low, uint64_t high, params_found found,
+		       void *arg)
+{
+	for (size_t at = 0; at + 8 <= size; at += 8) {
+		uint64_t value;
+
+		memcpy(&value, (const char *)bytes + at, 8);
+		if (value >= low && value < high)
+			found(arg, value);
+	}
+}
+
+static void scan_extra(void **extra, uint64_t low, uint64_t high, params_found found, void *arg)
+{
+	const void *buffer = NULL;
+	size_t size = 0;
+
+	for (; *extra != CU_LAUNCH_PARAM_END; extra += 2) {
+		if (extra[0] == CU_LAUNCH_PARAM_BUFFER_POINTER)
+			buffer = extra[1];
+		else if (extra[0] == CU_LAUNCH_PARAM_BUFFER_SIZE)
+			size = *(const size_t *)extra[1];
+	}
+	if (buffer)
+		scan_bytes(buffer, size, low, high, found, arg);
+}
+
+void params_scan(CUfunction f, void **params, void **extra, uint64_t low, uint64_t high, params_found found,
+		 void *arg)
+{
+	const struct layout *layout;
+	struct layout *made;
+
+	if (!params) {
+		if (extra)
+			scan_extra(extra, low, high, found, arg);
+		return;
+	}
+	pthread_rwlock_rdlock(&lock);
+	layout = find(f);
+	if (!layout) {
+		pthread_rwlock_unlock(&lock);
+		made = ask(f); /* two threads may both ask; the first answer stays */
+		pthread_rwlock_wrlock(&lock);
+		layout = find(f);
+		if (layout) {
+			free(made);
+		} else if (made) {
+			made->next = buckets[bucket_of(f)];
+			buckets[bucket_of(f)] = made;
+			layout = made;
+		}
+	}
+	for (uint32_t i = 0; layout && i < layout->count; i++)
+		if (layout->sizes[i] >= 8)
+			scan_bytes(params[i], layout->sizes[i], low, high, found, arg);
+	pthread_rwlock_unlock(&lock);
+}
+
+void params_forget(void)
+{
+	pthread_rwlock_wrlock(&lock);
+	for (size_t i = 0; i < BUCKETS; i++) {
+		while (buckets[i]) {
+			struct layout *next = buckets[i]->next;
+
+			free(buckets[i]);
+			buckets[i] = next;
+		}
+	}
+	pthread_rwlock_unlock(&lock);
+}

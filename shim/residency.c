@@ -1,0 +1,427 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#define _GNU_SOURCE
+#include "residency.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "gate.h"
+
+void residency_show(struct device *device, uint32_t index)
+{
+	static const unsigned char homes[] = { STATE_EMPTY, STATE_T1, STATE_T2, STATE_T3, STATE_T3 };
+	const struct chunk *chunk = &device->chunks[index];
+	unsigned char letter;
+
+	switch (chunk->state) {
+	case RESIDENT:
+		letter = STATE_T1;
+		break;
+	case RISING:
+	case FETCHING:
+		letter = STATE_RISING;
+		break;
+	case SINKING:
+	case SPILLING:
+		letter = STATE_SINKING;
+		break;
+	default:
+		letter = homes[chunk->home];
+	}
+	__atomic_store_n(&device->state_map[index], letter, __ATOMIC_RELAXED);
+}
+
+uint32_t residency_capacity(const struct device *device)
+{
+	return device->slots_allowed;
+}
+
+static uint64_t now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/*
+ * The chunks of a span when an open one is cut to `window` chunks: first to
+ * first + result - 1.
+ */
+static uint32_t span_chunks(const struct device *device, const struct span *span, uint32_t window,
+			    uint32_t *first)
+{
+	uint32_t from = (uint32_t)(span->begin / device->chunk);
+	uint32_t to = (uint32_t)((span->end - 1) / device->chunk);
+	uint32_t least = (uint32_t)((span->least - 1) / device->chunk);
+	uint32_t count = to - from + 1;
+
+	*first = span->allocation->first + from;
+	if (span->open && count > window) {
+		count = window;
+		if (count < least - from + 1)
+			count = least - from + 1;
+	}
+	return count;
+}
+
+static int by_index(const void *left, const void *right)
+{
+	uint32_t a = *(const uint32_t *)left, b = *(const uint32_t *)right;
+
+	return a < b ? -1 : a > b;
+}
+
+/* Sort and drop what is there twice; spans overlap when a launch names an object twice. */
+static void hold_normalize(struct hold *hold)
+{
+	uint32_t kept = 0;
+
+	qsort(hold->chunks, hold->count, sizeof(*hold->chunks), by_index);
+	for (uint32_t i = 0; i < hold->count; i++)
+		if (!i || hold->chunks[i] != hold->chunks[i - 1])
+			hold->chunks[kept++] = hold->chunks[i];
+	hold->count = kept;
+}
+
+/* Fill the hold with the spans' chunks, open spans cut to the window. False: no memory. */
+static bool hold_fill(const struct device *device, const struct span *spans, uint32_t count,
+		      uint32_t window, struct hold *hold)
+{
+	hold->count = 0;
+	for (uint32_t s = 0; s < count; s++) {
+		uint32_t first, n = span_chunks(device, &spans[s], window, &first);
+
+		if (hold->count + n > hold->room) {
+			uint32_t room = 2 * (hold->count + n);
+			uint32_t *grown = malloc(room * sizeof(*grown));
+
+			if (!grown)
+				return false;
+			memcpy(grown, hold->chunks, hold->count * sizeof(*grown));
+			if (hold->chunks != hold->in_place)
+				free(hold->chunks);
+			hold->chunks = grown;
+			hold->room = room;
+		}
+		for (uint32_t i = 0; i < n; i++)
+			hold->chunks[hold->count++] = first + i;
+	}
+	hold_normalize(hold);
+	return true;
+}
+
+/* Fixed chunks take room from every other launch. */
+static bool hold_fits(const struct device *device, const struct hold *hold)
+{
+	uint32_t others = device->fixed;
+
+	for (uint32_t i = 0; i < hold->count; i++)
+		others -= device->chunks[hold->chunks[i]].fixed;
+	return hold->count + others <= residency_capacity(device);
+}
+
+/* The widest windows with which everything fits. */
+static CUresult hold_choose(const struct device *device, const struct span *spans, uint32_t count,
+			    struct hold *hold)
+{
+	uint32_t low = 1, high = residency_capacity(device);
+
+	if (!hold_fill(device, spans, count, UINT32_MAX, hold))
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	if (hold_fits(device, hold))
+		return CUDA_SUCCESS;
+	while (low < high) {
+		uint32_t middle = low + (high - low + 1) / 2;
+
+		if (!hold_fill(device, spans, count, middle, hold))
+			return CUDA_ERROR_OUT_OF_MEMORY;
+		if (hold_fits(device, hold))
+			low = middle;
+		else
+			high = middle - 1;
+	}
+	if (!hold_fill(device, spans, count, low, hold))
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	return hold_fits(device, hold) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+/*
+ * Content that will be overwritten whole need not come back first. Returns how
+ * many of the chunks in dropped[] (room for the span's) the daemon must be told of.
+ */
+static uint32_t forget_overwritten(struct device *device, const struct span *span, uint32_t *dropped)
+{
+	uint32_t count = 0;
+	uint64_t first = (span->begin + device->chunk - 1) / device->chunk;
+	uint64_t end = span->end / device->chunk;
+
+	if (span->end == span->allocation->bytes)
+		end = span->allocation->chunks; /* what lies behind the last byte is nobody's */
+	for (uint64_t i = first; i < end; i++) {
+		uint32_t index = span->allocation->first + (uint32_t)i;
+		struct chunk *chunk = &device->chunks[index];
+
+		if (chunk->state != ABSENT || chunk->holds || chunk->home == HOME_EMPTY)
+			continue;
+		if (!ram_none(chunk->ram)) {
+			mover_put_ram(&device->mover, chunk->ram, NULL);
+			chunk->ram = NO_RAM;
+		}
+		if (chunk->home == HOME_T3 || chunk->home == HOME_LOST)
+			dropped[count++] = index;
+		chunk->home = HOME_EMPTY;
+		residency_show(device, index);
+	}
+	return count;
+}
+
+static void drop_done(void *arg, const struct reply *reply)
+{
+	(void)arg;
+	(void)reply; /* at worst the extent stays taken until the allocation is freed */
+}
+
+/* Tell the daemon before any of these can be spilled anew: they are still held. */
+static void drop_extents(struct device *device, const uint32_t *dropped, uint32_t count)
+{
+	for (uint32_t i = 0; i < count; i++) {
+		struct message request;
+
+		client_request(&request, "drop");
+		message_uint(&request, "chunk", dropped[i]);
+		client_post(&device->client, &request, drop_done, NULL);
+	}
+}
+
+static bool all_resident(const struct device *device, const struct hold *hold)
+{
+	for (uint32_t i = 0; i < hold->count; i++)
+		if (device->chunks[hold->chunks[i]].state != RESIDENT)
+			return false;
+	return true;
+}
+
+/* Of arrivals by one stream the latest stands for all before it. */
+static void hold_add_arrival(struct hold *hold, struct ticket *arrival)
+{
+	uint64_t stream = atomic_load(&arrival->stream);
+	uint32_t i;
+
+	for (i = 0; i < hold->arrival_count; i++)
+		if (atomic_load(&hold->arrivals[i]->stream) == stream)
+			break;
+	if (i == hold->arrival_count) {
+		hold->arrivals[hold->arrival_count++] = ticket_get(arrival);
+	} else if (hold->arrivals[i]->sequence < arrival->sequence) {
+		ticket_put(hold->arrivals[i]);
+		hold->arrivals[i] = ticket_get(arrival);
+	}
+}
+
+CUresult residency_hold(struct device *device, struct span *spans, uint32_t count, struct hold *hold)
+{
+	uint32_t *dropped = NULL, dropped_count = 0;
+	CUresult result;
+	uint64_t started = 0;
+
+	hold->chunks = hold->in_place;
+	hold->room = HOLD_INLINE;
+	hold->arrival_count = 0;
+
+	pthread_mutex_lock(&device->lock);
+	/*
+	 * Only one may wait for chunks while it holds others; two could hold
+	 * what each other needs. The rest come back here holding nothing.
+	 */
+	for (;;) {
+		result = device->stopped ? device->stop_error : hold_choose(device, spans, count, hold);
+		if (result)
+			goto out;
+		if (all_resident(device, hold) || !device->wanted)
+			break;
+		pthread_cond_wait(&device->changed, &device->lock);
+	}
+	for (uint32_t s = 0; s < count; s++) {
+		if (!spans[s].overwritten)
+			continue;
+		dropped = realloc(dropped, (dropped_count + spans[s].allocation->chunks) * sizeof(*dropped));
+		if (!dropped)
+			break; /* then it is fetched for nothing */
+		dropped_count += forget_overwritten(device, &spans[s], dropped + dropped_count);
+	}
+
+	predict_tick(&device->predictor);
+	for (uint32_t i = 0; i < hold->count; i++) {
+		uint32_t index = hold->chunks[i];
+		bool resident = device->chunks[index].state == RESIDENT;
+
+		device->chunks[index].holds++;
+		device_count(device, resident ? COUNTER_CHUNK_HITS : COUNTER_CHUNK_STALLS, 1);
+		if (resident && device->history[index].unread)
+			device_count(device, COUNTER_PREFETCH_HITS, 1);
+	}
+	if (!all_resident(device, hold)) {
+		started = now_ns();
+		device->wanted = hold;
+		device->failure = CUDA_SUCCESS;
+		pthread_cond_signal(&device->work);
+		while (!device->failure && !device->stopped && !all_resident(device, hold))
+			pthread_cond_wait(&device->changed, &device->lock);
+		result = device->stopped ? device->stop_error : device->failure;
+		device->wanted = NULL;
+		pthread_cond_broadcast(&device->changed);
+		device_count(device, COUNTER_STALL_NS, now_ns() - started);
+	}
+	for (uint32_t i = 0; i < hold->count; i++) {
+		uint32_t index = hold->chunks[i];
+		struct chunk *chunk = &device->chunks[index];
+
+		if (result) {
+			chunk->holds--;
+			continue;
+		}
+		predict_use(&device->predictor, device->history, index);
+		if (chunk->arrival && ticket_done(chunk->arrival)) {
+			ticket_put(chunk->arrival);
+			chunk->arrival = NULL;
+		}
+		if (chunk->arrival)
+			hold_add_arrival(hold, chunk->arrival);
+	}
+out:
+	pthread_mutex_unlock(&device->lock);
+	drop_extents(device, dropped, dropped_count);
+	free(dropped);
+	if (result && hold->chunks != hold->in_place)
+		free(hold->chunks);
+	return result;
+}
+
+CUresult residency_begin(struct hold *hold, CUstream stream, unsigned int variant)
+{
+	CUresult result = CUDA_SUCCESS;
+
+	for (uint32_t i = 0; i < hold->arrival_count; i++) {
+		CUresult waited = ticket_wait_on(hold->arrivals[i], stream, variant);
+
+		if (waited)
+			result = waited;
+		ticket_put(hold->arrivals[i]);
+	}
+	hold->arrival_count = 0;
+	return result;
+}
+
+CUresult residency_begin_captured(struct hold *hold)
+{
+	int mode = 2; /* relaxed: a capture of this thread must not forbid waiting for other streams */
+	CUresult result = driver.cuThreadExchangeStreamCaptureMode(&mode);
+
+	if (result)
+		return result;
+	for (uint32_t i = 0; i < hold->arrival_count; i++) {
+		CUresult waited = ticket_wait(hold->arrivals[i]);
+
+		if (waited)
+			result = waited;
+		ticket_put(hold->arrivals[i]);
+	}
+	hold->arrival_count = 0;
+	driver.cuThreadExchangeStreamCaptureMode(&mode);
+	return result;
+}
+
+/* The chunk must not leave before the ticket: one place a stream, as later work there is done later. */
+static void chunk_add_use(struct chunk *chunk, struct ticket *ticket)
+{
+	uint64_t key = atomic_load(&ticket->stream);
+	int place = -1;
+
+	for (int i = 0; i < CHUNK_USES; i++) {
+		struct ticket *use = chunk->uses[i];
+
+		if (use && key && atomic_load(&use->stream) == key) {
+			place = i;
+			break;
+		}
+		if (place < 0 && ticket_done(use))
+			place = i;
+	}
+	if (place < 0) {
+		chunk->crowded = true;
+		return;
+	}
+	ticket_put(chunk->uses[place]);
+	chunk->uses[place] = ticket_get(ticket);
+}
+
+static void hold_free(struct hold *hold)
+{
+	for (uint32_t i = 0; i < hold->arrival_count; i++)
+		ticket_put(hold->arrivals[i]);
+	hold->arrival_count = 0;
+	if (hold->chunks != hold->in_place)
+		free(hold->chunks);
+}
+
+void residency_release(struct device *device, struct hold *hold, CUstream stream, unsigned int variant)
+{
+	struct ticket *ticket = ticket_record(stream, variant);
+
+	/* Without a ticket the end of the work is known only once the device is idle. */
+	if (!ticket)
+		driver.cuCtxSynchronize();
+	pthread_mutex_lock(&device->lock);
+	for (uint32_t i = 0; i < hold->count; i++) {
+		struct chunk *chunk = &device->chunks[hold->chunks[i]];
+
+		if (ticket)
+			chunk_add_use(chunk, ticket);
+		chunk->holds--;
+	}
+	device->prefetch = true;
+	pthread_cond_signal(&device->work);
+	pthread_cond_broadcast(&device->changed);
+	pthread_mutex_unlock(&device->lock);
+	ticket_put(ticket);
+	hold_free(hold);
+}
+
+void residency_fix(struct device *device, struct hold *hold)
+{
+	pthread_mutex_lock(&device->lock);
+	for (uint32_t i = 0; i < hold->count; i++) {
+		struct chunk *chunk = &device->chunks[hold->chunks[i]];
+
+		device->fixed += !chunk->fixed;
+		chunk->fixed = true;
+		chunk->holds--;
+	}
+	pthread_cond_broadcast(&device->changed);
+	pthread_mutex_unlock(&device->lock);
+	hold_free(hold);
+}
+
+void residency_cancel(struct device *device, struct hold *hold)
+{
+	pthread_mutex_lock(&device->lock);
+	for (uint32_t i = 0; i < hold->count; i++)
+		device->chunks[hold->chunks[i]].holds--;
+	pthread_cond_broadcast(&device->changed);
+	pthread_mutex_unlock(&device->lock);
+	hold_free(hold);
+}
+
+void residency_begin_paging(struct device *device)
+{
+	static pthread_mutex_t once = PTHREAD_MUTEX_INITIALIZER;
+
+	pthread_mutex_lock(&once);
+	if (!atomic_load(&device->paging)) {
+		gate_close();
+		atomic_store(&device->paging, true);
+	}
+	pthread_mutex_unlock(&once);
+}

@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Where every chunk of a device is, and the promise that what a launch or copy
+ * names stays in VRAM until it has run. One struct device per GPU; its lock is
+ * never held over a driver call, so a launch never waits for the driver's.
+ *
+ * A chunk moves only by the hand of the device's pager thread (pager.c):
+ *
+ *           rise                   sink
+ *   ABSENT -----> RISING -> RESIDENT -----> SINKING -> ABSENT (home T2)
+ *     | fetch (T3 to T2, by the daemon): FETCHING -> ABSENT
+ *     | spill (T2 to T3, by the daemon): SPILLING -> ABSENT
+ */
+#ifndef GREENBOOST_RESIDENCY_H
+#define GREENBOOST_RESIDENCY_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "alloc_map.h"
+#include "client.h"
+#include "mover.h"
+#include "predict.h"
+#include "ticket.h"
+#include "wire.h"
+
+enum chunk_state { ABSENT, FETCHING, SPILLING, RISING, RESIDENT, SINKING };
+enum chunk_home { HOME_EMPTY, HOME_T1, HOME_T2, HOME_T3, HOME_LOST };
+
+#define CHUNK_USES 4
+
+struct chunk {
+	CUdeviceptr address;
+	uint8_t state; /* enum chunk_state */
+	uint8_t home; /* enum chunk_home: where its bytes are */
+	bool fixed; /* a captured graph names it: never leaves */
+	bool sticky; /* its address was copied to the device: leaves when nothing else can */
+	bool crowded; /* used by more streams at once than there are places: wait for the whole device */
+	uint16_t holds; /* launches and copies being prepared that name it */
+	uint32_t slot; /* its VRAM slot, NO_SLOT if none */
+	struct ram_place ram; /* its RAM slot */
+	struct ticket *arrival; /* its bytes are in VRAM once this is done */
+	struct ticket *uses[CHUNK_USES]; /* it may leave once these are done, one a stream */
+};
+
+/* What one launch or copy names. */
+struct span {
+	struct allocation *allocation;
+	uint64_t begin, end; /* bytes of the allocation */
+	bool open; /* the end is a guess: as much as fits will do, from begin to at least least */
+	uint64_t least;
+	bool overwritten; /* chunks wholly inside need not be fetched */
+};
+
+#define HOLD_INLINE 256
+
+/* Chunks that must stay until released. */
+struct hold {
+	uint32_t *chunks;
+	uint32_t count, room;
+	uint32_t in_place[HOLD_INLINE];
+	struct ticket *arrivals[4]; /* the latest of each stream that chunks arrive by */
+	uint32_t arrival_count;
+};
+
+struct recall {
+	uint64_t id, arena;
+	bool asked;
+};
+
+struct device {
+	CUdevice ordinal;
+	CUcontext context;
+	size_t chunk; /* bytes */
+	uint64_t limit; /* VRAM that allocations may take, bytes */
+	atomic_bool ready; /* VRAM slots and the pager are there */
+	bool unusable; /* making them failed; guarded by the lock of device.c */
+	struct client client;
+	struct reply terms; /* the daemon's answer to hello */
+	struct state_header *state;
+	unsigned char *state_map;
+
+	pthread_mutex_t allocate; /* one allocation or end of one at a time; taken before lock */
+	pthread_mutex_t lock; /* guards what follows; no driver call and no request is made in it */
+	pthread_cond_t changed; /* a chunk or slot changed state */
+	pthread_cond_t work; /* the pager has something to do */
+	struct alloc_map map;
+	struct chunk *chunks;
+	struct history *history;
+	struct predictor predictor;
+	uint32_t chunk_limit; /* entries of chunks */
+	uint64_t committed; /* chunks of all allocations */
+	uint64_t direct; /* bytes of direct allocations */
+	uint32_t slots_allowed; /* VRAM slots after direct allocations have had theirs */
+	uint32_t fixed; /* chunks that never leave */
+	struct hold *wanted; /* of the one launch or copy that waits for chunks */
+	CUresult failure; /* why it cannot be served; CUDA_SUCCESS: it can */
+	struct allocation *ending; /* to be taken apart by the pager */
+	struct recall recall;
+	uint32_t fetches, spills; /* under way */
+	int spill_error; /* of the last spill that failed, errno value */
+	uint32_t slots_used; /* VRAM slots with a chunk in them */
+	uint32_t arena_refusals; /* spills to go before asking the daemon for an arena again */
+	struct reply arena_answer;
+	bool arena_answered;
+	bool prefetch; /* chunks were used: look ahead */
+	atomic_bool paging; /* some chunk is or was absent: launches are looked at */
+	bool quiet; /* work from before paging began has been waited for; the pager's only */
+	bool stopped; /* nothing moves any more */
+	CUresult stop_error; /* why */
+
+	struct mover mover; /* the pager's, except the RAM slot bookkeeping */
+	pthread_t pager;
+};
+
+static inline void device_count(struct device *device, enum counter counter, uint64_t amount)
+{
+	__atomic_fetch_add(&device->state->counters[counter], amount, __ATOMIC_RELAXED);
+}
+
+static inline void device_gauge(struct device *device, enum counter counter, uint64_t value)
+{
+	__atomic_store_n(&device->state->counters[counter], value, __ATOMIC_RELAXED);
+}
+
+/*
+ * Make the spans resident and hold them. Waits on the host for room and for
+ * what comes from T3; what is on its way over the bus is waited for on the
+ * device, by residency_begin(). CUDA_ERROR_OUT_OF_MEMORY: they never fit at once.
+ */
+CUresult residency_hold(struct device *device, struct span *spans, uint32_t count, struct hold *hold);
+
+/* Let the stream wait for what is still arriving. */
+CUresult residency_begin(struct hold *hold, CUstream stream, unsigned int variant);
+
+/* Wait for it on the host instead: the stream is being captured. */
+CUresult residency_begin_captured(struct hold *hold);
+
+/* The work has been given to the stream: what it names may leave once it is done. */
+void residency_release(struct device *device, struct hold *hold, CUstream stream, unsigned int variant);
+
+/* The work is part of a graph and may run at any time: what it names stays. */
+void residency_fix(struct device *device, struct hold *hold);
+
+/* The call was not made after all, or is already over: what it named may leave. */
+void residency_cancel(struct device *device, struct hold *hold);
+
+/* From now on every launch and copy is looked at. Returns once none is unseen; in no lock. */
+void residency_begin_paging(struct device *device);
+
+/* How many chunks can be resident at once. In the lock. */
+uint32_t residency_capacity(const struct device *device);
+
+void residency_show(struct device *device, uint32_t chunk); /* write its letter to the state map */
+
+/* pager.c */
+int pager_start(struct device *device);
+void pager_on_recall(void *device, uint64_t id, uint64_t arena);
+
+#endif

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A small Llama of transformers with random weights: a forward pass and greedy decoding.
+
+    llama.py OUT.pt
+
+Knows nothing of GreenBoost.
+"""
+
+import os
+import sys
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+torch.manual_seed(0)
+config = LlamaConfig(
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_hidden_layers=12,
+    num_attention_heads=16,
+    num_key_value_heads=4,
+    vocab_size=32000,
+    max_position_embeddings=1024,
+)
+model = LlamaForCausalLM(config).to(torch.bfloat16).eval().cuda()
+tokens = torch.randint(0, 32000, (2, 128)).cuda()
+with torch.no_grad():
+    logits = [model(tokens).logits.float().cpu() for _ in range(2)]
+    generated = model.generate(tokens, max_new_tokens=16, do_sample=False, pad_token_id=0).cpu()
+print(f"allocated {torch.cuda.memory_allocated()}", flush=True)
+torch.save({"first": logits[0], "second": logits[1], "generated": generated}, sys.argv[1])

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Arenas: sealed, shared, bounded, and gone when closed."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from typing import Any
+
+import pytest
+
+from tierd import arena
+from tierd.arena import Arena, ArenaError, ArenaPool, open_pool
+
+pytestmark = pytest.mark.usefixtures("no_leaked_fds")
+
+CHUNK = 2 << 20
+
+
+def test_an_arena_is_shared_zeroed_and_divided_into_slots() -> None:
+    one = Arena(7, 4 * CHUNK, CHUNK)
+    try:
+        assert (one.id, one.size, one.chunk, one.slots) == (7, 4 * CHUNK, CHUNK, 4)
+        assert not os.get_inheritable(one.fd)
+        one.populate()
+        assert os.fstat(one.fd).st_blocks * 512 == one.size
+        with mmap.mmap(one.fd, one.size) as other:
+            assert other[:4096] == bytes(4096)
+            other[CHUNK : CHUNK + 5] = b"hello"
+        assert bytes(one.memory[CHUNK : CHUNK + 5]) == b"hello"
+    finally:
+        one.close()
+
+
+def test_nobody_can_change_its_size_or_its_seals() -> None:
+    one = Arena(1, CHUNK, CHUNK)
+    try:
+        for size in (0, 2 * CHUNK):
+            with pytest.raises(PermissionError):
+                os.ftruncate(one.fd, size)
+        with pytest.raises(PermissionError):
+            arena.fcntl.fcntl(one.fd, arena.fcntl.F_ADD_SEALS, arena.fcntl.F_SEAL_WRITE)
+    finally:
+        one.close()
+
+
+def test_closed_exactly_once() -> None:
+    one = Arena(1, CHUNK, CHUNK)
+    one.close()
+    with pytest.raises(ValueError, match="arena 1 is closed already"):
+        one.close()
+
+
+def test_an_older_kernel_has_no_exec_seal(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.memfd_create
+
+    def old(name: str, flags: int) -> int:
+        if flags & 0x8:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real(name, flags)
+
+    monkeypatch.setattr(os, "memfd_create", old)
+    Arena(1, CHUNK, CHUNK).close()
+
+
+def test_what_the_kernel_refuses_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "memfd_create", full)
+    with pytest.raises(ArenaError, match="no arena of 2097152 bytes: Too many open files"):
+        Arena(1, CHUNK, CHUNK)
+
+
+def test_a_memfd_that_cannot_be_mapped_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> int:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    with pytest.raises(ArenaError, match="Cannot allocate memory"):
+        Arena(1, CHUNK, CHUNK)
+
+
+def test_the_pool_keeps_its_limit() -> None:
+    with open_pool(limit=2, arena_bytes=2 * CHUNK, chunk=CHUNK) as pool:
+        first, second = pool.create(1), pool.create(2)
+        with pytest.raises(ArenaError, match="all 2 arenas exist already"):
+            pool.create(3)
+        pool.close(first)
+        assert list(pool) == [second]
+        third = pool.create(3)
+        assert len(pool) == 2
+    assert second.fd == third.fd == -1
+    assert len(pool) == 0
+
+
+def test_a_pool_of_nothing() -> None:
+    with pytest.raises(ArenaError, match="all 0 arenas"):
+        ArenaPool(limit=0, arena_bytes=CHUNK, chunk=CHUNK).create(1)

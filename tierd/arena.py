@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""T2's memory where the kernel module is absent: memfds that the daemon and one shim map together."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+__all__ = ["Arena", "ArenaError", "ArenaPool", "open_pool"]
+
+_MFD_NOEXEC_SEAL = 0x0008
+_MADV_POPULATE_WRITE = 23
+# A shim can then neither pull pages from under the daemon's pinned buffers and mappings (SIGBUS, or a
+# write by the kernel to pages that are no longer the arena's) nor make T2 larger than its limit.
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_libc.madvise.restype = ctypes.c_int
+
+
+class ArenaError(Exception):
+    """An arena could not be made; the text says why."""
+
+
+class Arena:
+    """One sealed memfd of `size` bytes, mapped as `memory`; slot n begins at byte n * chunk.
+
+    The pages are zero at first, and the memfd is never given to a second session. Owns the fd and the
+    mapping until close().
+    """
+
+    def __init__(self, id: int, size: int, chunk: int) -> None:
+        assert size > 0
+        assert size % chunk == 0
+        self.id = id
+        self.size = size
+        self.chunk = chunk
+        self.fd = -1
+        try:
+            self.fd = _sealed_memfd(f"greenboost-arena-{id}", size)
+            self._mapping = mmap.mmap(self.fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        except OSError as error:
+            if self.fd >= 0:
+                os.close(self.fd)
+            raise ArenaError(f"no arena of {size} bytes: {error.strerror}") from error
+        self.memory = memoryview(self._mapping)
+        # A kernel without transparent huge pages refuses: registering then only takes longer.
+        with suppress(OSError):
+            self._mapping.madvise(mmap.MADV_HUGEPAGE)
+
+    @property
+    def slots(self) -> int:
+        """Chunks that fit."""
+        return self.size // self.chunk
+
+    @property
+    def address(self) -> int:
+        """Where the mapping begins in this process."""
+        return ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+
+    def populate(self) -> None:
+        """Allocate every page now. Takes a quarter of a second a GiB: for a worker thread.
+
+        Pinning would do it too, but on the thread that serves everybody, and with SIGBUS or the OOM
+        killer where this raises ArenaError. Older kernels (before 5.14) leave it to the pinning.
+        """
+        # ctypes and not mmap.madvise(), which holds the interpreter's lock meanwhile.
+        if _libc.madvise(self.address, self.size, _MADV_POPULATE_WRITE) == 0:
+            return
+        error = ctypes.get_errno()
+        if error != errno.EINVAL:
+            raise ArenaError(f"no memory for an arena of {self.size} bytes: {os.strerror(error)}")
+
+    def close(self) -> None:
+        """Give the memory back; once. Whoever has it pinned or mapped keeps the pages till then."""
+        fd, self.fd = self.fd, -1
+        if fd < 0:
+            raise ValueError(f"arena {self.id} is closed already")
+        self.memory.release()
+        self._mapping.close()
+        os.close(fd)
+
+
+def _sealed_memfd(name: str, size: int) -> int:
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        fd = os.memfd_create(name, flags | _MFD_NOEXEC_SEAL)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a kernel before 6.3
+            raise
+        fd = os.memfd_create(name, flags)
+    try:
+        os.ftruncate(fd, size)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+class ArenaPool:
+    """All arenas there are, at most `limit` of `arena_bytes` bytes each."""
+
+    def __init__(self, *, limit: int, arena_bytes: int, chunk: int) -> None:
+        self.limit = limit
+        self.arena_bytes = arena_bytes
+        self.chunk = chunk
+        self._arenas: dict[int, Arena] = {}
+
+    def __len__(self) -> int:
+        return len(self._arenas)
+
+    def __iter__(self) -> Iterator[Arena]:
+        return iter(tuple(self._arenas.values()))
+
+    def create(self, id: int) -> Arena:
+        """A new arena. Raises ArenaError when the limit is reached or the kernel refuses."""
+        assert id not in self._arenas
+        if len(self._arenas) >= self.limit:
+            raise ArenaError(f"all {self.limit} arenas exist already")
+        arena = Arena(id, self.arena_bytes, self.chunk)
+        self._arenas[id] = arena
+        return arena
+
+    def close(self, arena: Arena) -> None:
+        """Close `arena`, which nothing may be moving into or out of any more."""
+        del self._arenas[arena.id]
+        arena.close()
+
+
+@contextmanager
+def open_pool(*, limit: int, arena_bytes: int, chunk: int) -> Iterator[ArenaPool]:
+    """An ArenaPool whose arenas are closed at the end."""
+    pool = ArenaPool(limit=limit, arena_bytes=arena_bytes, chunk=chunk)
+    try:
+        yield pool
+    finally:
+        for arena in pool:
+            pool.close(arena)

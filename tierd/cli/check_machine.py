@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the kernel and its settings offer: one function a check."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import importlib
+import os
+import re
+import resource
+import shutil
+from pathlib import Path
+
+from ..model import format_size
+from .checks import MISSING, OK, WARNING, Check
+
+__all__ = ["available_ram", "machine_checks", "total_ram"]
+
+_SYS_IO_URING_SETUP = 425
+_SIZEOF_IO_URING_PARAMS = 120
+_CAP_IPC_LOCK = 14
+
+
+def machine_checks() -> list[Check]:
+    return [
+        _kernel_module(),
+        _io_uring(),
+        _io_uring_extension(),
+        _fuse(),
+        _huge_pages(),
+        _memlock(),
+        _ram(),
+    ]
+
+
+def total_ram() -> int:
+    """MemTotal, bytes."""
+    return _meminfo("MemTotal")
+
+
+def available_ram() -> int:
+    """Bytes that can be taken without swapping: MemAvailable, or what is left of the cgroup's limit."""
+    available = _meminfo("MemAvailable")
+    cgroup = Path("/sys/fs/cgroup") / _own_cgroup()
+    for directory in (cgroup, *cgroup.parents):
+        limit = _read(directory / "memory.max")
+        if limit is not None and limit.isdigit():
+            used = int(_read(directory / "memory.current") or 0)
+            available = min(available, max(int(limit) - used, 0))
+        if directory == Path("/sys/fs/cgroup"):
+            break
+    return available
+
+
+def _kernel_module() -> Check:
+    if os.path.exists("/dev/greenboost"):
+        return Check("kernel_module", OK, "/dev/greenboost")
+    return Check(
+        "kernel_module",
+        MISSING,
+        "no /dev/greenboost",
+        "RAM arenas are memfds instead, and the kernel cannot ask for memory back",
+    )
+
+
+def _io_uring() -> Check:
+    parameters = ctypes.create_string_buffer(_SIZEOF_IO_URING_PARAMS)
+    libc = ctypes.CDLL(None, use_errno=True)
+    ring = libc.syscall(_SYS_IO_URING_SETUP, 8, parameters)
+    if ring >= 0:
+        os.close(ring)
+        return Check("io_uring", OK, "a ring can be set up", needed=True)
+    number = ctypes.get_errno()
+    disabled = _read(Path("/proc/sys/kernel/io_uring_disabled"))
+    if number == errno.ENOSYS:
+        advice = "the NVMe tier needs a kernel with CONFIG_IO_URING"
+    elif disabled not in (None, "0"):
+        advice = f"the NVMe tier needs it: sysctl kernel.io_uring_disabled is {disabled}, set it to 0"
+    else:
+        advice = "the NVMe tier needs it: a container's seccomp profile may forbid it, allow io_uring_setup"
+    return Check("io_uring", MISSING, os.strerror(number).lower(), advice, needed=True)
+
+
+def _io_uring_extension() -> Check:
+    try:
+        ring = importlib.import_module("tierd.nvme.ring")
+        errors = importlib.import_module("tierd.nvme.errors")
+    except ImportError as error:
+        return Check(
+            "io_uring_extension",
+            MISSING,
+            str(error),
+            "the NVMe tier needs it: install liburing-dev and a C compiler, then 'pip install -e .'",
+            needed=True,
+        )
+    try:
+        # The engine asks more of the kernel than a plain ring: sparse tables of files and buffers.
+        ring.Ring().close()
+    except errors.RingError as error:
+        found, _, advice = str(error.strerror).partition("; ")
+        return Check("io_uring_extension", MISSING, found, f"the NVMe tier needs it: {advice}", needed=True)
+    return Check("io_uring_extension", OK, "built, and the kernel has what it uses", needed=True)
+
+
+def _fuse() -> Check:
+    lacking = []
+    if not os.path.exists("/dev/fuse"):
+        lacking.append("/dev/fuse (load the fuse module)")
+    elif not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        lacking.append("permission to open /dev/fuse")
+    if shutil.which("fusermount3") is None:
+        lacking.append("fusermount3 (package fuse3)")
+    try:
+        version = importlib.import_module("pyfuse3").__version__
+    except ImportError:
+        lacking.append("pyfuse3 (package libfuse3-dev, then 'pip install pyfuse3')")
+    if lacking:
+        return Check("fuse", MISSING, f"no {', no '.join(lacking)}", "the view (--view, mount) needs it")
+    return Check("fuse", OK, f"/dev/fuse, fusermount3, pyfuse3 {version}")
+
+
+def _huge_pages() -> Check:
+    setting = _read(Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled"))
+    chosen = re.search(r"\[(\w+)\]", setting or "")
+    mode = chosen[1] if chosen else "absent"
+    reserved = int(_read(Path("/proc/sys/vm/nr_hugepages")) or 0)
+    details = {"shmem_enabled": mode, "nr_hugepages": reserved}
+    found = f"shmem_enabled is {mode}, {reserved} pages of hugetlb"
+    if mode in ("always", "advise", "within_size", "force"):
+        return Check("huge_pages", OK, found, details=details)
+    return Check(
+        "huge_pages",
+        WARNING,
+        found,
+        "registering RAM with the GPU takes about 5 times as long with 4 KiB pages: "
+        "echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled",
+        details=details,
+    )
+
+
+def _memlock() -> Check:
+    soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    details = {
+        "soft_bytes": None if soft == resource.RLIM_INFINITY else soft,
+        "hard_bytes": None if hard == resource.RLIM_INFINITY else hard,
+    }
+    if soft == resource.RLIM_INFINITY:
+        return Check("memlock", OK, "unlimited", details=details)
+    if _has_capability(_CAP_IPC_LOCK):
+        return Check("memlock", OK, f"{format_size(soft)}, not applied (CAP_IPC_LOCK)", details=details)
+    return Check(
+        "memlock",
+        WARNING,
+        format_size(soft),
+        "RAM arenas are registered with io_uring up to this limit only: raise it with 'ulimit -l unlimited', "
+        "limits.conf or LimitMEMLOCK=infinity",
+        details=details,
+    )
+
+
+def _ram() -> Check:
+    total, available = total_ram(), available_ram()
+    found = f"{format_size(available)} available of {format_size(total)}"
+    details = {"total_bytes": total, "available_bytes": available}
+    if available < 1 << 30:
+        return Check(
+            "ram", WARNING, found, "the RAM tier will be small: give --ram a size below this", details=details
+        )
+    return Check("ram", OK, found, details=details)
+
+
+def _has_capability(number: int) -> bool:
+    effective = re.search(r"^CapEff:\s*([0-9a-f]+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return effective is not None and bool(int(effective[1], 16) >> number & 1)
+
+
+def _own_cgroup() -> str:
+    for line in (_read(Path("/proc/self/cgroup")) or "").splitlines():
+        if line.startswith("0::/"):
+            return line[4:]
+    return ""
+
+
+def _meminfo(key: str) -> int:
+    match = re.search(rf"^{key}:\s*(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    assert match is not None, f"/proc/meminfo has no {key}"
+    return int(match[1]) * 1024
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the commands' argument parsers share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import TypeAlias
+
+__all__ = ["Commands", "add_command", "add_socket", "add_tiers"]
+
+# Quoted: argparse's class takes a parameter for type checkers only.
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def add_command(
+    commands: Commands, name: str, command: Callable[[argparse.Namespace], int], *, help: str, example: str
+) -> argparse.ArgumentParser:
+    """A parser for `greenboost NAME` that runs `command`; `example` ends its --help."""
+    parser = commands.add_parser(
+        name,
+        help=help,
+        description=f"{help[0].upper()}{help[1:]}.",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=command)
+    return parser
+
+
+def add_socket(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--socket", metavar="PATH", help="the daemon's socket, where it is not the usual one")
+
+
+def add_tiers(parser: argparse.ArgumentParser) -> None:
+    """The flags that say what a daemon has to give; their names are config.Config's."""
+    parser.add_argument(
+        "--ram", metavar="SIZE", help="RAM it may use: 12GiB, 31.8GB, 50%% of what is available"
+    )
+    parser.add_argument("--chunk", metavar="SIZE", help="unit of movement: a power of two, 2MiB to 64MiB")
+    parser.add_argument("--arena", metavar="SIZE", help="RAM is taken and given back in pieces of this size")
+    parser.add_argument(
+        "--spill",
+        metavar="PATH[:SIZE]",
+        action="append",
+        help="a file or block device for what RAM cannot hold; may be repeated",
+    )
+    parser.add_argument("--view", metavar="DIR", help="mount the view on this empty directory")

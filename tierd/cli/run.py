@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""greenboost run -- COMMAND: the command with its GPU memory in tiers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import config, wire
+from ..model import SizeError, format_size, parse_size
+from .application import run_application
+from .control import daemon_socket, status_of
+from .errors import CommandError, UsageError
+from .parsers import Commands, add_command, add_socket, add_tiers
+from .paths import find_driver, find_shim
+from .private import start_daemon
+from .results import newest_session, results, table
+from .signals import HeldSignals, Interrupted, hold_signals
+
+__all__ = ["add_to"]
+
+_MIN_SLOTS = 4
+"""VRAM slots without which nothing moves: what a kernel reads and writes, and one each way in and out."""
+
+
+def add_to(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "run",
+        _run,
+        help="run a command with its GPU memory in tiers",
+        example="greenboost run --vram 8GiB --ram 50% --spill /mnt/nvme/spill:64GiB -- python generate.py",
+    )
+    parser.add_argument(
+        "--vram", metavar="SIZE", help="VRAM the command may fill: 8GiB, or 80%% of the device's"
+    )
+    add_tiers(parser)
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the final figures to FILE as well")
+    parser.add_argument("--driver", metavar="PATH", help="the CUDA driver (libcuda.so.1), if it is not found")
+    add_socket(parser)
+    # Like a subparser's: from the first word that is no option of ours on, all is the command's.
+    parser.add_argument("argv", metavar="COMMAND", nargs=argparse.PARSER, help="the command, after --")
+
+
+@dataclass(frozen=True, slots=True)
+class _Daemon:
+    socket: Path
+    private: bool
+    chunk: int  #: bytes
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.argv[0] == "--":
+        del options.argv[0]
+    if not options.argv:
+        raise UsageError("run: no command is given; write it after --")
+    _check_json(options.json)
+    shim = find_shim(os.environ)
+    driver = find_driver(options.driver, os.environ, shim=shim)
+    with hold_signals() as held:
+        try:
+            with _daemon(options, held) as daemon:
+                return _run_with(daemon, options, _environment(daemon, options, driver, shim), held)
+        except Interrupted as interrupted:
+            return 128 + interrupted.number
+
+
+def _run_with(
+    daemon: _Daemon, options: argparse.Namespace, environ: Mapping[str, str], held: HeldSignals
+) -> int:
+    since = None if daemon.private else newest_session(status_of(daemon.socket))
+    began = time.monotonic()
+    status = run_application(options.argv, environ, held)
+    seconds = time.monotonic() - began
+    try:
+        figures = results(daemon.socket, since=since, seconds=seconds)
+    except CommandError as error:
+        # The command ran, and its status is the caller's; there is just nothing to show.
+        print(f"greenboost: no figures: {error}", file=sys.stderr)
+        return status
+    print(table(figures), file=sys.stderr)
+    if options.json is not None:
+        whole = {
+            "command": options.argv,
+            "status": status,
+            "seconds": round(seconds, 6),
+            "private_daemon": daemon.private,
+            **figures,
+        }
+        try:
+            options.json.write_text(json.dumps(whole, indent=2) + "\n")
+        except OSError as error:
+            print(f"greenboost: --json {options.json}: {(error.strerror or '').lower()}", file=sys.stderr)
+    return status
+
+
+@contextmanager
+def _daemon(options: argparse.Namespace, held: HeldSignals) -> Iterator[_Daemon]:
+    """The daemon to use: the running one, or a private one if tiers are asked for or none is running."""
+    flags = {name: getattr(options, name) for name in ("ram", "chunk", "arena", "spill", "view")}
+    wants_own = any(value is not None for value in flags.values())
+    if options.socket and wants_own:
+        raise UsageError(
+            "run: --socket names a running daemon, whose tiers are given; leave out one or the other"
+        )
+    if not wants_own:
+        socket = daemon_socket(options.socket)
+        try:
+            wire.connect(socket).close()
+        except wire.NoDaemonError:
+            if options.socket:
+                raise UsageError(f"--socket: no GreenBoost daemon listens at {socket}") from None
+        except wire.RemoteError as error:
+            raise CommandError(f"the daemon at {socket} refuses: {error}") from None
+        else:
+            chunk = status_of(socket)["chunk_bytes"]
+            assert isinstance(chunk, int)
+            _check_vram(options, chunk)
+            yield _Daemon(socket, False, chunk)
+            return
+    try:
+        settings = config.load(Path(os.devnull), os.environ, flags)
+    except config.ConfigError as error:
+        raise UsageError(str(error)) from None
+    _check_vram(options, settings.chunk)
+    arguments = [f"--{name}={value}" for name, value in flags.items() if isinstance(value, str)]
+    arguments += [f"--spill={value}" for value in options.spill or ()]
+    daemon = start_daemon(arguments, os.environ, held)
+    try:
+        yield _Daemon(daemon.socket, True, settings.chunk)
+    finally:
+        daemon.stop()
+
+
+def _environment(daemon: _Daemon, options: argparse.Namespace, driver: Path, shim: Path) -> dict[str, str]:
+    environ = {
+        **os.environ,
+        "GREENBOOST_SOCKET": str(daemon.socket),
+        "GREENBOOST_CUDA_DRIVER": str(driver),
+        # First of all: whoever else wraps the driver then wraps what we give.
+        "LD_PRELOAD": " ".join(filter(None, (str(shim), os.environ.get("LD_PRELOAD")))),
+    }
+    vram, _ = _vram(options)
+    if vram is not None:
+        # The shim knows percentages and bytes.
+        environ["GREENBOOST_VRAM"] = vram.strip() if "%" in vram else str(parse_size(vram))
+    return environ
+
+
+def _vram(options: argparse.Namespace) -> tuple[str | None, str]:
+    """The VRAM asked for, and where."""
+    if options.vram is not None:
+        return options.vram, "--vram"
+    return os.environ.get("GREENBOOST_VRAM") or None, "GREENBOOST_VRAM"
+
+
+def _check_vram(options: argparse.Namespace, chunk: int) -> None:
+    """Raise UsageError unless the VRAM holds _MIN_SLOTS chunks. The shim checks percentages."""
+    vram, where = _vram(options)
+    if vram is None:
+        return
+    try:
+        # Of what whole a percentage is, only the shim knows; here it has to be one.
+        size = parse_size(vram, whole=1 << 50)
+    except SizeError as error:
+        raise UsageError(f"{where}: {error}") from None
+    if size < _MIN_SLOTS * chunk:
+        raise UsageError(
+            f"{where}: {vram} holds {size // chunk} chunks of {format_size(chunk)}, at least {_MIN_SLOTS} "
+            f"are needed; give {format_size(_MIN_SLOTS * chunk)} or more, or a smaller --chunk"
+        )
+
+
+def _check_json(file: Path | None) -> None:
+    """Raise UsageError if the figures could not be written: better now than after hours of work."""
+    if file is None:
+        return
+    if file.is_dir():
+        raise UsageError(f"--json: {file} is a directory; give a file")
+    target = file if file.exists() else file.absolute().parent
+    if not os.access(target, os.W_OK):
+        reason = "cannot be written" if target.exists() else "does not exist"
+        raise UsageError(f"--json: {target} {reason}; give a file that can be written")

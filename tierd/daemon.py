@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The daemon: puts the parts together, starts them in order and undoes them in reverse."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import signal
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import msgpack
+import trio
+
+from . import __version__, metrics
+from .arena import ArenaPool, open_pool
+from .config import Config
+from .listener import SocketError, listening
+from .model import AllocationSnapshot, EndedSession, Snapshot
+from .notify import notify
+from .nvme.errors import SpillPathError
+from .nvme.spillfile import SpillFile
+from .nvme.stripe import SpillSet
+from .server import ControlError, Peer, serve_connections
+from .session import Identity, Session
+from .startup import MountError, SpillStartupError, StartupError
+from .statemap import StateError, StateMap
+from .tiers import Tiers
+from .wire import Connection, Request
+
+__all__ = ["MountError", "SocketError", "SpillStartupError", "StartupError", "serve"]
+
+_log = logging.getLogger(__name__)
+
+_ENDED_KEPT = 64
+"""Sessions whose end is remembered."""
+
+
+async def serve(
+    config: Config,
+    *,
+    life_fd: int | None = None,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve as `config` says until a stop request, SIGTERM, SIGINT or cancellation.
+
+    With `life_fd`, the read end of a pipe that stays the caller's, the daemon is private: it ends
+    when the pipe does, and its new spill files have no names. `task_status` is told when applications
+    can connect. On return everything is removed: socket, mount, spill files that were made here.
+
+    Raises StartupError (SocketError, SpillStartupError, MountError) with everything undone. Runs in
+    the main thread, where signals are received.
+    """
+    with (
+        listening(config.socket) as listener,
+        _open_spill(config, ephemeral=life_fd is not None) as store,
+        open_pool(limit=config.ram // config.arena, arena_bytes=config.arena, chunk=config.chunk) as pool,
+    ):
+        failure = None
+        # Outside of the tasks that wait for transfers: it ends after them.
+        async with trio.open_nursery() as pump:
+            await pump.start(store.run)
+            daemon = _Daemon(config, Tiers(pool, store), pool, store)
+            async with trio.open_nursery() as nursery:
+                daemon.nursery = nursery
+                await nursery.start(daemon.watch_signals)
+                if life_fd is not None:
+                    nursery.start_soon(daemon.watch_life, life_fd)
+                try:
+                    if config.view is not None:
+                        await daemon.mount(str(config.view))
+                except ControlError as error:
+                    failure = MountError(f"view {config.view}: {error}")
+                    nursery.cancel_scope.cancel()
+                else:
+                    nursery.start_soon(serve_connections, listener, daemon, daemon.serve_session)
+                    task_status.started()
+                    notify("READY=1")
+            pump.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
+
+@contextmanager
+def _open_spill(config: Config, *, ephemeral: bool) -> Iterator[SpillSet]:
+    with ExitStack() as undo:
+        files = []
+        for spec in config.spill:
+            try:
+                file = SpillFile.open(str(spec.path), spec.size, config.chunk, ephemeral=ephemeral)
+            except SpillPathError as error:
+                raise SpillStartupError(f"{spec.where}: {error}") from error
+            files.append(undo.enter_context(file))
+        try:
+            store = SpillSet(files, chunk=config.chunk)
+        except OSError as error:
+            raise SpillStartupError(f"{config.spill[0].where}: {error.strerror or error}") from error
+        with store:
+            yield store
+
+
+class _Daemon:
+    """What the daemon knows of itself; the server's Control."""
+
+    def __init__(self, config: Config, tiers: Tiers, pool: ArenaPool, store: SpillSet) -> None:
+        self.nursery: trio.Nursery
+        self._config = config
+        self._tiers = tiers
+        self._pool = pool
+        self._store = store
+        self._sessions: dict[int, Session] = {}
+        self._ids = itertools.count(1)
+        self._ended: deque[EndedSession] = deque(maxlen=_ENDED_KEPT)
+        self._view: _View | None = None
+
+    # Sessions
+
+    async def serve_session(self, connection: Connection, hello: Request, peer: Peer) -> None:
+        """A shim said hello; see server.StartSession."""
+        try:
+            state = StateMap(hello.fds[0])
+        except StateError as error:
+            await connection.refuse(hello.id, error.name, str(error))
+            return
+        # Within a PID namespace that we do not see into, the kernel says 0.
+        pid = peer.pid or hello.uint("pid")
+        who = Identity(next(self._ids), pid, peer.uid, hello.text("name"), peer.pidfd)
+        session = Session(who, connection, state, self._tiers, ended=self._remember)
+        self._sessions[who.id] = session
+        try:
+            await session.run(hello)
+        finally:
+            del self._sessions[who.id]
+
+    def _remember(self, ended: EndedSession) -> None:
+        self._ended.append(ended)
+
+    # Its end
+
+    def stop(self) -> None:
+        """End the daemon; see server.Control."""
+        notify("STOPPING=1")
+        self.nursery.cancel_scope.cancel()
+
+    async def watch_signals(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """End the daemon at the first SIGTERM or SIGINT."""
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            task_status.started()
+            async for number in signals:
+                _log.info("%s: ending", signal.Signals(number).name)
+                self.stop()
+
+    async def watch_life(self, fd: int) -> None:
+        """End the daemon when the pipe `fd` does."""
+        await trio.lowlevel.wait_readable(fd)
+        self.stop()
+
+    # What it shows
+
+    def snapshot(self, *, allocations: bool = False) -> Snapshot:
+        """Everything now; the sessions' allocations, if wanted, without their maps."""
+        return metrics.snapshot(
+            pid=os.getpid(),
+            version=__version__,
+            socket=str(self._config.socket),
+            chunk_bytes=self._config.chunk,
+            arena_bytes=self._config.arena,
+            arenas=len(self._pool),
+            arena_limit=self._pool.limit,
+            spill_paths=self._store.snapshot(),
+            sessions=[session.snapshot(allocations=allocations) for session in self._sessions.values()],
+            ended=self._ended,
+            mountpoint=None if self._view is None else str(self._view.mountpoint),
+        )
+
+    def status(self) -> bytes:
+        """See server.Control."""
+        packed: bytes = msgpack.packb(metrics.to_dict(self.snapshot()))
+        return packed
+
+    async def mount(self, directory: str) -> None:
+        """See server.Control."""
+        if self._view is not None:
+            raise ControlError("EBUSY", f"the view is mounted at {self._view.mountpoint} already")
+        self._view = _View(Path(directory))
+        try:
+            await self.nursery.start(self._show, self._view)
+        except BaseException:
+            self._view = None
+            raise
+
+    async def unmount(self) -> None:
+        """See server.Control."""
+        view = self._view
+        if view is None:
+            raise ControlError("ENOENT", "the view is not mounted")
+        view.scope.cancel()
+        await view.gone.wait()
+
+    async def _show(self, view: _View, *, task_status: trio.TaskStatus[None]) -> None:
+        try:
+            from .view import ViewError, serve_view
+        except ImportError as error:  # pyfuse3 is optional
+            raise ControlError("ENOTSUP", f"the view needs the Python package pyfuse3 ({error})") from error
+        mounted = _Once(task_status)
+        try:
+            with view.scope:
+                await serve_view(
+                    view.mountpoint,
+                    lambda: self.snapshot(allocations=True),
+                    chunk_map=self._chunk_map,
+                    task_status=mounted,
+                )
+        except ViewError as error:
+            raise ControlError("EINVAL", str(error)) from error
+        except Exception:
+            if not mounted.done:
+                raise
+            _log.exception("the view ended by an error of the daemon's")
+        finally:
+            self._view = None
+            view.gone.set()
+
+    def _chunk_map(self, session: int, allocation: AllocationSnapshot) -> str:
+        if session not in self._sessions:
+            return ""  # it ended since its directory was listed
+        return self._sessions[session].chunk_map(allocation.first_chunk, allocation.chunks)
+
+
+class _View:
+    """The view while it is mounted, being mounted or being unmounted."""
+
+    __slots__ = ("gone", "mountpoint", "scope")
+
+    def __init__(self, mountpoint: Path) -> None:
+        self.mountpoint = mountpoint
+        self.scope = trio.CancelScope()
+        self.gone = trio.Event()
+
+
+class _Once:
+    """A task status that remembers having been told."""
+
+    def __init__(self, inner: trio.TaskStatus[None]) -> None:
+        self.done = False
+        self._inner = inner
+
+    def started(self, value: None = None) -> None:
+        self.done = True
+        self._inner.started(value)

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Moves a session's chunks between its arena slots and T3, and knows which extent holds which chunk.
+
+At most one operation per chunk is under way. SpillSet lets no operation end, cancelled or not, while
+the device still works on it; so when the tasks of a session are over, the kernel no longer touches
+its arenas.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .arena import Arena
+from .nvme.errors import NoSpace, SpillWriteError
+from .nvme.extents import Extent
+from .nvme.stripe import SpillSet
+from .policy import Refused
+
+__all__ = ["Migrator", "MigratorStatistics"]
+
+
+_log = logging.getLogger(__name__)
+
+_TRIES = 3
+"""Extents that a chunk is written to before the device, and not the extent, is held to be bad."""
+
+
+@dataclass(frozen=True, slots=True)
+class MigratorStatistics:
+    """What was moved so far."""
+
+    written: int  #: bytes to T3
+    read: int  #: bytes from T3
+    held: int  #: extents in use, those under way included
+    under_way: int  #: operations
+
+
+class Migrator:
+    """One session's chunks in T3.
+
+    `reserve` is asked before an extent is taken and may raise Refused; `returned` is told how many
+    were given back.
+    """
+
+    def __init__(
+        self, store: SpillSet, *, reserve: Callable[[], None], returned: Callable[[int], None]
+    ) -> None:
+        self._store = store
+        self._reserve = reserve
+        self._returned = returned
+        self._extents: dict[int, Extent] = {}
+        self._moving: set[int] = set()
+        self._spilling = 0
+        self._written = 0
+        self._read = 0
+
+    def statistics(self) -> MigratorStatistics:
+        """The figures now."""
+        held = len(self._extents) + self._spilling
+        return MigratorStatistics(self._written, self._read, held, len(self._moving))
+
+    async def spill(self, chunk: int, arena: Arena, slot: int) -> None:
+        """Write the slot to an extent that holds `chunk` from then on.
+
+        Raises Refused: EBUSY, EEXIST when T3 holds the chunk already, ENOSPC, EIO.
+        """
+        self._check_idle(chunk)
+        if chunk in self._extents:
+            raise Refused("EEXIST", f"T3 holds chunk {chunk} already: fetch or drop it first")
+        self._moving.add(chunk)
+        self._spilling += 1
+        try:
+            extent = await self._write(chunk, arena, slot)
+        finally:
+            self._spilling -= 1
+            self._moving.discard(chunk)
+        self._extents[chunk] = extent
+        self._written += arena.chunk
+
+    async def _write(self, chunk: int, arena: Arena, slot: int) -> Extent:
+        """The extent that holds the slot's bytes now."""
+        for tries_left in reversed(range(_TRIES)):
+            self._reserve()
+            extent = None
+            try:
+                extent = self._store.take()
+                await self._store.store(extent, arena, slot)
+                return extent
+            except BaseException as error:
+                if extent is not None:
+                    self._store.give_back(extent)
+                self._returned(1)
+                if isinstance(error, NoSpace):
+                    raise Refused("ENOSPC", str(error)) from error
+                if not isinstance(error, SpillWriteError):
+                    raise
+                _log.warning("an extent of %s is out of use: %s", error.filename, error.strerror)
+                if not tries_left:
+                    raise Refused("EIO", f"chunk {chunk} could not be written: {error.strerror}") from error
+        raise AssertionError("the last try returns or raises")
+
+    async def fetch(self, chunk: int, arena: Arena, slot: int) -> None:
+        """Read `chunk` into the slot and give its extent back.
+
+        Raises Refused: EBUSY, ENOENT when T3 does not hold it, EIO (T3 then still holds it).
+        """
+        self._check_idle(chunk)
+        extent = self._extents.get(chunk)
+        if extent is None:
+            raise Refused("ENOENT", f"T3 does not hold chunk {chunk}")
+        self._moving.add(chunk)
+        try:
+            await self._store.load(extent, arena, slot)
+        except OSError as error:
+            raise Refused("EIO", f"chunk {chunk} could not be read: {error}") from error
+        finally:
+            self._moving.discard(chunk)
+        self._read += arena.chunk
+        self._give_back(chunk)
+
+    def drop(self, chunk: int) -> None:
+        """Forget what T3 holds of `chunk`, if anything. Raises Refused: EBUSY."""
+        self._check_idle(chunk)
+        if chunk in self._extents:
+            self._give_back(chunk)
+
+    def drop_range(self, first: int, chunks: int) -> None:
+        """Forget what T3 holds of a freed allocation. Raises Refused: EBUSY; nothing is forgotten then."""
+        after = first + chunks
+        # The smaller of the two: an allocation may have a million chunks and T3 hold ten of them.
+        if chunks < len(self._extents):
+            held = [chunk for chunk in range(first, after) if chunk in self._extents]
+        else:
+            held = [chunk for chunk in self._extents if first <= chunk < after]
+        for chunk in self._moving:
+            if first <= chunk < after:
+                raise Refused("EBUSY", f"chunk {chunk} is being moved")
+        for chunk in held:
+            self._give_back(chunk)
+
+    def close(self) -> None:
+        """Give every extent back. Nothing may be under way."""
+        assert not self._moving
+        for chunk in tuple(self._extents):
+            self._give_back(chunk)
+
+    def _check_idle(self, chunk: int) -> None:
+        if chunk in self._moving:
+            raise Refused("EBUSY", f"chunk {chunk} is being moved")
+
+    def _give_back(self, chunk: int) -> None:
+        self._store.give_back(self._extents.pop(chunk))
+        self._returned(1)

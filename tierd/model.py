@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The words of GreenBoost as values: tiers, sizes, and snapshots of what is where.
+
+Everything here is immutable and imports nothing of the project. Sizes are bytes unless the name
+says otherwise; times are seconds.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+__all__ = [
+    "MAX_CHUNK",
+    "MIN_CHUNK",
+    "AllocationSnapshot",
+    "ChunkState",
+    "EndedSession",
+    "SessionSnapshot",
+    "SizeError",
+    "Snapshot",
+    "SpillPathSnapshot",
+    "Tier",
+    "TierSnapshot",
+    "format_size",
+    "parse_size",
+]
+
+MIN_CHUNK = 2 << 20
+"""The smallest chunk: the CUDA driver's allocation granularity, bytes."""
+MAX_CHUNK = 64 << 20
+"""The largest chunk, bytes."""
+
+
+class Tier(enum.IntEnum):
+    """Where bytes can live, fastest first."""
+
+    T1 = 1  #: VRAM
+    T2 = 2  #: RAM
+    T3 = 3  #: NVMe
+
+
+class ChunkState(bytes, enum.Enum):
+    """One byte a chunk in a session's shared state map, readable as it stands.
+
+    The shim writes these bytes (shim/wire.h has the same letters); the view shows them.
+    """
+
+    FREE = b"\0"  #: no allocation has this chunk
+    EMPTY = b"."  #: allocated, never written: it needs no room anywhere yet
+    T1 = b"1"
+    T2 = b"2"
+    T3 = b"3"
+    RISING = b"^"  #: on its way to VRAM
+    SINKING = b"v"  #: on its way down
+
+
+class SizeError(ValueError):
+    """A size that cannot be understood; the message says what would be."""
+
+
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z%]*)\s*")
+_UNITS: dict[str, int] = {
+    "": 1,
+    "b": 1,
+    **{f"{p}b": 1000**n for n, p in enumerate("kmgtp", 1)},
+    **{f"{p}ib": 1024**n for n, p in enumerate("kmgtp", 1)},
+}
+
+
+def parse_size(text: str, *, whole: int | None = None) -> int:
+    """Bytes meant by ``12GiB``, ``31.8GB``, ``4096`` or, when `whole` is given, ``80%`` of it.
+
+    Raises SizeError, whose message repeats the text and gives an example.
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise SizeError(f"{text!r} is not a size; write it like 12GiB, 31.8GB or 80%")
+    number, unit = float(match[1]), match[2].lower()
+    if unit == "%":
+        if whole is None:
+            raise SizeError(f"{text!r}: a percentage has no meaning here; write it like 12GiB")
+        if number > 100:
+            raise SizeError(f"{text!r} is more than the whole")
+        return int(whole * number / 100)
+    if unit not in _UNITS:
+        raise SizeError(
+            f"{text!r} has an unknown unit {match[2]!r}; use KiB, MiB, GiB, TiB, KB, MB, GB or TB"
+        )
+    if unit in ("", "b") and not number.is_integer():
+        raise SizeError(f"{text!r} is not a whole number of bytes")
+    if "." not in match[1]:
+        return int(match[1]) * _UNITS[unit]
+    return int(number * _UNITS[unit])
+
+
+def format_size(size: int) -> str:
+    """A size for people, in binary units: ``56.0 MiB``."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(value) < 1024:
+            return f"{size} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+@dataclass(frozen=True, slots=True)
+class TierSnapshot:
+    """One tier over all sessions."""
+
+    tier: Tier
+    total: int  #: bytes it may hold; for T1 the sum of the sessions' limits
+    used: int  #: bytes of chunks in it
+
+
+@dataclass(frozen=True, slots=True)
+class SpillPathSnapshot:
+    """One spill file or device."""
+
+    path: str
+    total: int  #: bytes of extents
+    used: int  #: bytes of extents in use
+    written: int  #: bytes written since it was opened
+    read: int  #: bytes read since it was opened
+
+
+@dataclass(frozen=True, slots=True)
+class AllocationSnapshot:
+    """One allocation of an application."""
+
+    address: int  #: device address
+    bytes: int  #: what was asked for
+    first_chunk: int  #: index of its first chunk in the session's state map
+    chunks: int
+    map: str  #: one ChunkState letter a chunk
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSnapshot:
+    """One application process."""
+
+    id: int
+    pid: int
+    uid: int
+    name: str
+    vram_slots: int  #: T1 slots the session may fill
+    committed_chunks: int  #: chunks of all its allocations
+    resident: Mapping[Tier, int]  #: bytes in each tier
+    counters: Mapping[str, int]  #: wire.COUNTERS by name, as the shim last wrote them
+    allocations: tuple[AllocationSnapshot, ...] = ()
+    written: int = 0  #: bytes of its chunks written to T3
+    read: int = 0  #: bytes of its chunks read back from T3
+    vram_bytes: int = 0  #: bytes of VRAM that the session may use, as its shim said
+
+
+@dataclass(frozen=True, slots=True)
+class EndedSession:
+    """What became of a session that is over."""
+
+    id: int
+    pid: int
+    uid: int
+    name: str
+    seconds: float  #: from its hello to its end
+    peak_chunks: int  #: chunks of all its allocations when they were most
+    resident: Mapping[Tier, int]  #: bytes in each tier when it was seen to hold most
+    counters: Mapping[str, int]  #: wire.COUNTERS by name, at the end
+    written: int  #: bytes of its chunks written to T3
+    read: int  #: bytes of its chunks read back from T3
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the daemon knows at one moment; metrics.snapshot() makes it, everything else shows it."""
+
+    pid: int
+    version: str
+    socket: str
+    chunk_bytes: int
+    arena_bytes: int
+    arenas: int
+    tiers: tuple[TierSnapshot, ...]
+    spill_paths: tuple[SpillPathSnapshot, ...]
+    sessions: tuple[SessionSnapshot, ...] = field(default=())
+    mountpoint: str | None = None
+    ended: tuple[EndedSession, ...] = ()  #: the latest, oldest first

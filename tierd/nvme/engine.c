@@ -1,0 +1,453 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#define _GNU_SOURCE
+#include "engine.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <liburing.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+/* The kernel takes at most 1 GiB in one registered buffer. */
+#define SEGMENT_SHIFT 30
+#define SEGMENT_SIZE (UINT64_C(1) << SEGMENT_SHIFT)
+
+/* A piece that makes no progress this many times in a row has failed. */
+#define MAX_RETRIES 100
+
+#define NONE UINT32_MAX
+
+struct buffer {
+	char *base;
+	uint64_t length;
+	bool fixed;
+};
+
+struct request {
+	uint64_t length;
+	uint64_t sent; /* bytes cut into pieces so far */
+	uint64_t buffer_offset;
+	uint64_t file_offset;
+	uint32_t file;
+	uint32_t buffer; /* first entry of its buffer */
+	uint32_t pieces; /* with the kernel now */
+	uint32_t next; /* in `waiting` or `unused` */
+	int32_t result;
+	bool write;
+};
+
+struct piece {
+	uint64_t offset; /* from the start of its request */
+	uint32_t length;
+	uint32_t request;
+	uint32_t next; /* in `unused_pieces` */
+	uint32_t retries;
+};
+
+struct gb_ring {
+	struct io_uring uring;
+	struct gb_ring_options options;
+	int eventfd;
+	int broken; /* -errno of io_uring_enter, once it refused the ring */
+	struct buffer *buffers;
+	struct request *requests;
+	struct piece *pieces;
+	uint32_t *done; /* requests that ended and were not reported yet */
+	uint32_t done_count;
+	uint32_t unused, unused_pieces; /* heads of free lists */
+	uint32_t waiting, waiting_last; /* requests with bytes not sent yet, in order of arrival */
+};
+
+static uint32_t segments(uint64_t length)
+{
+	return (length + SEGMENT_SIZE - 1) >> SEGMENT_SHIFT;
+}
+
+static uint32_t min_u32(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
+/* Makes the eventfd readable, so that gb_ring_reap() is called soon. */
+static void poke(struct gb_ring *ring)
+{
+	eventfd_write(ring->eventfd, 1);
+}
+
+static void release(struct gb_ring *ring)
+{
+	if (ring->eventfd >= 0)
+		close(ring->eventfd);
+	free(ring->buffers);
+	free(ring->requests);
+	free(ring->pieces);
+	free(ring->done);
+	free(ring);
+}
+
+static struct gb_ring *allocate(const struct gb_ring_options *options)
+{
+	struct gb_ring *ring = calloc(1, sizeof(*ring));
+	uint32_t depth = options->depth;
+
+	if (!ring)
+		return NULL;
+	ring->options = *options;
+	ring->eventfd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	ring->buffers = calloc(options->buffers, sizeof(*ring->buffers));
+	ring->requests = calloc(depth, sizeof(*ring->requests));
+	ring->pieces = calloc(depth, sizeof(*ring->pieces));
+	ring->done = calloc(depth, sizeof(*ring->done));
+	if (ring->eventfd < 0 || !ring->buffers || !ring->requests || !ring->pieces ||
+	    !ring->done) {
+		release(ring);
+		return NULL;
+	}
+	for (uint32_t i = 0; i < depth; i++) {
+		ring->requests[i].next = i + 1 < depth ? i + 1 : NONE;
+		ring->pieces[i].next = i + 1 < depth ? i + 1 : NONE;
+	}
+	ring->waiting = ring->waiting_last = NONE;
+	return ring;
+}
+
+int gb_ring_new(const struct gb_ring_options *options, struct gb_ring **out)
+{
+	struct io_uring_params params = { .flags = options->setup_flags };
+	struct gb_ring *ring;
+	int err;
+
+	if (!options->depth || !options->piece || !options->buffers || !options->files)
+		return -EINVAL;
+	ring = allocate(options);
+	if (!ring)
+		return -ENOMEM;
+	err = io_uring_queue_init_params(options->depth, &ring->uring, &params);
+	if (err)
+		goto free_ring;
+	err = io_uring_register_buffers_sparse(&ring->uring, options->buffers);
+	if (err)
+		goto exit_uring;
+	err = io_uring_register_files_sparse(&ring->uring, options->files);
+	if (err)
+		goto exit_uring;
+	err = io_uring_register_eventfd(&ring->uring, ring->eventfd);
+	if (err)
+		goto exit_uring;
+	*out = ring;
+	return 0;
+
+exit_uring:
+	io_uring_queue_exit(&ring->uring);
+free_ring:
+	release(ring);
+	return err;
+}
+
+void gb_ring_free(struct gb_ring *ring)
+{
+	io_uring_queue_exit(&ring->uring);
+	release(ring);
+}
+
+int gb_ring_eventfd(const struct gb_ring *ring)
+{
+	return ring->eventfd;
+}
+
+static int update_buffer(struct gb_ring *ring, uint32_t index, void *base, size_t length)
+{
+	struct iovec iov = { .iov_base = base, .iov_len = length };
+	__u64 tag = 0;
+	int ret = io_uring_register_buffers_update_tag(&ring->uring, index, &iov, &tag, 1);
+
+	return ret < 0 ? ret : 0;
+}
+
+int gb_ring_clear_buffer(struct gb_ring *ring, uint32_t first, uint64_t length)
+{
+	int err = 0;
+
+	for (uint32_t i = first; i < first + segments(length); i++) {
+		if (ring->buffers[i].fixed) {
+			int ret = update_buffer(ring, i, NULL, 0);
+
+			err = err ? err : ret;
+		}
+		ring->buffers[i] = (struct buffer){};
+	}
+	return err;
+}
+
+int gb_ring_set_buffer(struct gb_ring *ring, uint32_t first, void *base, uint64_t length, int fixed)
+{
+	uint32_t n = segments(length);
+
+	if (first > ring->options.buffers || n > ring->options.buffers - first)
+		return -ENOBUFS;
+	for (uint32_t i = 0; i < n; i++) {
+		uint64_t offset = (uint64_t)i << SEGMENT_SHIFT;
+		struct buffer buffer = {
+			.base = (char *)base + offset,
+			.length = min_u32(SEGMENT_SIZE, length - offset),
+			.fixed = fixed,
+		};
+
+		if (fixed) {
+			int err = update_buffer(ring, first + i, buffer.base, buffer.length);
+
+			if (err) {
+				gb_ring_clear_buffer(ring, first, offset);
+				return err;
+			}
+		}
+		ring->buffers[first + i] = buffer;
+	}
+	return 0;
+}
+
+int gb_ring_set_file(struct gb_ring *ring, uint32_t index, int fd)
+{
+	int ret = io_uring_register_files_update(&ring->uring, index, &fd, 1);
+
+	return ret < 0 ? ret : 0;
+}
+
+/* Puts a piece on the submission queue, which has room: it is as deep as there are pieces. */
+static void prepare(struct gb_ring *ring, uint32_t index)
+{
+	struct piece *piece = &ring->pieces[index];
+	struct request *request = &ring->requests[piece->request];
+	struct io_uring_sqe *sqe = io_uring_get_sqe(&ring->uring);
+	uint64_t offset = request->buffer_offset + piece->offset;
+	uint32_t slot = request->buffer + (offset >> SEGMENT_SHIFT);
+	struct buffer *buffer = &ring->buffers[slot];
+	char *address = buffer->base + (offset & (SEGMENT_SIZE - 1));
+	uint64_t position = request->file_offset + piece->offset;
+
+	if (buffer->fixed && request->write)
+		io_uring_prep_write_fixed(sqe, request->file, address, piece->length, position,
+					  slot);
+	else if (buffer->fixed)
+		io_uring_prep_read_fixed(sqe, request->file, address, piece->length, position,
+					 slot);
+	else if (request->write)
+		io_uring_prep_write(sqe, request->file, address, piece->length, position);
+	else
+		io_uring_prep_read(sqe, request->file, address, piece->length, position);
+	io_uring_sqe_set_flags(sqe, IOSQE_FIXED_FILE);
+	io_uring_sqe_set_data64(sqe, index);
+}
+
+/* Cuts the next piece off a request; a piece lies in one registered buffer. */
+static void cut(struct gb_ring *ring, uint32_t number)
+{
+	struct request *request = &ring->requests[number];
+	uint64_t offset = request->buffer_offset + request->sent;
+	uint64_t left = request->length - request->sent;
+	uint32_t room = min_u32(SEGMENT_SIZE - (offset & (SEGMENT_SIZE - 1)), ring->options.piece);
+	uint32_t index = ring->unused_pieces;
+	struct piece *piece = &ring->pieces[index];
+
+	ring->unused_pieces = piece->next;
+	*piece = (struct piece){
+		.offset = request->sent,
+		.length = min_u32(left, room),
+		.request = number,
+	};
+	request->sent += piece->length;
+	request->pieces++;
+	prepare(ring, index);
+}
+
+/* Sends what waits, oldest request first, so that a chunk arrives whole as early as it can. */
+static void feed(struct gb_ring *ring)
+{
+	int ret;
+
+	while (ring->waiting != NONE && ring->unused_pieces != NONE) {
+		uint32_t number = ring->waiting;
+		struct request *request = &ring->requests[number];
+
+		cut(ring, number);
+		if (request->sent == request->length)
+			ring->waiting = request->next;
+	}
+	if (ring->waiting == NONE)
+		ring->waiting_last = NONE;
+	if (!io_uring_sq_ready(&ring->uring))
+		return;
+	ret = io_uring_submit(&ring->uring);
+	if (ret < 0 && ret != -EINTR && ret != -EAGAIN && ret != -EBUSY)
+		ring->broken = ret;
+	/* The kernel is out of memory for the moment; what it left in the queue goes next time. */
+	if (ring->broken || io_uring_sq_ready(&ring->uring))
+		poke(ring);
+}
+
+static void unlink_waiting(struct gb_ring *ring, uint32_t number)
+{
+	uint32_t before = NONE;
+
+	for (uint32_t i = ring->waiting; i != NONE; before = i, i = ring->requests[i].next) {
+		if (i != number)
+			continue;
+		if (before == NONE)
+			ring->waiting = ring->requests[i].next;
+		else
+			ring->requests[before].next = ring->requests[i].next;
+		if (ring->waiting_last == number)
+			ring->waiting_last = before;
+		return;
+	}
+}
+
+/* The first failure decides a request's result and keeps its other pieces from being sent. */
+static void fail(struct gb_ring *ring, uint32_t number, int32_t result)
+{
+	struct request *request = &ring->requests[number];
+
+	if (!request->result)
+		request->result = result;
+	if (request->sent < request->length) {
+		unlink_waiting(ring, number);
+		request->sent = request->length;
+	}
+}
+
+static void finish_if_done(struct gb_ring *ring, uint32_t number)
+{
+	struct request *request = &ring->requests[number];
+
+	if (!request->pieces && request->sent == request->length)
+		ring->done[ring->done_count++] = number;
+}
+
+int gb_ring_start(struct gb_ring *ring, int write, uint32_t file, uint32_t buffer,
+		  uint64_t buffer_offset, uint64_t length, uint64_t file_offset)
+{
+	uint32_t number = ring->unused;
+	struct request *request;
+
+	if (!length)
+		return -EINVAL;
+	if (number == NONE)
+		return -EBUSY;
+	request = &ring->requests[number];
+	ring->unused = request->next;
+	*request = (struct request){
+		.length = length,
+		.buffer_offset = buffer_offset,
+		.file_offset = file_offset,
+		.file = file,
+		.buffer = buffer,
+		.next = NONE,
+		.write = write,
+	};
+	if (ring->waiting_last == NONE)
+		ring->waiting = number;
+	else
+		ring->requests[ring->waiting_last].next = number;
+	ring->waiting_last = number;
+	feed(ring);
+	return number;
+}
+
+void gb_ring_cancel(struct gb_ring *ring, uint32_t number)
+{
+	struct request *request = &ring->requests[number];
+
+	if (request->sent == request->length)
+		return; /* all with the kernel, or ended: it decides */
+	fail(ring, number, -ECANCELED);
+	finish_if_done(ring, number);
+	if (!request->pieces)
+		poke(ring);
+}
+
+static void complete(struct gb_ring *ring, uint32_t index, int32_t res)
+{
+	struct piece *piece = &ring->pieces[index];
+	uint32_t number = piece->request;
+
+	if (!ring->requests[number].result) {
+		if ((res == -EINTR || res == -EAGAIN) && ++piece->retries < MAX_RETRIES) {
+			prepare(ring, index);
+			return;
+		}
+		if (res > 0 && (uint32_t)res < piece->length) {
+			piece->offset += res;
+			piece->length -= res;
+			piece->retries = 0;
+			prepare(ring, index);
+			return;
+		}
+	}
+	/* Nothing moved means that the file ends here: it was made shorter, or its device is gone. */
+	if (res <= 0)
+		fail(ring, number, res ? res : -EIO);
+	piece->next = ring->unused_pieces;
+	ring->unused_pieces = index;
+	ring->requests[number].pieces--;
+	finish_if_done(ring, number);
+}
+
+/* Returns whether there were completions. */
+static bool drain(struct gb_ring *ring)
+{
+	struct io_uring_cqe *cqe;
+	unsigned int head, n = 0;
+	int ret;
+
+	/* Under DEFER_TASKRUN completions are posted only while their thread is in here. */
+	ret = io_uring_get_events(&ring->uring);
+	if (ret < 0 && ret != -EINTR && ret != -EAGAIN && ret != -EBUSY)
+		ring->broken = ret;
+	io_uring_for_each_cqe(&ring->uring, head, cqe) {
+		complete(ring, io_uring_cqe_get_data64(cqe), cqe->res);
+		n++;
+	}
+	io_uring_cq_advance(&ring->uring, n);
+	return n > 0;
+}
+
+int gb_ring_reap(struct gb_ring *ring, uint32_t *requests, int32_t *results)
+{
+	eventfd_t count;
+	uint32_t n;
+
+	eventfd_read(ring->eventfd, &count);
+	/*
+	 * Until a round finds none: the kernel handles a bounded number of
+	 * completions a round and does not signal the rest again.
+	 */
+	while (drain(ring) && !ring->broken)
+		feed(ring);
+	feed(ring);
+	if (ring->broken)
+		return ring->broken;
+	n = ring->done_count;
+	ring->done_count = 0;
+	for (uint32_t i = 0; i < n; i++) {
+		uint32_t number = ring->done[i];
+
+		requests[i] = number;
+		results[i] = ring->requests[number].result;
+		ring->requests[number].next = ring->unused;
+		ring->unused = number;
+	}
+	return n;
+}
+
+int gb_fallocate(int fd, int64_t offset, int64_t length)
+{
+	int ret;
+
+	do
+		ret = fallocate(fd, 0, offset, length);
+	while (ret && errno == EINTR);
+	return ret ? -errno : 0;
+}

@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""An io_uring ring that trio tasks read and write through.
+
+The work per piece and per completion is C (engine.h); this file is about tasks. A task starts a
+request with one call into C and parks. One pump task waits for the ring's eventfd, reaps, and
+wakes each task whose request is complete: one wake-up a request, however many pieces it had.
+
+A ring belongs to the thread that made it. So trio's own thread submits and reaps, and no lock is
+needed anywhere. A thread per ring would take the submissions off trio's thread, but each request
+would then cost two hand-overs between threads, which is more than the submission of a chunk.
+
+Ownership of memory: from its start until its completion, a request's part of the buffer belongs to
+the kernel. Cancelling the task that waits cannot shorten that, because a transfer that a device has
+accepted cannot be recalled. So a cancelled task keeps waiting: the pieces not yet submitted are
+dropped, those with the kernel are waited for, and only then does trio.Cancelled come out of
+read() or write(). Whoever holds a buffer may reuse it as soon as the call is over, however it ended.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, NoReturn, Self
+
+import outcome
+import trio
+
+from ._uring import ffi, lib
+from .errors import RingError
+from .ringsetup import buffer_error, new_ring
+from .table import Table
+
+if TYPE_CHECKING:
+    from ._uring import CData
+
+__all__ = ["Ring", "RingBuffer", "RingFile", "RingStatistics", "open_ring"]
+
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class RingStatistics:
+    """A ring at one moment."""
+
+    entries: int  #: pieces with the kernel, and requests, at most
+    piece: int  #: bytes
+    setup_flags: int  #: IORING_SETUP_*, as far as the kernel had them
+    requests: int  #: started and not complete
+    wakeups: int  #: times that the pump ran
+    completed: int  #: requests
+
+
+class RingBuffer:
+    """Memory that a ring transfers from and to. Ring.add_buffer() makes it."""
+
+    __slots__ = ("_memory", "busy", "first", "fixed", "length", "segments")
+
+    def __init__(self, first: int, segments: int, length: int, fixed: bool, memory: CData) -> None:
+        self.first = first  #: its first entry in the ring's table; -1 once removed
+        self.segments = segments
+        self.length = length  #: bytes
+        self.fixed = fixed  #: whether its pages are pinned once and for all
+        self.busy = 0  #: requests under way
+        self._memory = memory
+
+    def release(self) -> None:
+        """Lets go of the memory: until then the mapping behind it cannot be closed."""
+        self.first = -1
+        ffi.release(self._memory)
+
+
+class RingFile:
+    """A file that a ring transfers from and to. Ring.add_file() makes it."""
+
+    __slots__ = ("busy", "index")
+
+    def __init__(self, index: int) -> None:
+        self.index = index  #: its entry in the ring's table; -1 once removed
+        self.busy = 0  #: requests under way
+
+
+class Ring:
+    """One io_uring instance, for use from the thread that makes it.
+
+    `entries` bounds the pieces that are with the kernel and the requests that are started; further
+    requests wait their turn, first come first served. `piece` is the size, in bytes, at which
+    requests are cut: see docs/measurements for where the default comes from. `buffers` bounds the
+    buffers, counted by GiB begun, and `files` the files that can be added.
+
+    Raises RingError where io_uring cannot be used.
+    """
+
+    def __init__(
+        self, *, entries: int = 64, piece: int = 1 << 20, buffers: int = 4096, files: int = 16
+    ) -> None:
+        self._entries = entries
+        self._piece = piece
+        self._ring, self._setup_flags = new_ring(entries, piece, buffers, files)
+        self._open = True  # requests are taken
+        self._eventfd = lib.gb_ring_eventfd(self._ring)
+        self._ended = ffi.new("uint32_t[]", entries)
+        self._results = ffi.new("int32_t[]", entries)
+        self._slots = trio.Semaphore(entries)
+        self._waiters: dict[int, trio.lowlevel.Task] = {}
+        self._buffer_table = Table(buffers)
+        self._file_table = Table(files)
+        self._buffers: set[RingBuffer] = set()
+        self._wakeups = 0
+        self._completed = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives the ring back to the kernel; closing twice is allowed.
+
+        Raises trio.BusyResourceError while a request is under way: run() ends only when none is.
+        """
+        if self._eventfd == -1:
+            return
+        if self._waiters:
+            raise trio.BusyResourceError(f"{len(self._waiters)} requests are under way on this ring")
+        self._open = False
+        self._eventfd = -1
+        lib.gb_ring_free(self._ring)
+        for buffer in self._buffers:
+            buffer.release()
+        self._buffers.clear()
+
+    def statistics(self) -> RingStatistics:
+        """What the ring is and does now."""
+        return RingStatistics(
+            entries=self._entries,
+            piece=self._piece,
+            setup_flags=self._setup_flags,
+            requests=len(self._waiters),
+            wakeups=self._wakeups,
+            completed=self._completed,
+        )
+
+    # Files and buffers
+
+    def add_file(self, fd: int) -> RingFile:
+        """Registers an open file. The ring holds the file, not the descriptor, until it is removed.
+
+        Raises NoSpace when the table is full and OSError when the kernel refuses.
+        """
+        self._check_open()
+        index = self._file_table.take(1)
+        error = lib.gb_ring_set_file(self._ring, index, fd)
+        if error:
+            self._file_table.give_back(index, 1)
+            raise OSError(-error, f"io_uring cannot register file descriptor {fd}: {os.strerror(-error)}")
+        return RingFile(index)
+
+    def remove_file(self, file: RingFile) -> None:
+        """Lets go of a file. Raises trio.BusyResourceError while a request uses it."""
+        self._check_idle(file.busy, file.index)
+        lib.gb_ring_set_file(self._ring, file.index, -1)
+        self._file_table.give_back(file.index, 1)
+        file.index = -1
+
+    def add_buffer(self, memory: memoryview, *, fixed: bool = True) -> RingBuffer:
+        """Registers writable memory, of any length; its pages are pinned here, once.
+
+        With `fixed` false nothing is pinned now, and the kernel pins for each transfer. Takes about
+        0.1 s a GiB of populated 4 KiB pages.
+
+        Raises MemlockError when RLIMIT_MEMLOCK forbids it, NoSpace when the table is full, and
+        OSError when the kernel refuses otherwise.
+        """
+        self._check_open()
+        segments = -(-memory.nbytes // _GIB)
+        first = self._buffer_table.take(segments)
+        address = ffi.from_buffer("char[]", memory, require_writable=True)
+        error = lib.gb_ring_set_buffer(self._ring, first, address, memory.nbytes, fixed)
+        if error:
+            ffi.release(address)
+            self._buffer_table.give_back(first, segments)
+            raise buffer_error(-error, memory.nbytes)
+        buffer = RingBuffer(first, segments, memory.nbytes, fixed, address)
+        self._buffers.add(buffer)
+        return buffer
+
+    def remove_buffer(self, buffer: RingBuffer) -> None:
+        """Unpins a buffer. Raises trio.BusyResourceError while a request uses it."""
+        self._check_idle(buffer.busy, buffer.first)
+        lib.gb_ring_clear_buffer(self._ring, buffer.first, buffer.length)
+        self._buffer_table.give_back(buffer.first, buffer.segments)
+        self._buffers.discard(buffer)
+        buffer.release()
+
+    # Transfers
+
+    async def read(
+        self, file: RingFile, buffer: RingBuffer, buffer_offset: int, length: int, file_offset: int
+    ) -> None:
+        """Reads exactly `length` bytes at `file_offset` into the buffer at `buffer_offset`.
+
+        On a file opened with O_DIRECT all three are multiples of the block size. Raises OSError;
+        what the buffer then holds is undefined. The end of the file is an error too (EIO).
+        """
+        await self._transfer(False, file, buffer, buffer_offset, length, file_offset, None)
+
+    async def write(
+        self,
+        file: RingFile,
+        buffer: RingBuffer,
+        buffer_offset: int,
+        length: int,
+        file_offset: int,
+        *,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> None:
+        """Writes exactly `length` bytes at `file_offset` from the buffer at `buffer_offset`.
+
+        `meanwhile` is called once, when the kernel has the request: it may read the same bytes
+        while the device does. Raises OSError; what the file then holds there is undefined.
+        """
+        await self._transfer(True, file, buffer, buffer_offset, length, file_offset, meanwhile)
+
+    async def _transfer(
+        self,
+        write: bool,
+        file: RingFile,
+        buffer: RingBuffer,
+        buffer_offset: int,
+        length: int,
+        file_offset: int,
+        meanwhile: Callable[[], None] | None,
+    ) -> None:
+        if length <= 0 or buffer_offset < 0 or buffer_offset + length > buffer.length or file_offset < 0:
+            place = f"{buffer_offset} of a buffer of {buffer.length}, at {file_offset} of the file"
+            raise ValueError(f"no transfer of {length} bytes at {place}")
+        await trio.lowlevel.checkpoint_if_cancelled()
+        # Without this the common case would pay a round through trio's scheduler.
+        try:
+            self._slots.acquire_nowait()
+        except trio.WouldBlock:
+            await self._slots.acquire()
+        try:
+            self._check_open()
+            if file.index < 0 or buffer.first < 0:
+                raise ValueError("the file or the buffer was removed from the ring")
+            request = lib.gb_ring_start(
+                self._ring, write, file.index, buffer.first, buffer_offset, length, file_offset
+            )
+            if request < 0:
+                raise OSError(-request, os.strerror(-request))
+            file.busy += 1
+            buffer.busy += 1
+            try:
+                await self._complete(request, meanwhile)
+            finally:
+                file.busy -= 1
+                buffer.busy -= 1
+        finally:
+            self._slots.release()
+
+    async def _complete(self, request: int, meanwhile: Callable[[], None] | None) -> None:
+        try:
+            if meanwhile is not None:
+                meanwhile()
+        finally:  # the kernel has the buffer: whatever happened above, wait
+            await self._wait(request)
+
+    async def _wait(self, request: int) -> None:
+        cancelled: Callable[[], NoReturn] | None = None
+
+        def abort(raise_cancel: Callable[[], NoReturn]) -> trio.lowlevel.Abort:
+            nonlocal cancelled
+            cancelled = raise_cancel
+            lib.gb_ring_cancel(self._ring, request)
+            return trio.lowlevel.Abort.FAILED
+
+        self._waiters[request] = trio.lowlevel.current_task()
+        error = -(await trio.lowlevel.wait_task_rescheduled(abort))
+        if error == errno.ECANCELED:
+            if cancelled is not None:
+                cancelled()
+            raise trio.ClosedResourceError("the ring was closed")
+        if error:
+            raise OSError(error, os.strerror(error))
+
+    # The pump
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Wakes the tasks whose requests are complete, until it is cancelled.
+
+        Requests make progress only while this runs, so it is the first task to be started and the
+        last to end: once cancelled it refuses new requests, drops what the kernel does not have,
+        and returns when the kernel has let go of every buffer. The ring can be closed then.
+        """
+        self._check_open()
+        task_status.started()
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(self._eventfd)
+                self._reap()
+        finally:
+            self._open = False
+            for request in self._waiters:
+                lib.gb_ring_cancel(self._ring, request)
+            with trio.CancelScope(shield=True):
+                while self._waiters:
+                    await trio.lowlevel.wait_readable(self._eventfd)
+                    self._reap()
+
+    def _reap(self) -> None:
+        self._wakeups += 1
+        ended = lib.gb_ring_reap(self._ring, self._ended, self._results)
+        if ended < 0:
+            self._break(-ended)
+        for i in range(ended):
+            task = self._waiters.pop(self._ended[i])
+            trio.lowlevel.reschedule(task, outcome.Value(self._results[i]))
+        self._completed += ended
+
+    def _break(self, error: int) -> NoReturn:
+        """The kernel refuses the ring itself, which only a fault of this program can bring about."""
+        self._open = False
+        for task in self._waiters.values():
+            trio.lowlevel.reschedule(task, outcome.Value(-error))
+        self._waiters.clear()
+        raise RingError(error, f"the kernel refuses the ring: {os.strerror(error)}")
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise trio.ClosedResourceError("the ring was closed")
+
+    def _check_idle(self, busy: int, entry: int) -> None:
+        if self._eventfd == -1:
+            raise trio.ClosedResourceError("the ring was closed")
+        if entry < 0:
+            raise ValueError("it was removed from the ring before")
+        if busy:
+            raise trio.BusyResourceError(f"{busy} requests are using it")
+
+
+@asynccontextmanager
+async def open_ring(
+    *, entries: int = 64, piece: int = 1 << 20, buffers: int = 4096, files: int = 16
+) -> AsyncIterator[Ring]:
+    """A ring with its pump running; for those who have no nursery to start Ring.run() in."""
+    with Ring(entries=entries, piece=piece, buffers=buffers, files=files) as ring:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(ring.run)
+            yield ring
+            nursery.cancel_scope.cancel()

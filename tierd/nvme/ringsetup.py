@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Making a ring with what this kernel has, and saying why where it cannot be made."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from typing import TYPE_CHECKING
+
+from tierd.model import format_size
+
+from ._uring import ffi, lib
+from .errors import MemlockError, RingError
+
+if TYPE_CHECKING:
+    from ._uring import CData
+
+__all__ = ["SETUPS", "buffer_error", "new_ring"]
+
+# include/uapi/linux/io_uring.h
+SUBMIT_ALL = 1 << 7
+COOP_TASKRUN = 1 << 8
+SINGLE_ISSUER = 1 << 12
+DEFER_TASKRUN = 1 << 13
+
+SETUPS = (
+    SUBMIT_ALL | SINGLE_ISSUER | DEFER_TASKRUN,
+    SUBMIT_ALL | SINGLE_ISSUER | COOP_TASKRUN,
+    SUBMIT_ALL | COOP_TASKRUN,
+    SUBMIT_ALL,
+)
+"""Setup flags from best to plainest. With DEFER_TASKRUN the kernel handles completions when the
+thread asks for them, many at once; with COOP_TASKRUN whenever the thread enters the kernel anyway;
+with neither it interrupts the thread for each.
+"""
+
+_REFUSALS = {
+    errno.EPERM: "this process may not use io_uring; set the sysctl kernel.io_uring_disabled to 0, "
+    "and in a container use a seccomp profile that allows io_uring_setup",
+    errno.ENOSYS: "the kernel has no io_uring, or the container's seccomp profile hides it; "
+    "allow io_uring_setup there",
+    errno.EINVAL: "the kernel's io_uring is too old: it lacks sparse tables of registered buffers, "
+    "which Linux 5.19 and newer have",
+    errno.ENOMEM: "there is no memory for an io_uring ring; raise the limit on locked memory (ulimit -l)",
+    errno.EMFILE: "this process has too many open files for an io_uring ring; raise ulimit -n",
+}
+
+
+def new_ring(entries: int, piece: int, buffers: int, files: int) -> tuple[CData, int]:
+    """The best ring that the kernel makes, and its setup flags. Raises RingError.
+
+    Found by trying: versions say little about kernels that distributions patch.
+    """
+    ring = ffi.new("struct gb_ring **")
+    error = 0
+    for flags in SETUPS:
+        options = ffi.new("struct gb_ring_options *", (entries, piece, flags, buffers, files))
+        error = -lib.gb_ring_new(options, ring)
+        if not error:
+            return ring[0], flags
+        if error != errno.EINVAL:
+            break
+    raise RingError(error, _REFUSALS.get(error, f"io_uring cannot be set up: {os.strerror(error)}"))
+
+
+def buffer_error(error: int, size: int) -> OSError:
+    """The exception for memory of `size` bytes that could not be registered."""
+    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    if error == errno.ENOMEM and limit != resource.RLIM_INFINITY:
+        return MemlockError(
+            error,
+            f"cannot pin {format_size(size)} for io_uring: the limit on locked memory is "
+            f"{format_size(limit)}; raise it with 'ulimit -l unlimited', LimitMEMLOCK=infinity in the "
+            "systemd unit or 'memlock' in /etc/security/limits.conf, or grant CAP_IPC_LOCK",
+        )
+    return OSError(error, f"io_uring cannot register {format_size(size)} of memory: {os.strerror(error)}")

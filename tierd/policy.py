@@ -1,0 +1,403 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Who may have how much of T2 and T3: pure transitions from state and event to state and actions.
+
+No I/O, no clock, no trio. The daemon reports what happened as an event, apply() says what becomes of
+the state and what has to be done, or raises Refused.
+
+What is promised: an event that would leave no witness (see capacity) is refused; hence
+
+- everything that was admitted has a place, whatever the application does later (never overcommitted);
+- targets() is such a witness, and arenas are recalled only from sessions that hold more than their
+  target. The spills with which such a session empties an arena are admitted by the same rule, so a
+  recall can always be obeyed, and a session below its target gets its arenas (no starvation).
+
+The alternative, letting allocations reserve the arenas and extents they will use, was rejected: an
+idle session's reservation would keep RAM empty while a busy one streams from NVMe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import assert_never
+
+from .capacity import Limits, Session, feasible, room, targets
+
+__all__ = [
+    "Action",
+    "Allocated",
+    "ArenaAsked",
+    "ArenaReturned",
+    "ArenaWaitOver",
+    "Deny",
+    "Event",
+    "ExtentsChanged",
+    "ExtentsReturned",
+    "Freed",
+    "Grant",
+    "Joined",
+    "Left",
+    "Recall",
+    "RecallFailed",
+    "Refused",
+    "SpillAsked",
+    "State",
+    "VramSet",
+    "apply",
+]
+
+
+class Refused(Exception):
+    """An event that cannot be: `name` is an errno name, the text is for people."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
+# State
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Everything the policy knows. Make new ones with apply()."""
+
+    limits: Limits
+    sessions: Mapping[int, Session] = field(default_factory=lambda: MappingProxyType({}))
+    waiting: tuple[int, ...] = ()  #: sessions that wait for an arena, in order; no arena is free then
+    next_arena: int = 1
+
+    @property
+    def free_arenas(self) -> int:
+        """Arenas that no session has."""
+        return self.limits.arenas - sum(len(s.arenas) for s in self.sessions.values())
+
+    @property
+    def extents_used(self) -> int:
+        """Extents that sessions have."""
+        return sum(s.extents for s in self.sessions.values())
+
+
+# Events
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    session: int
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """The session ended; its arenas are closed and its extents given back."""
+
+    session: int
+
+
+@dataclass(frozen=True, slots=True)
+class VramSet:
+    session: int
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class Allocated:
+    session: int
+    chunks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Freed:
+    session: int
+    chunks: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpillAsked:
+    """The session wants one more extent."""
+
+    session: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExtentsReturned:
+    session: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExtentsChanged:
+    """T3 became smaller (extents that failed) or larger."""
+
+    extents: int
+
+
+@dataclass(frozen=True, slots=True)
+class ArenaAsked:
+    session: int
+
+
+@dataclass(frozen=True, slots=True)
+class ArenaReturned:
+    """The arena is closed, after a recall or because it could not be made."""
+
+    session: int
+    arena: int
+
+
+@dataclass(frozen=True, slots=True)
+class RecallFailed:
+    """The session did not give the arena back and keeps it."""
+
+    session: int
+    arena: int
+
+
+@dataclass(frozen=True, slots=True)
+class ArenaWaitOver:
+    """The session no longer waits for an arena."""
+
+    session: int
+
+
+Event = (
+    Joined
+    | Left
+    | VramSet
+    | Allocated
+    | Freed
+    | SpillAsked
+    | ExtentsReturned
+    | ExtentsChanged
+    | ArenaAsked
+    | ArenaReturned
+    | RecallFailed
+    | ArenaWaitOver
+)
+
+
+# Actions
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Make an arena with this new id and give it to the session."""
+
+    session: int
+    arena: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """Ask the session to give the arena back."""
+
+    session: int
+    arena: int
+
+
+@dataclass(frozen=True, slots=True)
+class Deny:
+    """One of the session's waiting requests for an arena has no prospect any more."""
+
+    session: int
+
+
+Action = Grant | Recall | Deny
+
+
+# Transitions
+
+
+def _with(state: State, id: int, session: Session | None) -> State:
+    sessions = dict(state.sessions)
+    if session is None:
+        del sessions[id]
+    else:
+        sessions[id] = session
+    return replace(state, sessions=MappingProxyType(sessions))
+
+
+def _feasible(state: State) -> bool:
+    return feasible(state.limits, state.sessions)
+
+
+def _targets(state: State) -> dict[int, int]:
+    return targets(state.limits, state.sessions)
+
+
+Transition = tuple[State, tuple[Action, ...]]
+
+
+def _joined(state: State, event: Joined) -> Transition:
+    assert event.session not in state.sessions
+    return _with(state, event.session, Session()), ()
+
+
+def _left(state: State, event: Left) -> Transition:
+    waiting = tuple(id for id in state.waiting if id != event.session)
+    return _hand_out(replace(_with(state, event.session, None), waiting=waiting))
+
+
+def _vram_set(state: State, event: VramSet) -> Transition:
+    session = state.sessions[event.session]
+    after = _with(state, event.session, replace(session, vram=event.slots))
+    if event.slots < session.vram and after.sessions[event.session].overflow and not _feasible(after):
+        raise Refused(
+            "ENOMEM",
+            f"with {event.slots} VRAM slots, {session.committed - event.slots} chunks of this session "
+            "would have to lie in RAM or on NVMe, and there is not that much left",
+        )
+    return after, ()
+
+
+def _allocated(state: State, event: Allocated) -> Transition:
+    session = state.sessions[event.session]
+    grown = replace(session, committed=session.committed + event.chunks)
+    after = _with(state, event.session, grown)
+    # What VRAM holds alone needs nothing of us, even when T3 has failed under the others.
+    if grown.overflow and not _feasible(after):
+        below = room(state.limits, state.sessions, event.session) - session.overflow
+        left = max(0, session.vram - session.committed) + below
+        raise Refused("ENOMEM", f"{event.chunks} chunks are wanted, the tiers have room for {left}")
+    return after, ()
+
+
+def _freed(state: State, event: Freed) -> Transition:
+    session = state.sessions[event.session]
+    assert 0 <= event.chunks <= session.committed
+    return _with(state, event.session, replace(session, committed=session.committed - event.chunks)), ()
+
+
+def _spill_asked(state: State, event: SpillAsked) -> Transition:
+    session = state.sessions[event.session]
+    if state.extents_used >= state.limits.extents:
+        raise Refused("ENOSPC", "every extent is in use")
+    after = _with(state, event.session, replace(session, extents=session.extents + 1))
+    if not _feasible(after):
+        raise Refused("ENOSPC", "the extents left are kept for chunks that have no other place")
+    return after, ()
+
+
+def _extents_returned(state: State, event: ExtentsReturned) -> Transition:
+    session = state.sessions[event.session]
+    assert 0 <= event.count <= session.extents
+    return _with(state, event.session, replace(session, extents=session.extents - event.count)), ()
+
+
+def _extents_changed(state: State, event: ExtentsChanged) -> Transition:
+    return replace(state, limits=replace(state.limits, extents=event.extents)), ()
+
+
+def _arena_asked(state: State, event: ArenaAsked) -> Transition:
+    if state.free_arenas > 0:
+        return _grant(state, event.session)
+    wanted = _targets(state)
+    effective = {
+        id: len(s.arenas) - len(s.recalled) + state.waiting.count(id) for id, s in state.sessions.items()
+    }
+    if effective[event.session] >= wanted[event.session]:
+        raise Refused("ENOSPC", "T2 has no more arenas for this session")
+    queued = replace(state, waiting=(*state.waiting, event.session))
+    if _recalls(state) > len(state.waiting):
+        return queued, ()  # an arena is on its way back whose asker has given up
+    above = {
+        id: effective[id] - wanted[id]
+        for id, s in state.sessions.items()
+        if effective[id] > wanted[id] and len(s.arenas) > len(s.recalled)
+    }
+    if not above:
+        # All that could be recalled is on its way already, and some of it to a session whose need has
+        # fallen since it asked: as many arenas are held or promised as there are, so when one has less
+        # than its target another has more. Its place in the queue is the asker's now.
+        displaced = next(id for id in reversed(state.waiting) if effective[id] > wanted[id])
+        return _no_longer_waiting(queued, displaced), (Deny(displaced),)
+    victim = max(above, key=lambda id: (above[id], id))
+    session = state.sessions[victim]
+    # The youngest arena: the older ones are likelier to hold what the session keeps using.
+    arena = next(a for a in reversed(session.arenas) if a not in session.recalled)
+    asked = replace(session, recalled=session.recalled | {arena})
+    return _with(queued, victim, asked), (Recall(victim, arena),)
+
+
+def _recalls(state: State) -> int:
+    return sum(len(s.recalled) for s in state.sessions.values())
+
+
+def _grant(state: State, id: int) -> Transition:
+    session = state.sessions[id]
+    arena = state.next_arena
+    after = _with(state, id, replace(session, arenas=(*session.arenas, arena)))
+    return replace(after, next_arena=arena + 1), (Grant(id, arena),)
+
+
+def _hand_out(state: State) -> Transition:
+    """Give free arenas to those who wait, the neediest first; deny those that nothing comes back for."""
+    actions: list[Action] = []
+    while state.waiting and state.free_arenas > 0:
+        id = _neediest(state)
+        state, granted = _grant(_no_longer_waiting(state, id), id)
+        actions += granted
+    while len(state.waiting) > _recalls(state):
+        id = _neediest(state, least=True)
+        state = _no_longer_waiting(state, id)
+        actions.append(Deny(id))
+    return state, tuple(actions)
+
+
+def _neediest(state: State, *, least: bool = False) -> int:
+    wanted = _targets(state)
+    lack = {id: wanted[id] - len(state.sessions[id].arenas) for id in state.waiting}
+    # dict keeps the order of arrival, and max() and min() take the first of equals.
+    return min(lack, key=lack.__getitem__) if least else max(lack, key=lack.__getitem__)
+
+
+def _no_longer_waiting(state: State, id: int) -> State:
+    at = state.waiting.index(id)
+    return replace(state, waiting=state.waiting[:at] + state.waiting[at + 1 :])
+
+
+def _arena_returned(state: State, event: ArenaReturned) -> Transition:
+    session = state.sessions[event.session]
+    kept = tuple(a for a in session.arenas if a != event.arena)
+    after = replace(session, arenas=kept, recalled=session.recalled - {event.arena})
+    return _hand_out(_with(state, event.session, after))
+
+
+def _recall_failed(state: State, event: RecallFailed) -> Transition:
+    session = state.sessions[event.session]
+    after = replace(session, recalled=session.recalled - {event.arena})
+    return _hand_out(_with(state, event.session, after))
+
+
+def _arena_wait_over(state: State, event: ArenaWaitOver) -> Transition:
+    return _no_longer_waiting(state, event.session), ()
+
+
+def apply(state: State, event: Event) -> Transition:
+    """The state after `event` and what is to be done. Raises Refused; nothing has changed then."""
+    match event:
+        case SpillAsked():
+            return _spill_asked(state, event)
+        case ExtentsReturned():
+            return _extents_returned(state, event)
+        case Joined():
+            return _joined(state, event)
+        case Left():
+            return _left(state, event)
+        case VramSet():
+            return _vram_set(state, event)
+        case Allocated():
+            return _allocated(state, event)
+        case Freed():
+            return _freed(state, event)
+        case ExtentsChanged():
+            return _extents_changed(state, event)
+        case ArenaAsked():
+            return _arena_asked(state, event)
+        case ArenaReturned():
+            return _arena_returned(state, event)
+        case RecallFailed():
+            return _recall_failed(state, event)
+        case ArenaWaitOver():
+            return _arena_wait_over(state, event)
+    assert_never(event)

@@ -1,0 +1,371 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One application process: its requests, what it holds, and its end.
+
+However a session ends (bye, a closed socket, SIGKILL, a broken message, the daemon's own end), run()
+awaits the transfers under way and then gives back every arena and extent before it returns.
+"""
+
+from __future__ import annotations
+
+import bisect
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+import trio
+
+from .arena import Arena
+from .capacity import lone_capacity, room
+from .migrate import Migrator
+from .model import AllocationSnapshot, EndedSession, SessionSnapshot, Tier
+from .policy import Allocated, ArenaReturned, Freed, RecallFailed, Refused, VramSet
+from .statemap import StateMap
+from .tiers import Tiers
+from .wire import MAX_UNDER_WAY, Connection, Disconnected, RemoteError, Request, WireError
+
+__all__ = ["Identity", "Session"]
+
+_log = logging.getLogger(__name__)
+
+_LOOK = 0.1
+"""Seconds between two looks at what a session holds, where they are not asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who the session is: its number, and its process as the kernel vouches for it."""
+
+    id: int
+    pid: int
+    uid: int
+    name: str
+    pidfd: int  #: readable once the process is gone; -1 where the kernel cannot say
+
+
+@dataclass(frozen=True, slots=True)
+class _Allocation:
+    first: int
+    chunks: int
+    bytes: int
+    address: int
+
+
+class _Lent:
+    """An arena of this session, from the moment the policy grants it."""
+
+    __slots__ = ("arena", "busy", "idle", "returned", "sent")
+
+    def __init__(self) -> None:
+        self.arena: Arena | None = None  # None while it is made, and for ever if that fails
+        self.sent = trio.Event()  # the shim knows of it, or it could not be made
+        self.returned = False  # the shim has given it back
+        self.busy: set[int] = set()  # slots that a transfer uses
+        self.idle = trio.Event()  # set when the last of them is done after it was returned
+
+    def done(self, slot: int) -> None:
+        """The transfer that used `slot` is over."""
+        self.busy.discard(slot)
+        if self.returned and not self.busy:
+            self.idle.set()
+
+
+class Session:
+    """Serves one shim on `connection`. Owns `state`; the caller owns the connection and the pidfd."""
+
+    def __init__(
+        self,
+        who: Identity,
+        connection: Connection,
+        state: StateMap,
+        tiers: Tiers,
+        *,
+        ended: Callable[[EndedSession], None],
+    ) -> None:
+        self.who = who
+        self._connection = connection
+        self._map = state
+        self._tiers = tiers
+        self._ended = ended
+        self._migrator = Migrator(
+            tiers.store,
+            reserve=lambda: tiers.reserve_extent(who.id),
+            returned=lambda count: tiers.return_extents(who.id, count),
+        )
+        self._allocations: dict[int, _Allocation] = {}
+        self._firsts: list[int] = []  # the keys of _allocations, sorted
+        self._end = 0  # chunks of the map from here on were never allocated
+        self._lent: dict[int, _Lent] = {}
+        self._nursery: trio.Nursery | None = None  # while requests are taken
+        self._under_way = 0
+        self._began = time.monotonic()
+        self._looked = -math.inf
+        self._vram_bytes = 0
+        self._peak_chunks = 0
+        self._fullest: Mapping[Tier, int] = dict.fromkeys(Tier, 0)
+        self._at_once: Mapping[str, Callable[[Request], Mapping[str, int] | None]] = {
+            "vram": self._vram,
+            "memory": self._memory,
+            "alloc": self._alloc,
+            "free": self._free,
+            "drop": self._drop,
+        }
+        self._waiting: Mapping[str, Callable[[Request], Awaitable[None]]] = {
+            "spill": self._move,
+            "fetch": self._move,
+            "arena": self._arena,
+        }
+
+    # From beginning to end
+
+    async def run(self, hello: Request) -> None:
+        """Answer `hello` and all that follows, until the session ends."""
+        self._tiers.join(self.who.id, self)
+        bye = None
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                try:
+                    if self.who.pidfd >= 0:
+                        nursery.start_soon(self._watch, nursery.cancel_scope)
+                    await self._connection.answer(hello, self._welcome())
+                    bye = await self._serve(nursery)
+                except Disconnected:
+                    pass
+                finally:
+                    self._nursery = None
+                    nursery.cancel_scope.cancel()
+        finally:
+            self._release()
+        if bye is not None:
+            with suppress(Disconnected):  # it need not wait for the answer
+                await self._connection.answer(bye)
+
+    def _welcome(self) -> Mapping[str, int]:
+        ram, spill = lone_capacity(self._tiers.state.limits)
+        chunk = self._tiers.chunk
+        return {
+            "session": self.who.id,
+            "chunk": chunk,
+            "arena": self._tiers.arena_bytes,
+            "ram": ram * chunk,
+            "spill": spill * chunk,
+        }
+
+    async def _watch(self, scope: trio.CancelScope) -> None:
+        # A child of the application may hold a copy of the socket, so its closing does not tell.
+        await trio.lowlevel.wait_readable(self.who.pidfd)
+        scope.cancel()
+
+    def _release(self) -> None:
+        """Give everything back. No request is under way any more."""
+        self._look()
+        counters = self._map.counters()
+        moved = self._migrator.statistics()
+        self._migrator.close()
+        for lent in self._lent.values():
+            if lent.arena is not None:
+                self._tiers.close_arena(lent.arena)
+        self._lent.clear()
+        self._tiers.leave(self.who.id)
+        self._map.close()
+        self._ended(
+            EndedSession(
+                id=self.who.id,
+                pid=self.who.pid,
+                uid=self.who.uid,
+                name=self.who.name,
+                seconds=time.monotonic() - self._began,
+                peak_chunks=self._peak_chunks,
+                resident=self._fullest,
+                counters=counters,
+                written=moved.written,
+                read=moved.read,
+            )
+        )
+
+    # Requests
+
+    async def _serve(self, nursery: trio.Nursery) -> Request | None:
+        """Take requests until the bye, which is returned, or until one breaks the protocol."""
+        while True:
+            try:
+                request = await self._connection.receive()
+            except WireError as error:
+                _log.warning("session %d (pid %d): %s", self.who.id, self.who.pid, error)
+                await self._connection.refuse(error.re, error.name, str(error))
+                return None
+            name = request.op.name
+            if name == "bye":
+                return request
+            try:
+                if (at_once := self._at_once.get(name)) is not None:
+                    await self._connection.answer(request, at_once(request))
+                elif (waiting := self._waiting.get(name)) is None:
+                    raise Refused("EISCONN", f"{name} was said already")
+                elif self._under_way >= MAX_UNDER_WAY:
+                    raise Refused("EBUSY", f"{MAX_UNDER_WAY} requests have no answer yet")
+                else:
+                    self._under_way += 1
+                    nursery.start_soon(self._answer_later, waiting, request)
+            except Refused as refused:
+                await self._connection.refuse(request.id, refused.name, str(refused))
+
+    async def _answer_later(self, waiting: Callable[[Request], Awaitable[None]], request: Request) -> None:
+        with suppress(Disconnected):  # the reader sees it too, and ends the session
+            try:
+                await waiting(request)
+            except Refused as refused:
+                await self._connection.refuse(request.id, refused.name, str(refused))
+            finally:
+                self._under_way -= 1
+
+    def _vram(self, request: Request) -> None:
+        self._tiers.apply(VramSet(self.who.id, request.uint("slots")))
+        self._vram_bytes = request.uint("bytes")
+
+    def _memory(self, request: Request) -> Mapping[str, int]:
+        state = self._tiers.state
+        most = room(state.limits, state.sessions, self.who.id)
+        free = most - state.sessions[self.who.id].overflow
+        return {"total": most * self._tiers.chunk, "free": free * self._tiers.chunk}
+
+    def _alloc(self, request: Request) -> None:
+        new = _Allocation(*map(request.uint, ("first", "chunks", "bytes", "address")))
+        after = new.first + new.chunks
+        if after > self._map.chunks:
+            raise Refused("EINVAL", f"chunks {new.first} to {after - 1}: the map has {self._map.chunks}")
+        if new.bytes > new.chunks * self._tiers.chunk:
+            raise Refused("EINVAL", f"{new.bytes} bytes do not fit {new.chunks} chunks")
+        at = bisect.bisect_left(self._firsts, new.first)
+        if (at < len(self._firsts) and self._firsts[at] < after) or self._owner(new.first) is not None:
+            raise Refused("EEXIST", f"chunks {new.first} to {after - 1} are allocated already")
+        self._tiers.apply(Allocated(self.who.id, new.chunks))
+        self._firsts.insert(at, new.first)
+        self._allocations[new.first] = new
+        self._end = max(self._end, after)
+        self._peak_chunks = max(self._peak_chunks, self._committed)
+
+    def _free(self, request: Request) -> None:
+        old = self._allocations.get(request.uint("first"))
+        if old is None:
+            raise Refused("EINVAL", f"no allocation begins at chunk {request.uint('first')}")
+        if time.monotonic() - self._looked > _LOOK:
+            self._look()  # programs free everything before they end, and it is shown what they had
+        self._migrator.drop_range(old.first, old.chunks)
+        self._tiers.apply(Freed(self.who.id, old.chunks))
+        del self._allocations[old.first]
+        del self._firsts[bisect.bisect_left(self._firsts, old.first)]
+
+    def _drop(self, request: Request) -> None:
+        self._migrator.drop(request.uint("chunk"))
+
+    async def _move(self, request: Request) -> None:
+        chunk, slot = request.uint("chunk"), request.uint("slot")
+        if self._owner(chunk) is None:
+            raise Refused("EINVAL", f"chunk {chunk} is not allocated")
+        lent = self._lent.get(request.uint("arena"))
+        if lent is None or lent.arena is None or lent.returned:
+            raise Refused("EINVAL", f"arena {request.uint('arena')} is not this session's")
+        if slot >= lent.arena.slots:
+            raise Refused("EINVAL", f"slot {slot}: an arena has {lent.arena.slots}")
+        if slot in lent.busy:
+            raise Refused("EBUSY", f"slot {slot} of arena {lent.arena.id} is being moved")
+        move = self._migrator.spill if request.op.name == "spill" else self._migrator.fetch
+        lent.busy.add(slot)
+        try:
+            await move(chunk, lent.arena, slot)
+        finally:
+            lent.done(slot)
+        await self._connection.answer(request)
+
+    def _owner(self, chunk: int) -> _Allocation | None:
+        at = bisect.bisect_right(self._firsts, chunk) - 1
+        if at < 0:
+            return None
+        below = self._allocations[self._firsts[at]]
+        return below if chunk < below.first + below.chunks else None
+
+    # Arenas
+
+    async def _arena(self, request: Request) -> None:
+        id = await self._tiers.reserve_arena(self.who.id)
+        lent = self._lent.setdefault(id, _Lent())  # a recall may have been quicker
+        try:
+            lent.arena = await self._tiers.open_arena(self.who.id, id)
+            await self._connection.answer(request, {"arena": id}, [lent.arena.fd])
+        except Refused:
+            del self._lent[id]
+            raise
+        finally:
+            lent.sent.set()
+
+    def recall(self, arena: int) -> None:
+        """Have `arena` given back; see tiers.Tenant."""
+        if self._nursery is not None:
+            self._nursery.start_soon(self._recall, arena)
+
+    async def _recall(self, id: int) -> None:
+        lent = self._lent.setdefault(id, _Lent())
+        await lent.sent.wait()
+        if lent.arena is None:
+            return
+        try:
+            await self._connection.call("recall", {"arena": id})
+        except RemoteError as error:
+            _log.warning("session %d keeps arena %d: %s", self.who.id, id, error)
+            self._tiers.apply(RecallFailed(self.who.id, id))
+            return
+        except Disconnected:
+            return
+        lent.returned = True
+        if lent.busy:  # it should not be, but the kernel writes into it
+            await lent.idle.wait()
+        del self._lent[id]
+        self._tiers.close_arena(lent.arena)
+        self._tiers.apply(ArenaReturned(self.who.id, id))
+
+    # What there is to see
+
+    @property
+    def _committed(self) -> int:
+        return self._tiers.state.sessions[self.who.id].committed
+
+    def _look(self) -> Mapping[Tier, int]:
+        """Bytes in each tier now."""
+        self._looked = time.monotonic()
+        chunk = self._tiers.chunk
+        resident = {tier: n * chunk for tier, n in self._map.resident(self._end).items()}
+        # Of T3 the daemon knows better: the shim writes its letters before and after the transfers.
+        resident[Tier.T3] = self._migrator.statistics().held * chunk
+        if sum(resident.values()) > sum(self._fullest.values()):
+            self._fullest = resident
+        return resident
+
+    def snapshot(self, *, allocations: bool) -> SessionSnapshot:
+        """The session now; its allocations without their maps, if wanted."""
+        state = self._tiers.state.sessions[self.who.id]
+        moved = self._migrator.statistics()
+        return SessionSnapshot(
+            id=self.who.id,
+            pid=self.who.pid,
+            uid=self.who.uid,
+            name=self.who.name,
+            vram_slots=state.vram,
+            committed_chunks=state.committed,
+            resident=self._look(),
+            counters=self._map.counters(),
+            allocations=tuple(
+                AllocationSnapshot(a.address, a.bytes, a.first, a.chunks, "")
+                for a in (self._allocations.values() if allocations else ())
+            ),
+            written=moved.written,
+            read=moved.read,
+            vram_bytes=self._vram_bytes,
+        )
+
+    def chunk_map(self, first: int, chunks: int) -> str:
+        """One ChunkState letter a chunk, as the shim last wrote them."""
+        return self._map.letters(first, chunks)

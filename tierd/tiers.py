@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""T2 and T3 as the sessions share them: the policy's state, and the hands that do what it says."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import Protocol
+
+import trio
+
+from .arena import Arena, ArenaError, ArenaPool
+from .capacity import Limits
+from .nvme.errors import NoSpace
+from .nvme.stripe import SpillSet
+from .policy import (
+    ArenaAsked,
+    ArenaReturned,
+    ArenaWaitOver,
+    Deny,
+    Event,
+    ExtentsChanged,
+    ExtentsReturned,
+    Grant,
+    Joined,
+    Left,
+    Recall,
+    Refused,
+    SpillAsked,
+    State,
+    apply,
+)
+
+__all__ = ["RECALL_PATIENCE", "Tenant", "Tiers"]
+
+_log = logging.getLogger(__name__)
+
+RECALL_PATIENCE = 10.0
+"""Seconds that a request for an arena waits for another session to give one back: a process that is
+stopped never does."""
+
+
+class Tenant(Protocol):
+    """What the tiers ask of a session."""
+
+    def recall(self, arena: int, /) -> None:
+        """Begin to have the arena given back, which ends in an ArenaReturned or RecallFailed event.
+
+        A session that is ending need do nothing: its Left event says it all.
+        """
+
+
+class _Wait:
+    """A session's request that waits for an arena; `arena` is its id once granted, None if denied."""
+
+    __slots__ = ("arena", "over")
+
+    def __init__(self) -> None:
+        self.over = trio.Event()
+        self.arena: int | None = None
+
+    def end(self, arena: int | None) -> None:
+        self.arena = arena
+        self.over.set()
+
+
+class Tiers:
+    """The state of all sessions. Changes only in apply(), which never waits."""
+
+    def __init__(self, pool: ArenaPool, store: SpillSet) -> None:
+        self._pool = pool
+        self.store = store
+        slots = pool.arena_bytes // pool.chunk
+        self._state = State(Limits(pool.limit, slots, store.total))
+        self._tenants: dict[int, Tenant] = {}
+        self._waits: dict[int, deque[_Wait]] = {}
+
+    @property
+    def state(self) -> State:
+        """The policy's state now."""
+        return self._state
+
+    @property
+    def chunk(self) -> int:
+        """Bytes of a chunk."""
+        return self._pool.chunk
+
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes of one arena."""
+        return self._pool.arena_bytes
+
+    def join(self, id: int, tenant: Tenant) -> None:
+        """A session begins."""
+        self.apply(Joined(id))
+        self._tenants[id] = tenant
+        self._waits[id] = deque()
+
+    def leave(self, id: int) -> None:
+        """A session ended; its arenas are closed, its extents given back and no request waits."""
+        del self._tenants[id]
+        assert not self._waits.pop(id)
+        self.apply(Left(id))
+
+    def apply(self, event: Event) -> None:
+        """Let `event` happen and begin what follows. Raises policy.Refused; nothing happened then."""
+        if self.store.total != self._state.limits.extents:
+            self._step(ExtentsChanged(self.store.total))  # extents failed
+        self._step(event)
+
+    def _step(self, event: Event) -> None:
+        self._state, actions = apply(self._state, event)
+        for action in actions:
+            match action:
+                case Grant(id, arena):
+                    self._waits[id].popleft().end(arena)
+                case Deny(id):
+                    self._waits[id].popleft().end(None)
+                case Recall(id, arena):
+                    _log.info("session %d is asked to give arena %d back", id, arena)
+                    self._tenants[id].recall(arena)
+
+    def reserve_extent(self, id: int) -> None:
+        """A session wants one more extent. Raises policy.Refused."""
+        self.apply(SpillAsked(id))
+
+    def return_extents(self, id: int, count: int) -> None:
+        """A session gave extents back."""
+        self.apply(ExtentsReturned(id, count))
+
+    async def reserve_arena(self, id: int) -> int:
+        """The id of an arena that the session may have, after recalling one from another if need be.
+
+        The caller then makes it with open_arena(). Raises policy.Refused: ENOSPC.
+        """
+        wait = _Wait()
+        self._waits[id].append(wait)
+        try:
+            self.apply(ArenaAsked(id))
+        except Refused:
+            self._waits[id].remove(wait)
+            raise
+        try:
+            with trio.move_on_after(RECALL_PATIENCE):
+                await wait.over.wait()
+        except trio.Cancelled:
+            if wait.arena is not None:
+                self.apply(ArenaReturned(id, wait.arena))
+            raise
+        finally:
+            if not wait.over.is_set():
+                self._waits[id].remove(wait)
+                self.apply(ArenaWaitOver(id))
+        if wait.arena is None:
+            raise Refused("ENOSPC", "no other session gave an arena back in time")
+        return wait.arena
+
+    async def open_arena(self, session: int, id: int) -> Arena:
+        """The arena for a reserved id, its pages allocated and registered. Raises policy.Refused."""
+        try:
+            arena = self._pool.create(id)
+            try:
+                # Not abandoned when cancelled: the thread must not touch a closed mapping.
+                await trio.to_thread.run_sync(arena.populate)
+                self.store.add_arena(arena)
+            except BaseException:
+                self._pool.close(arena)
+                raise
+        except BaseException as error:
+            self.apply(ArenaReturned(session, id))
+            if isinstance(error, ArenaError | NoSpace | OSError):
+                raise Refused("ENOSPC", str(error)) from error
+            raise
+        return arena
+
+    def close_arena(self, arena: Arena) -> None:
+        """Unregister and close an arena that nothing moves into or out of. The policy is not told."""
+        self.store.remove_arena(arena)
+        self._pool.close(arena)

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "builtin.h"
+
+#include <time.h>
+
+static void noop(const struct softcuda_launch *launch, void **params)
+{
+	(void)launch;
+	(void)params;
+}
+
+/* fill_u32(u32 *dst, u64 n, u32 value) */
+static void fill_u32(const struct softcuda_launch *launch, void **params)
+{
+	uint32_t *dst = *(uint32_t **)params[0];
+	uint64_t n = *(uint64_t *)params[1];
+	uint32_t value = *(uint32_t *)params[2];
+
+	(void)launch;
+	for (uint64_t i = 0; i < n; i++)
+		dst[i] = value;
+}
+
+/* add_u32(u32 *dst, const u32 *a, const u32 *b, u64 n) */
+static void add_u32(const struct softcuda_launch *launch, void **params)
+{
+	uint32_t *dst = *(uint32_t **)params[0];
+	const uint32_t *a = *(const uint32_t **)params[1], *b = *(const uint32_t **)params[2];
+	uint64_t n = *(uint64_t *)params[3];
+
+	(void)launch;
+	for (uint64_t i = 0; i < n; i++)
+		dst[i] = a[i] + b[i];
+}
+
+/* checksum(const void *data, u64 bytes, u64 *out): FNV-1a, 64 bits */
+static void checksum(const struct softcuda_launch *launch, void **params)
+{
+	const unsigned char *data = *(const unsigned char **)params[0];
+	uint64_t bytes = *(uint64_t *)params[1];
+	uint64_t hash = 0xcbf29ce484222325;
+
+	(void)launch;
+	for (uint64_t i = 0; i < bytes; i++)
+		hash = (hash ^ data[i]) * 0x100000001b3;
+	**(uint64_t **)params[2] = hash;
+}
+
+/* spin_ns(u64 ns): keeps its stream busy that long */
+static void spin_ns(const struct softcuda_launch *launch, void **params)
+{
+	uint64_t ns = *(uint64_t *)params[0];
+	struct timespec start, now;
+
+	(void)launch;
+	clock_gettime(CLOCK_MONOTONIC, &start);
+	do
+		clock_gettime(CLOCK_MONOTONIC, &now);
+	while ((uint64_t)(now.tv_sec - start.tv_sec) * 1000000000 + (uint64_t)now.tv_nsec -
+		       (uint64_t)start.tv_nsec < ns);
+}
+
+const struct builtin builtins[] = {
+	{ "noop", noop, 0, { 0 } },
+	{ "fill_u32", fill_u32, 3, { 8, 8, 4 } },
+	{ "add_u32", add_u32, 4, { 8, 8, 8, 8 } },
+	{ "checksum", checksum, 3, { 8, 8, 8 } },
+	{ "spin_ns", spin_ns, 1, { 8 } },
+	{ 0 },
+};
