@@ -88,8 +88,8 @@ def entries(functions: list[Function], stubs: list[str]) -> str:
                 f"CUresult {name}({f.params});",
                 f"EXPORT CUresult {name}({f.params})",
                 "{",
-                f"\tCUresult error = entry_check({NEEDS[f.need]});",
-                f"\treturn error ? error : do_{f.name}({args});",
+                f"\tCUresult refused = entry_check({NEEDS[f.need]});",
+                f"\treturn refused ? refused : do_{f.name}({args});",
                 "}",
                 "",
             ]
