@@ -41,8 +41,8 @@ static void find_bounds(struct alloc_map *map)
 	}
 }
 
-struct allocation *alloc_map_add(struct alloc_map *map, uint64_t base, uint64_t bytes, uint32_t first,
-				 uint32_t chunks)
+struct allocation *alloc_map_add(struct alloc_map *map, uint64_t base, uint64_t bytes,
+				 uint32_t first, uint32_t chunks)
 {
 	struct allocation *allocation = calloc(1, sizeof(*allocation));
 	uint32_t at;
@@ -60,7 +60,9 @@ struct allocation *alloc_map_add(struct alloc_map *map, uint64_t base, uint64_t 
 		map->sorted = grown;
 		map->room = room;
 	}
-	*allocation = (struct allocation){ .base = base, .bytes = bytes, .first = first, .chunks = chunks };
+	*allocation = (struct allocation){
+		.base = base, .bytes = bytes, .first = first, .chunks = chunks
+	};
 	at = rank(map, base);
 	memmove(map->sorted + at + 1, map->sorted + at, (map->count - at) * sizeof(*map->sorted));
 	map->sorted[at] = allocation;
@@ -141,7 +143,8 @@ void alloc_note_write(struct allocation *a, uint64_t offset, uint64_t bytes)
 
 	/* One copy does not fill two objects: starts inside what it wrote were none. */
 	if (through > at) {
-		memmove(a->starts + at, a->starts + through, (a->start_count - through) * sizeof(*a->starts));
+		memmove(a->starts + at, a->starts + through,
+			(a->start_count - through) * sizeof(*a->starts));
 		a->start_count -= through - at;
 	}
 	if (at && a->starts[at - 1].offset == offset)
@@ -163,7 +166,8 @@ void alloc_note_write(struct allocation *a, uint64_t offset, uint64_t bytes)
 	a->start_count++;
 }
 
-void alloc_object(struct allocation *a, uint64_t offset, uint64_t *begin, uint64_t *end, bool *known)
+void alloc_object(struct allocation *a, uint64_t offset, uint64_t *begin, uint64_t *end,
+		  bool *known)
 {
 	uint32_t after = start_rank(a, offset);
 	uint32_t i;

@@ -38,17 +38,19 @@ struct alloc_map {
 };
 
 /* Returns NULL without memory. bytes > 0; chunks 0 for a direct one. */
-struct allocation *alloc_map_add(struct alloc_map *map, uint64_t base, uint64_t bytes, uint32_t first,
-				 uint32_t chunks);
+struct allocation *alloc_map_add(struct alloc_map *map, uint64_t base, uint64_t bytes,
+				 uint32_t first, uint32_t chunks);
 void alloc_map_remove(struct alloc_map *map, struct allocation *allocation);
 
 /* The allocation that holds the address, or NULL. */
 struct allocation *alloc_map_find(const struct alloc_map *map, uint64_t address);
 
-/* The first index of so many consecutive chunks that no allocation has, UINT32_MAX if there is none. */
+/* The first index of so many consecutive chunks that no allocation has, UINT32_MAX if there is
+ * none. */
 uint32_t alloc_map_room(const struct alloc_map *map, uint32_t chunks, uint32_t limit);
 
-/* A copy or memset wrote [offset, offset + bytes): it begins an object or runs through old starts. */
+/* A copy or memset wrote [offset, offset + bytes): it begins an object or runs through old starts.
+ */
 void alloc_note_write(struct allocation *allocation, uint64_t offset, uint64_t bytes);
 
 /*

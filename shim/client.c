@@ -17,7 +17,7 @@ static const struct {
 	const char *name;
 	int value;
 } errors[] = {
-	{ "ENOMEM", ENOMEM }, { "ENOSPC", ENOSPC }, { "EIO", EIO },	  { "EINVAL", EINVAL },
+	{ "ENOMEM", ENOMEM }, { "ENOSPC", ENOSPC }, { "EIO", EIO },	{ "EINVAL", EINVAL },
 	{ "ENOENT", ENOENT }, { "EPERM", EPERM },   { "EBUSY", EBUSY }, { "EPROTO", EPROTO },
 };
 
@@ -64,7 +64,9 @@ static size_t receive_packet(struct client *client, unsigned char *buffer, int *
 {
 	char control[CMSG_SPACE(8 * sizeof(int))];
 	struct iovec iov = { buffer, WIRE_MAX_PACKET };
-	struct msghdr header = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control,
+	struct msghdr header = { .msg_iov = &iov,
+				 .msg_iovlen = 1,
+				 .msg_control = control,
 				 .msg_controllen = sizeof(control) };
 	ssize_t n;
 
@@ -100,8 +102,9 @@ static void reply_number(struct reply *reply, struct field key, uint64_t number)
 		const char *name;
 		uint64_t *to;
 	} numbers[] = {
-		{ "session", &reply->session }, { "chunk", &reply->chunk }, { "arena", &reply->arena },
-		{ "ram", &reply->ram },		{ "spill", &reply->spill }, { "total", &reply->total },
+		{ "session", &reply->session }, { "chunk", &reply->chunk },
+		{ "arena", &reply->arena },	{ "ram", &reply->ram },
+		{ "spill", &reply->spill },	{ "total", &reply->total },
 		{ "free", &reply->free },
 	};
 
@@ -153,7 +156,8 @@ static bool dispatch(struct client *client, const unsigned char *buffer, size_t 
 		else if (field_is(key, "error"))
 			reply.error = error_value(value);
 		else if (field_is(key, "message") && value.text)
-			snprintf(reply.message, sizeof(reply.message), "%.*s", (int)value.length, value.text);
+			snprintf(reply.message, sizeof(reply.message), "%.*s", (int)value.length,
+				 value.text);
 		else
 			reply_number(&reply, key, value.number);
 	}
@@ -198,7 +202,8 @@ static void *client_thread(void *arg)
 	pthread_setname_np(pthread_self(), "greenboost-sock");
 	while (buffer && (length = receive_packet(client, buffer, &fd)) > 0) {
 		if (!dispatch(client, buffer, length, fd)) {
-			log_warn("the daemon sent what this shim does not understand; are both of one version?");
+			log_warn("the daemon sent what this shim does not understand; are both of "
+				 "one version?");
 			break;
 		}
 	}
@@ -239,7 +244,8 @@ static void post_with_fd(struct client *client, struct message *request, int fd,
 	error = send_packet(client, request, fd);
 	if (error) {
 		failed.error = EPIPE;
-		snprintf(failed.message, sizeof(failed.message), "cannot reach the daemon: %s", strerror(error));
+		snprintf(failed.message, sizeof(failed.message), "cannot reach the daemon: %s",
+			 strerror(error));
 		complete(client, id, &failed);
 	}
 }
@@ -269,7 +275,8 @@ static void call_done(void *arg, const struct reply *reply)
 
 static int call_with_fd(struct client *client, struct message *request, int fd, struct reply *reply)
 {
-	struct call call = { .lock = PTHREAD_MUTEX_INITIALIZER, .answered = PTHREAD_COND_INITIALIZER };
+	struct call call = { .lock = PTHREAD_MUTEX_INITIALIZER,
+			     .answered = PTHREAD_COND_INITIALIZER };
 
 	post_with_fd(client, request, fd, call_done, &call);
 	pthread_mutex_lock(&call.lock);

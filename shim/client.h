@@ -50,7 +50,8 @@ struct client {
 int client_connect(struct client *client, const char *path, const char *name, int state_fd,
 		   struct reply *hello);
 
-/* Start a request; done is called once, on the client's thread or, if sending fails, on this one. */
+/* Start a request; done is called once, on the client's thread or, if sending fails, on this one.
+ */
 void client_post(struct client *client, struct message *request, client_done done, void *arg);
 
 /* Send a request and wait for its answer. Returns reply->error. */

@@ -41,7 +41,8 @@ static CUresult issue(const struct copy *c, uint64_t at, uint64_t n)
 		return c->async ? driver.cuMemcpyAsync[v](dst, src, n, c->stream)
 				: driver.cuMemcpy[v](dst, src, n);
 	case HTOD:
-		return c->async ? driver.cuMemcpyHtoDAsync_v2[v](dst, (const void *)src, n, c->stream)
+		return c->async ? driver.cuMemcpyHtoDAsync_v2[v](dst, (const void *)src, n,
+								 c->stream)
 				: driver.cuMemcpyHtoD_v2[v](dst, (const void *)src, n);
 	case DTOH:
 		return c->async ? driver.cuMemcpyDtoHAsync_v2[v]((void *)dst, src, n, c->stream)
@@ -50,14 +51,17 @@ static CUresult issue(const struct copy *c, uint64_t at, uint64_t n)
 		return c->async ? driver.cuMemcpyDtoDAsync_v2[v](dst, src, n, c->stream)
 				: driver.cuMemcpyDtoD_v2[v](dst, src, n);
 	case PEER:
-		return c->async ? driver.cuMemcpyPeerAsync[v](dst, c->dst_context, src, c->src_context, n,
-							      c->stream)
-				: driver.cuMemcpyPeer[v](dst, c->dst_context, src, c->src_context, n);
+		return c->async ? driver.cuMemcpyPeerAsync[v](dst, c->dst_context, src,
+							      c->src_context, n, c->stream)
+				: driver.cuMemcpyPeer[v](dst, c->dst_context, src, c->src_context,
+							 n);
 	case SET8:
-		return c->async ? driver.cuMemsetD8Async[v](dst, (unsigned char)c->value, n, c->stream)
+		return c->async ? driver.cuMemsetD8Async[v](dst, (unsigned char)c->value, n,
+							    c->stream)
 				: driver.cuMemsetD8_v2[v](dst, (unsigned char)c->value, n);
 	case SET16:
-		return c->async ? driver.cuMemsetD16Async[v](dst, (unsigned short)c->value, n / 2, c->stream)
+		return c->async ? driver.cuMemsetD16Async[v](dst, (unsigned short)c->value, n / 2,
+							     c->stream)
 				: driver.cuMemsetD16_v2[v](dst, (unsigned short)c->value, n / 2);
 	case SET32:
 		return c->async ? driver.cuMemsetD32Async[v](dst, c->value, n / 4, c->stream)
@@ -73,7 +77,8 @@ struct end {
 	uint64_t offset; /* of the copy's first byte in the allocation */
 };
 
-/* Looks up [address, address + bytes). A range that runs out of its allocation is left to the driver. */
+/* Looks up [address, address + bytes). A range that runs out of its allocation is left to the
+ * driver. */
 static struct end find_end(CUdeviceptr address, uint64_t bytes)
 {
 	struct device *device = address ? device_of(address) : NULL;
@@ -115,7 +120,8 @@ static struct span piece_span(const struct end *end, uint64_t at, uint64_t bytes
 	};
 }
 
-/* Hold both ends for a piece. Ends on one device are held at once: two holds could wait for each other. */
+/* Hold both ends for a piece. Ends on one device are held at once: two holds could wait for each
+ * other. */
 static CUresult begin_piece(struct launch held[2], const struct end ends[2], const bool written[2],
 			    uint64_t at, uint64_t bytes, CUstream stream, unsigned int variant)
 {
@@ -196,7 +202,8 @@ static void keep_pointees(const void *host, uint64_t bytes)
 		a = alloc_map_find(&device->map, value);
 		if (a && a->chunks) {
 			alloc_object(a, value - a->base, &begin, &end, &known);
-			for (uint64_t c = begin / device->chunk; c <= (end - 1) / device->chunk; c++)
+			for (uint64_t c = begin / device->chunk; c <= (end - 1) / device->chunk;
+			     c++)
 				device->chunks[a->first + c].sticky = true;
 		}
 		pthread_mutex_unlock(&device->lock);
@@ -213,7 +220,8 @@ static CUresult copy(const struct copy *c)
 	};
 	CUresult result;
 
-	if (c->bytes && ends[0].device && (memset || from_host || (c->kind == ANY && !ends[1].device))) {
+	if (c->bytes && ends[0].device &&
+	    (memset || from_host || (c->kind == ANY && !ends[1].device))) {
 		pthread_mutex_lock(&ends[0].device->lock);
 		alloc_note_write(ends[0].allocation, ends[0].offset, c->bytes);
 		pthread_mutex_unlock(&ends[0].device->lock);
@@ -232,66 +240,105 @@ static CUresult copy(const struct copy *c)
 
 CUresult hook_cuMemcpy(unsigned int variant, CUdeviceptr dst, CUdeviceptr src, size_t bytes)
 {
-	return copy(&(struct copy){ .kind = ANY, .variant = variant, .dst = dst, .src = src, .bytes = bytes });
+	return copy(&(struct copy){
+		.kind = ANY, .variant = variant, .dst = dst, .src = src, .bytes = bytes });
 }
 
 CUresult hook_cuMemcpyAsync(unsigned int variant, CUdeviceptr dst, CUdeviceptr src, size_t bytes,
 			    CUstream stream)
 {
-	return copy(&(struct copy){ .kind = ANY, .async = true, .variant = variant, .dst = dst, .src = src,
-				    .bytes = bytes, .stream = stream });
+	return copy(&(struct copy){ .kind = ANY,
+				    .async = true,
+				    .variant = variant,
+				    .dst = dst,
+				    .src = src,
+				    .bytes = bytes,
+				    .stream = stream });
 }
 
 CUresult hook_cuMemcpyHtoD_v2(unsigned int variant, CUdeviceptr dst, const void *src, size_t bytes)
 {
-	return copy(&(struct copy){ .kind = HTOD, .variant = variant, .dst = dst, .src = (CUdeviceptr)src,
+	return copy(&(struct copy){ .kind = HTOD,
+				    .variant = variant,
+				    .dst = dst,
+				    .src = (CUdeviceptr)src,
 				    .bytes = bytes });
 }
 
-CUresult hook_cuMemcpyHtoDAsync_v2(unsigned int variant, CUdeviceptr dst, const void *src, size_t bytes,
-				   CUstream stream)
+CUresult hook_cuMemcpyHtoDAsync_v2(unsigned int variant, CUdeviceptr dst, const void *src,
+				   size_t bytes, CUstream stream)
 {
-	return copy(&(struct copy){ .kind = HTOD, .async = true, .variant = variant, .dst = dst,
-				    .src = (CUdeviceptr)src, .bytes = bytes, .stream = stream });
+	return copy(&(struct copy){ .kind = HTOD,
+				    .async = true,
+				    .variant = variant,
+				    .dst = dst,
+				    .src = (CUdeviceptr)src,
+				    .bytes = bytes,
+				    .stream = stream });
 }
 
 CUresult hook_cuMemcpyDtoH_v2(unsigned int variant, void *dst, CUdeviceptr src, size_t bytes)
 {
-	return copy(&(struct copy){ .kind = DTOH, .variant = variant, .dst = (CUdeviceptr)dst, .src = src,
+	return copy(&(struct copy){ .kind = DTOH,
+				    .variant = variant,
+				    .dst = (CUdeviceptr)dst,
+				    .src = src,
 				    .bytes = bytes });
 }
 
 CUresult hook_cuMemcpyDtoHAsync_v2(unsigned int variant, void *dst, CUdeviceptr src, size_t bytes,
 				   CUstream stream)
 {
-	return copy(&(struct copy){ .kind = DTOH, .async = true, .variant = variant, .dst = (CUdeviceptr)dst,
-				    .src = src, .bytes = bytes, .stream = stream });
+	return copy(&(struct copy){ .kind = DTOH,
+				    .async = true,
+				    .variant = variant,
+				    .dst = (CUdeviceptr)dst,
+				    .src = src,
+				    .bytes = bytes,
+				    .stream = stream });
 }
 
 CUresult hook_cuMemcpyDtoD_v2(unsigned int variant, CUdeviceptr dst, CUdeviceptr src, size_t bytes)
 {
-	return copy(&(struct copy){ .kind = DTOD, .variant = variant, .dst = dst, .src = src, .bytes = bytes });
+	return copy(&(struct copy){
+		.kind = DTOD, .variant = variant, .dst = dst, .src = src, .bytes = bytes });
 }
 
-CUresult hook_cuMemcpyDtoDAsync_v2(unsigned int variant, CUdeviceptr dst, CUdeviceptr src, size_t bytes,
-				   CUstream stream)
+CUresult hook_cuMemcpyDtoDAsync_v2(unsigned int variant, CUdeviceptr dst, CUdeviceptr src,
+				   size_t bytes, CUstream stream)
 {
-	return copy(&(struct copy){ .kind = DTOD, .async = true, .variant = variant, .dst = dst, .src = src,
-				    .bytes = bytes, .stream = stream });
+	return copy(&(struct copy){ .kind = DTOD,
+				    .async = true,
+				    .variant = variant,
+				    .dst = dst,
+				    .src = src,
+				    .bytes = bytes,
+				    .stream = stream });
 }
 
-CUresult hook_cuMemcpyPeer(unsigned int variant, CUdeviceptr dst, CUcontext dst_ctx, CUdeviceptr src,
-			   CUcontext src_ctx, size_t bytes)
+CUresult hook_cuMemcpyPeer(unsigned int variant, CUdeviceptr dst, CUcontext dst_ctx,
+			   CUdeviceptr src, CUcontext src_ctx, size_t bytes)
 {
-	return copy(&(struct copy){ .kind = PEER, .variant = variant, .dst = dst, .src = src, .bytes = bytes,
-				    .dst_context = dst_ctx, .src_context = src_ctx });
+	return copy(&(struct copy){ .kind = PEER,
+				    .variant = variant,
+				    .dst = dst,
+				    .src = src,
+				    .bytes = bytes,
+				    .dst_context = dst_ctx,
+				    .src_context = src_ctx });
 }
 
-CUresult hook_cuMemcpyPeerAsync(unsigned int variant, CUdeviceptr dst, CUcontext dst_ctx, CUdeviceptr src,
-				CUcontext src_ctx, size_t bytes, CUstream stream)
+CUresult hook_cuMemcpyPeerAsync(unsigned int variant, CUdeviceptr dst, CUcontext dst_ctx,
+				CUdeviceptr src, CUcontext src_ctx, size_t bytes, CUstream stream)
 {
-	return copy(&(struct copy){ .kind = PEER, .async = true, .variant = variant, .dst = dst, .src = src,
-				    .bytes = bytes, .stream = stream, .dst_context = dst_ctx,
+	return copy(&(struct copy){ .kind = PEER,
+				    .async = true,
+				    .variant = variant,
+				    .dst = dst,
+				    .src = src,
+				    .bytes = bytes,
+				    .stream = stream,
+				    .dst_context = dst_ctx,
 				    .src_context = src_ctx });
 }
 
@@ -311,68 +358,84 @@ static CUresult copy_each(unsigned int variant, const CUdeviceptr *dsts, const C
 	return CUDA_SUCCESS;
 }
 
-CUresult hook_cuMemcpyBatchAsync(unsigned int variant, CUdeviceptr *dsts, CUdeviceptr *srcs, size_t *sizes,
-				 size_t count, void *attrs, size_t *attr_idxs, size_t n_attrs,
-				 size_t *fail_idx, CUstream stream)
+CUresult hook_cuMemcpyBatchAsync(unsigned int variant, CUdeviceptr *dsts, CUdeviceptr *srcs,
+				 size_t *sizes, size_t count, void *attrs, size_t *attr_idxs,
+				 size_t n_attrs, size_t *fail_idx, CUstream stream)
 {
 	CUresult result;
 
 	if (!gate_enter())
 		return copy_each(variant, dsts, srcs, sizes, count, fail_idx, stream);
-	result = driver.cuMemcpyBatchAsync[variant](dsts, srcs, sizes, count, attrs, attr_idxs, n_attrs,
-						    fail_idx, stream);
+	result = driver.cuMemcpyBatchAsync[variant](dsts, srcs, sizes, count, attrs, attr_idxs,
+						    n_attrs, fail_idx, stream);
 	gate_leave();
 	return result;
 }
 
-CUresult hook_cuMemcpyBatchAsync_v2(unsigned int variant, CUdeviceptr *dsts, CUdeviceptr *srcs, size_t *sizes,
-				    size_t count, void *attrs, size_t *attr_idxs, size_t n_attrs,
-				    CUstream stream)
+CUresult hook_cuMemcpyBatchAsync_v2(unsigned int variant, CUdeviceptr *dsts, CUdeviceptr *srcs,
+				    size_t *sizes, size_t count, void *attrs, size_t *attr_idxs,
+				    size_t n_attrs, CUstream stream)
 {
 	CUresult result;
 
 	if (!gate_enter())
 		return copy_each(variant, dsts, srcs, sizes, count, NULL, stream);
-	result = driver.cuMemcpyBatchAsync_v2[variant](dsts, srcs, sizes, count, attrs, attr_idxs, n_attrs,
-						       stream);
+	result = driver.cuMemcpyBatchAsync_v2[variant](dsts, srcs, sizes, count, attrs, attr_idxs,
+						       n_attrs, stream);
 	gate_leave();
 	return result;
 }
 
 CUresult hook_cuMemsetD8_v2(unsigned int variant, CUdeviceptr dst, unsigned char value, size_t n)
 {
-	return copy(&(struct copy){ .kind = SET8, .variant = variant, .dst = dst, .bytes = n, .value = value });
+	return copy(&(struct copy){
+		.kind = SET8, .variant = variant, .dst = dst, .bytes = n, .value = value });
 }
 
 CUresult hook_cuMemsetD16_v2(unsigned int variant, CUdeviceptr dst, unsigned short value, size_t n)
 {
-	return copy(&(struct copy){ .kind = SET16, .variant = variant, .dst = dst, .bytes = 2 * n,
-				    .value = value });
+	return copy(&(struct copy){
+		.kind = SET16, .variant = variant, .dst = dst, .bytes = 2 * n, .value = value });
 }
 
 CUresult hook_cuMemsetD32_v2(unsigned int variant, CUdeviceptr dst, unsigned int value, size_t n)
 {
-	return copy(&(struct copy){ .kind = SET32, .variant = variant, .dst = dst, .bytes = 4 * n,
-				    .value = value });
+	return copy(&(struct copy){
+		.kind = SET32, .variant = variant, .dst = dst, .bytes = 4 * n, .value = value });
 }
 
 CUresult hook_cuMemsetD8Async(unsigned int variant, CUdeviceptr dst, unsigned char value, size_t n,
 			      CUstream stream)
 {
-	return copy(&(struct copy){ .kind = SET8, .async = true, .variant = variant, .dst = dst, .bytes = n,
-				    .value = value, .stream = stream });
+	return copy(&(struct copy){ .kind = SET8,
+				    .async = true,
+				    .variant = variant,
+				    .dst = dst,
+				    .bytes = n,
+				    .value = value,
+				    .stream = stream });
 }
 
-CUresult hook_cuMemsetD16Async(unsigned int variant, CUdeviceptr dst, unsigned short value, size_t n,
-			       CUstream stream)
+CUresult hook_cuMemsetD16Async(unsigned int variant, CUdeviceptr dst, unsigned short value,
+			       size_t n, CUstream stream)
 {
-	return copy(&(struct copy){ .kind = SET16, .async = true, .variant = variant, .dst = dst,
-				    .bytes = 2 * n, .value = value, .stream = stream });
+	return copy(&(struct copy){ .kind = SET16,
+				    .async = true,
+				    .variant = variant,
+				    .dst = dst,
+				    .bytes = 2 * n,
+				    .value = value,
+				    .stream = stream });
 }
 
 CUresult hook_cuMemsetD32Async(unsigned int variant, CUdeviceptr dst, unsigned int value, size_t n,
 			       CUstream stream)
 {
-	return copy(&(struct copy){ .kind = SET32, .async = true, .variant = variant, .dst = dst,
-				    .bytes = 4 * n, .value = value, .stream = stream });
+	return copy(&(struct copy){ .kind = SET32,
+				    .async = true,
+				    .variant = variant,
+				    .dst = dst,
+				    .bytes = 4 * n,
+				    .value = value,
+				    .stream = stream });
 }

@@ -14,8 +14,8 @@ struct extent {
 };
 
 /* Hold what the sides cover, of paged allocations. At most two sides. */
-static CUresult begin_rows(struct launch *held, const struct extent *sides, uint32_t count, CUstream stream,
-			   unsigned int variant)
+static CUresult begin_rows(struct launch *held, const struct extent *sides, uint32_t count,
+			   CUstream stream, unsigned int variant)
 {
 	struct span spans[2];
 	struct device *device = NULL;
@@ -23,18 +23,21 @@ static CUresult begin_rows(struct launch *held, const struct extent *sides, uint
 
 	held->device = NULL;
 	for (uint32_t i = 0; i < count; i++) {
-		struct device *owner = sides[i].begin < sides[i].end ? device_of(sides[i].begin) : NULL;
+		struct device *owner =
+			sides[i].begin < sides[i].end ? device_of(sides[i].begin) : NULL;
 		struct allocation *a;
 
 		if (!owner)
 			continue;
 		if (device && device != owner)
-			return CUDA_ERROR_NOT_SUPPORTED; /* rows between two devices: no program was seen to */
+			return CUDA_ERROR_NOT_SUPPORTED; /* rows between two devices: no program was
+							    seen to */
 		pthread_mutex_lock(&owner->lock);
 		a = alloc_map_find(&owner->map, sides[i].begin);
 		if (a && a->chunks && sides[i].end - a->base <= a->bytes) {
 			device = owner;
-			spans[n++] = (struct span){ .allocation = a, .begin = sides[i].begin - a->base,
+			spans[n++] = (struct span){ .allocation = a,
+						    .begin = sides[i].begin - a->base,
 						    .end = sides[i].end - a->base,
 						    .least = sides[i].end - a->base };
 		}
@@ -57,12 +60,16 @@ static void sides_3d(const CUDA_MEMCPY3D *c, struct extent sides[2])
 
 	sides[0] = sides[1] = (struct extent){ 0, 0 };
 	if (is_device(c->srcMemoryType)) {
-		sides[0].begin = c->srcDevice + c->srcZ * src_slice + c->srcY * c->srcPitch + c->srcXInBytes;
-		sides[0].end = sides[0].begin + slices * src_slice + rows * c->srcPitch + c->WidthInBytes;
+		sides[0].begin =
+			c->srcDevice + c->srcZ * src_slice + c->srcY * c->srcPitch + c->srcXInBytes;
+		sides[0].end =
+			sides[0].begin + slices * src_slice + rows * c->srcPitch + c->WidthInBytes;
 	}
 	if (is_device(c->dstMemoryType)) {
-		sides[1].begin = c->dstDevice + c->dstZ * dst_slice + c->dstY * c->dstPitch + c->dstXInBytes;
-		sides[1].end = sides[1].begin + slices * dst_slice + rows * c->dstPitch + c->WidthInBytes;
+		sides[1].begin =
+			c->dstDevice + c->dstZ * dst_slice + c->dstY * c->dstPitch + c->dstXInBytes;
+		sides[1].end =
+			sides[1].begin + slices * dst_slice + rows * c->dstPitch + c->WidthInBytes;
 	}
 }
 
@@ -77,11 +84,21 @@ struct rows {
 static CUDA_MEMCPY2D flat(const CUDA_MEMCPY3D *c)
 {
 	return (CUDA_MEMCPY2D){
-		.srcXInBytes = c->srcXInBytes, .srcY = c->srcY, .srcMemoryType = c->srcMemoryType,
-		.srcHost = c->srcHost, .srcDevice = c->srcDevice, .srcArray = c->srcArray,
-		.srcPitch = c->srcPitch, .dstXInBytes = c->dstXInBytes, .dstY = c->dstY,
-		.dstMemoryType = c->dstMemoryType, .dstHost = c->dstHost, .dstDevice = c->dstDevice,
-		.dstArray = c->dstArray, .dstPitch = c->dstPitch, .WidthInBytes = c->WidthInBytes,
+		.srcXInBytes = c->srcXInBytes,
+		.srcY = c->srcY,
+		.srcMemoryType = c->srcMemoryType,
+		.srcHost = c->srcHost,
+		.srcDevice = c->srcDevice,
+		.srcArray = c->srcArray,
+		.srcPitch = c->srcPitch,
+		.dstXInBytes = c->dstXInBytes,
+		.dstY = c->dstY,
+		.dstMemoryType = c->dstMemoryType,
+		.dstHost = c->dstHost,
+		.dstDevice = c->dstDevice,
+		.dstArray = c->dstArray,
+		.dstPitch = c->dstPitch,
+		.WidthInBytes = c->WidthInBytes,
 		.Height = c->Height,
 	};
 }
@@ -90,14 +107,23 @@ static CUDA_MEMCPY3D deep(const CUDA_MEMCPY2D *c)
 {
 	/* A pitch of zero is a row's width where rows are packed. */
 	return (CUDA_MEMCPY3D){
-		.srcXInBytes = c->srcXInBytes, .srcY = c->srcY, .srcMemoryType = c->srcMemoryType,
-		.srcHost = c->srcHost, .srcDevice = c->srcDevice, .srcArray = c->srcArray,
+		.srcXInBytes = c->srcXInBytes,
+		.srcY = c->srcY,
+		.srcMemoryType = c->srcMemoryType,
+		.srcHost = c->srcHost,
+		.srcDevice = c->srcDevice,
+		.srcArray = c->srcArray,
 		.srcPitch = c->srcPitch ? c->srcPitch : c->WidthInBytes + c->srcXInBytes,
-		.dstXInBytes = c->dstXInBytes, .dstY = c->dstY,
-		.dstMemoryType = c->dstMemoryType, .dstHost = c->dstHost, .dstDevice = c->dstDevice,
+		.dstXInBytes = c->dstXInBytes,
+		.dstY = c->dstY,
+		.dstMemoryType = c->dstMemoryType,
+		.dstHost = c->dstHost,
+		.dstDevice = c->dstDevice,
 		.dstArray = c->dstArray,
 		.dstPitch = c->dstPitch ? c->dstPitch : c->WidthInBytes + c->dstXInBytes,
-		.WidthInBytes = c->WidthInBytes, .Height = c->Height, .Depth = 1,
+		.WidthInBytes = c->WidthInBytes,
+		.Height = c->Height,
+		.Depth = 1,
 	};
 }
 
@@ -166,7 +192,8 @@ static CUresult copy_rows(const struct rows *r)
 	return result ? result : copy_rows(&second);
 }
 
-static CUresult copy_shape(int call, unsigned int variant, const CUDA_MEMCPY3D *shape, CUstream stream)
+static CUresult copy_shape(int call, unsigned int variant, const CUDA_MEMCPY3D *shape,
+			   CUstream stream)
 {
 	struct rows rows = { .call = call, .variant = variant, .stream = stream, .shape = *shape };
 	CUresult result;
@@ -181,7 +208,8 @@ static CUresult copy_shape(int call, unsigned int variant, const CUDA_MEMCPY3D *
 	return copy_rows(&rows);
 }
 
-static CUresult copy_flat(int call, unsigned int variant, const CUDA_MEMCPY2D *copy, CUstream stream)
+static CUresult copy_flat(int call, unsigned int variant, const CUDA_MEMCPY2D *copy,
+			  CUstream stream)
 {
 	CUDA_MEMCPY3D shape = deep(copy);
 
@@ -207,7 +235,8 @@ CUresult hook_cuMemcpy2DAsync_v2(unsigned int variant, const CUDA_MEMCPY2D *copy
 
 CUresult hook_cuMemcpy3D_v2(unsigned int variant, const CUDA_MEMCPY3D *copy)
 {
-	return copy ? copy_shape(COPY_3D, variant, copy, NULL) : driver.cuMemcpy3D_v2[variant](copy);
+	return copy ? copy_shape(COPY_3D, variant, copy, NULL)
+		    : driver.cuMemcpy3D_v2[variant](copy);
 }
 
 CUresult hook_cuMemcpy3DAsync_v2(unsigned int variant, const CUDA_MEMCPY3D *copy, CUstream stream)
@@ -231,25 +260,31 @@ static CUresult issue_fill(const struct fill *f)
 
 	switch (f->element) {
 	case 1:
-		return f->async ? driver.cuMemsetD2D8Async[v](f->dst, f->pitch, (unsigned char)f->value,
-							      f->width, f->height, f->stream)
-				: driver.cuMemsetD2D8_v2[v](f->dst, f->pitch, (unsigned char)f->value,
-							    f->width, f->height);
+		return f->async ? driver.cuMemsetD2D8Async[v](f->dst, f->pitch,
+							      (unsigned char)f->value, f->width,
+							      f->height, f->stream)
+				: driver.cuMemsetD2D8_v2[v](f->dst, f->pitch,
+							    (unsigned char)f->value, f->width,
+							    f->height);
 	case 2:
-		return f->async ? driver.cuMemsetD2D16Async[v](f->dst, f->pitch, (unsigned short)f->value,
-							       f->width, f->height, f->stream)
-				: driver.cuMemsetD2D16_v2[v](f->dst, f->pitch, (unsigned short)f->value,
-							     f->width, f->height);
+		return f->async ? driver.cuMemsetD2D16Async[v](f->dst, f->pitch,
+							       (unsigned short)f->value, f->width,
+							       f->height, f->stream)
+				: driver.cuMemsetD2D16_v2[v](f->dst, f->pitch,
+							     (unsigned short)f->value, f->width,
+							     f->height);
 	default:
 		return f->async ? driver.cuMemsetD2D32Async[v](f->dst, f->pitch, f->value, f->width,
 							       f->height, f->stream)
-				: driver.cuMemsetD2D32_v2[v](f->dst, f->pitch, f->value, f->width, f->height);
+				: driver.cuMemsetD2D32_v2[v](f->dst, f->pitch, f->value, f->width,
+							     f->height);
 	}
 }
 
 static CUresult fill_rows(const struct fill *f)
 {
-	struct extent side = { f->dst, f->dst + (f->height - 1) * f->pitch + f->width * f->element };
+	struct extent side = { f->dst,
+			       f->dst + (f->height - 1) * f->pitch + f->width * f->element };
 	struct fill first = *f, second = *f;
 	struct launch held;
 	CUresult result;
@@ -282,38 +317,38 @@ static CUresult fill(const struct fill *f)
 	return f->width && f->height ? fill_rows(f) : issue_fill(f);
 }
 
-CUresult hook_cuMemsetD2D8_v2(unsigned int variant, CUdeviceptr dst, size_t pitch, unsigned char value,
-			      size_t width, size_t height)
+CUresult hook_cuMemsetD2D8_v2(unsigned int variant, CUdeviceptr dst, size_t pitch,
+			      unsigned char value, size_t width, size_t height)
 {
 	return fill(&(struct fill){ variant, 1, value, false, dst, pitch, width, height, NULL });
 }
 
-CUresult hook_cuMemsetD2D16_v2(unsigned int variant, CUdeviceptr dst, size_t pitch, unsigned short value,
-			       size_t width, size_t height)
+CUresult hook_cuMemsetD2D16_v2(unsigned int variant, CUdeviceptr dst, size_t pitch,
+			       unsigned short value, size_t width, size_t height)
 {
 	return fill(&(struct fill){ variant, 2, value, false, dst, pitch, width, height, NULL });
 }
 
-CUresult hook_cuMemsetD2D32_v2(unsigned int variant, CUdeviceptr dst, size_t pitch, unsigned int value,
-			       size_t width, size_t height)
+CUresult hook_cuMemsetD2D32_v2(unsigned int variant, CUdeviceptr dst, size_t pitch,
+			       unsigned int value, size_t width, size_t height)
 {
 	return fill(&(struct fill){ variant, 4, value, false, dst, pitch, width, height, NULL });
 }
 
-CUresult hook_cuMemsetD2D8Async(unsigned int variant, CUdeviceptr dst, size_t pitch, unsigned char value,
-				size_t width, size_t height, CUstream stream)
+CUresult hook_cuMemsetD2D8Async(unsigned int variant, CUdeviceptr dst, size_t pitch,
+				unsigned char value, size_t width, size_t height, CUstream stream)
 {
 	return fill(&(struct fill){ variant, 1, value, true, dst, pitch, width, height, stream });
 }
 
-CUresult hook_cuMemsetD2D16Async(unsigned int variant, CUdeviceptr dst, size_t pitch, unsigned short value,
-				 size_t width, size_t height, CUstream stream)
+CUresult hook_cuMemsetD2D16Async(unsigned int variant, CUdeviceptr dst, size_t pitch,
+				 unsigned short value, size_t width, size_t height, CUstream stream)
 {
 	return fill(&(struct fill){ variant, 2, value, true, dst, pitch, width, height, stream });
 }
 
-CUresult hook_cuMemsetD2D32Async(unsigned int variant, CUdeviceptr dst, size_t pitch, unsigned int value,
-				 size_t width, size_t height, CUstream stream)
+CUresult hook_cuMemsetD2D32Async(unsigned int variant, CUdeviceptr dst, size_t pitch,
+				 unsigned int value, size_t width, size_t height, CUstream stream)
 {
 	return fill(&(struct fill){ variant, 4, value, true, dst, pitch, width, height, stream });
 }
@@ -331,7 +366,8 @@ static CUresult fix(const struct extent *sides, uint32_t count)
 }
 
 CUresult hook_cuGraphAddMemcpyNode(unsigned int variant, CUgraphNode *node, CUgraph graph,
-				   const CUgraphNode *deps, size_t n, const CUDA_MEMCPY3D *copy, CUcontext ctx)
+				   const CUgraphNode *deps, size_t n, const CUDA_MEMCPY3D *copy,
+				   CUcontext ctx)
 {
 	struct extent sides[2];
 	CUresult result = CUDA_SUCCESS;
@@ -345,14 +381,15 @@ CUresult hook_cuGraphAddMemcpyNode(unsigned int variant, CUgraphNode *node, CUgr
 }
 
 CUresult hook_cuGraphAddMemsetNode(unsigned int variant, CUgraphNode *node, CUgraph graph,
-				   const CUgraphNode *deps, size_t n, const CUDA_MEMSET_NODE_PARAMS *params,
-				   CUcontext ctx)
+				   const CUgraphNode *deps, size_t n,
+				   const CUDA_MEMSET_NODE_PARAMS *params, CUcontext ctx)
 {
 	CUresult result = CUDA_SUCCESS;
 
 	(void)variant;
 	if (params && params->width && params->height) {
-		struct extent side = { params->dst, params->dst + (params->height - 1) * params->pitch +
+		struct extent side = { params->dst, params->dst +
+							    (params->height - 1) * params->pitch +
 							    params->width * params->elementSize };
 
 		result = fix(&side, 1);

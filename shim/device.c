@@ -17,7 +17,8 @@
 #define MAX_DEVICES 16
 /* 2 TiB of 2 MiB chunks; the tables are mapped, not touched, until used. */
 #define MAX_CHUNKS (1u << 20)
-/* VRAM left to the driver and to others when no limit is given: kernels, libraries' workspaces, stacks. */
+/* VRAM left to the driver and to others when no limit is given: kernels, libraries' workspaces,
+ * stacks. */
 #define RESERVE_SHARE 16
 #define RESERVE_MOST ((uint64_t)1 << 30)
 
@@ -27,7 +28,8 @@ static atomic_bool refused; /* connecting failed: it is not tried again */
 
 static void *map_table(size_t bytes)
 {
-	void *table = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	void *table = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
 	return table == MAP_FAILED ? NULL : table;
 }
@@ -41,7 +43,8 @@ static int make_state(struct device *device)
 
 	if (fd < 0)
 		return -1;
-	if (ftruncate(fd, (off_t)bytes) || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)) {
+	if (ftruncate(fd, (off_t)bytes) ||
+	    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)) {
 		close(fd);
 		return -1;
 	}
@@ -78,7 +81,8 @@ static int connect_daemon(struct device *device)
 	close(state);
 	if (error) {
 		log_warn("no memory beyond VRAM: the daemon at %s %s", path,
-			 error == EPROTO || error == EPERM ? device->terms.message : strerror(error));
+			 error == EPROTO || error == EPERM ? device->terms.message
+							   : strerror(error));
 		return -1;
 	}
 	device->chunk = device->terms.chunk;
@@ -128,7 +132,8 @@ struct device *device_connect(CUdevice ordinal)
 	return device;
 }
 
-/* What allocations may take: GREENBOOST_VRAM, bytes or a share in percent, else nearly all that is free. */
+/* What allocations may take: GREENBOOST_VRAM, bytes or a share in percent, else nearly all that is
+ * free. */
 static uint64_t vram_limit(void)
 {
 	const char *text = getenv("GREENBOOST_VRAM");
@@ -145,8 +150,8 @@ static uint64_t vram_limit(void)
 	if (strchr(text, '%'))
 		limit = (uint64_t)((double)total / 100 * strtod(text, NULL));
 	else if (*end)
-		log_warn("GREENBOOST_VRAM=%s is neither bytes nor a percentage; using %llu bytes", text,
-			 (unsigned long long)limit);
+		log_warn("GREENBOOST_VRAM=%s is neither bytes nor a percentage; using %llu bytes",
+			 text, (unsigned long long)limit);
 	return limit < available ? limit : available;
 }
 
@@ -161,7 +166,8 @@ static bool activate(struct device *device)
 
 	if (driver.cuCtxGetCurrent(&device->context))
 		return false;
-	driver.cuDeviceGetAttribute(&supported, CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED,
+	driver.cuDeviceGetAttribute(&supported,
+				    CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED,
 				    device->ordinal);
 	if (!supported) {
 		log_warn("no memory beyond VRAM: the device has no virtual memory management");
@@ -170,7 +176,8 @@ static bool activate(struct device *device)
 	device->limit = vram_limit();
 	slots = (uint32_t)(device->limit / device->chunk);
 	if (slots < 4) {
-		log_warn("no memory beyond VRAM: %llu bytes of VRAM are fewer than 4 chunks of %zu; choose a "
+		log_warn("no memory beyond VRAM: %llu bytes of VRAM are fewer than 4 chunks of "
+			 "%zu; choose a "
 			 "smaller --chunk",
 			 (unsigned long long)device->limit, device->chunk);
 		return false;
@@ -278,7 +285,8 @@ void device_abandon(CUdevice ordinal)
 	device->stopped = true;
 	pthread_cond_broadcast(&device->changed);
 	pthread_mutex_unlock(&device->lock);
-	shutdown(device->client.fd, SHUT_RDWR); /* the session ends; threads may still look at the rest */
+	shutdown(device->client.fd,
+		 SHUT_RDWR); /* the session ends; threads may still look at the rest */
 }
 
 void device_abandon_context(CUcontext context)

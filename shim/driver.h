@@ -29,7 +29,8 @@ const char *driver_error(CUresult error);
  */
 static inline CUresult driver_event_record(CUevent event, CUstream stream, unsigned int variant)
 {
-	return variant ? driver.cuEventRecord_ptsz(event, stream) : driver.cuEventRecord(event, stream);
+	return variant ? driver.cuEventRecord_ptsz(event, stream)
+		       : driver.cuEventRecord(event, stream);
 }
 
 static inline CUresult driver_stream_wait(CUstream stream, CUevent event, unsigned int variant)

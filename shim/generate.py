@@ -101,10 +101,11 @@ def entries(functions: list[Function], stubs: list[str]) -> str:
             index = f"[{variant}]" if f.suffix else ""
             hook = f"(void *){name}" if f.kind == "hook" else "NULL"
             lines.append(f'\t{{ "{name}", (void **)&driver.{f.name}{index}, {hook} }},')
-    lines += ["};", "const unsigned int driver_entry_count = sizeof driver_entries / sizeof *driver_entries;", ""]
+    lines += ["};", f"const unsigned int driver_entry_count = {sum(len(f.variants) for f in functions)};", ""]
     lines.append("const char *const driver_stub_names[] = {")
     lines += [f'\t"{name}",' for name in stubs]
-    lines += ["};", f"const unsigned int driver_stub_count = {len(stubs)};", f"void *driver_stub_targets[{len(stubs)}];"]
+    lines += ["};", f"const unsigned int driver_stub_count = {len(stubs)};"]
+    lines += [f"void *driver_stub_targets[{len(stubs)}];"]
     return "\n".join([*lines, ""])
 
 

@@ -16,8 +16,10 @@
 struct driver driver;
 
 static const char *const places[] = {
-	"/usr/local/nvidia/lib64/libcuda.so.1", "/usr/lib/x86_64-linux-gnu/libcuda.so.1",
-	"/usr/lib64/libcuda.so.1",		"/usr/lib/wsl/lib/libcuda.so.1",
+	"/usr/local/nvidia/lib64/libcuda.so.1",
+	"/usr/lib/x86_64-linux-gnu/libcuda.so.1",
+	"/usr/lib64/libcuda.so.1",
+	"/usr/lib/wsl/lib/libcuda.so.1",
 };
 
 /* Stands for functions that this driver does not have. */

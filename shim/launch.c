@@ -26,8 +26,8 @@ bool launch_captured(CUstream stream, unsigned int variant)
 	return status == CU_STREAM_CAPTURE_STATUS_ACTIVE;
 }
 
-CUresult launch_begin(struct launch *launch, struct device *device, struct span *spans, uint32_t count,
-		      CUstream stream, unsigned int variant)
+CUresult launch_begin(struct launch *launch, struct device *device, struct span *spans,
+		      uint32_t count, CUstream stream, unsigned int variant)
 {
 	CUresult result;
 
@@ -110,7 +110,8 @@ static uint32_t objects(struct device *device, const struct named *named, struct
 			if (!a || !a->chunks || a->leaving)
 				continue;
 			*span = (struct span){ .allocation = a };
-			alloc_object(a, named->addresses[i] - a->base, &span->begin, &span->end, &known);
+			alloc_object(a, named->addresses[i] - a->base, &span->begin, &span->end,
+				     &known);
 			span->open = !known;
 			span->least = known ? span->end : named->addresses[i] - a->base + 1;
 			count++;
@@ -126,7 +127,8 @@ static void say_too_large(const struct device *device, const struct span *spans,
 
 	for (uint32_t i = 0; i < count; i++)
 		least += spans[i].least - spans[i].begin;
-	log_warn("a launch needs at least %llu MiB in VRAM at once, and %llu MiB of chunks fit; give it more VRAM "
+	log_warn("a launch needs at least %llu MiB in VRAM at once, and %llu MiB of chunks fit; "
+		 "give it more VRAM "
 		 "or, if there is, a smaller chunk",
 		 (unsigned long long)(least >> 20),
 		 (unsigned long long)((uint64_t)residency_capacity(device) * device->chunk >> 20));
@@ -175,35 +177,39 @@ CUresult hook_cuLaunchKernel(unsigned int variant, CUfunction f, unsigned int gx
 	CUresult result;
 
 	if (gate_enter()) {
-		result = driver.cuLaunchKernel[variant](f, gx, gy, gz, bx, by, bz, shared, stream, params, extra);
+		result = driver.cuLaunchKernel[variant](f, gx, gy, gz, bx, by, bz, shared, stream,
+							params, extra);
 		gate_leave();
 		return result;
 	}
 	result = begin_kernel(&launch, f, params, extra, stream, variant, false);
 	if (result)
 		return result;
-	result = driver.cuLaunchKernel[variant](f, gx, gy, gz, bx, by, bz, shared, stream, params, extra);
+	result = driver.cuLaunchKernel[variant](f, gx, gy, gz, bx, by, bz, shared, stream, params,
+						extra);
 	launch_end(&launch);
 	return result;
 }
 
-CUresult hook_cuLaunchCooperativeKernel(unsigned int variant, CUfunction f, unsigned int gx, unsigned int gy,
-					unsigned int gz, unsigned int bx, unsigned int by, unsigned int bz,
-					unsigned int shared, CUstream stream, void **params)
+CUresult hook_cuLaunchCooperativeKernel(unsigned int variant, CUfunction f, unsigned int gx,
+					unsigned int gy, unsigned int gz, unsigned int bx,
+					unsigned int by, unsigned int bz, unsigned int shared,
+					CUstream stream, void **params)
 {
 	struct launch launch;
 	CUresult result;
 
 	if (gate_enter()) {
-		result = driver.cuLaunchCooperativeKernel[variant](f, gx, gy, gz, bx, by, bz, shared, stream,
-								    params);
+		result = driver.cuLaunchCooperativeKernel[variant](f, gx, gy, gz, bx, by, bz,
+								   shared, stream, params);
 		gate_leave();
 		return result;
 	}
 	result = begin_kernel(&launch, f, params, NULL, stream, variant, false);
 	if (result)
 		return result;
-	result = driver.cuLaunchCooperativeKernel[variant](f, gx, gy, gz, bx, by, bz, shared, stream, params);
+	result = driver.cuLaunchCooperativeKernel[variant](f, gx, gy, gz, bx, by, bz, shared,
+							   stream, params);
 	launch_end(&launch);
 	return result;
 }
@@ -254,7 +260,8 @@ CUresult hook_cuStreamBeginCapture_v2(unsigned int variant, CUstream stream, int
 }
 
 CUresult hook_cuStreamBeginCaptureToGraph(unsigned int variant, CUstream stream, CUgraph graph,
-					  const CUgraphNode *deps, const void *edges, size_t n, int mode)
+					  const CUgraphNode *deps, const void *edges, size_t n,
+					  int mode)
 {
 	CUresult result;
 
@@ -300,7 +307,8 @@ static CUresult fix_kernel(const CUDA_KERNEL_NODE_PARAMS *params)
 }
 
 CUresult hook_cuGraphAddKernelNode_v2(unsigned int variant, CUgraphNode *node, CUgraph graph,
-				      const CUgraphNode *deps, size_t n, const CUDA_KERNEL_NODE_PARAMS *params)
+				      const CUgraphNode *deps, size_t n,
+				      const CUDA_KERNEL_NODE_PARAMS *params)
 {
 	CUresult result = fix_kernel(params);
 
@@ -317,7 +325,8 @@ CUresult hook_cuGraphKernelNodeSetParams_v2(unsigned int variant, CUgraphNode no
 	return result ? result : driver.cuGraphKernelNodeSetParams_v2(node, params);
 }
 
-CUresult hook_cuGraphExecKernelNodeSetParams_v2(unsigned int variant, CUgraphExec exec, CUgraphNode node,
+CUresult hook_cuGraphExecKernelNodeSetParams_v2(unsigned int variant, CUgraphExec exec,
+						CUgraphNode node,
 						const CUDA_KERNEL_NODE_PARAMS *params)
 {
 	CUresult result = fix_kernel(params);

@@ -15,15 +15,16 @@ struct launch {
 	struct hold hold;
 	CUstream stream;
 	unsigned int variant;
-	bool captured; /* set by the caller: the work goes into a graph, what it names is fixed for good */
+	bool captured; /* set by the caller: the work goes into a graph, what it names is fixed for
+			  good */
 };
 
 /*
  * Hold the spans for work that is about to be given to the stream, and let the
  * stream wait for them; after the work launch_end(). On error nothing is held.
  */
-CUresult launch_begin(struct launch *launch, struct device *device, struct span *spans, uint32_t count,
-		      CUstream stream, unsigned int variant);
+CUresult launch_begin(struct launch *launch, struct device *device, struct span *spans,
+		      uint32_t count, CUstream stream, unsigned int variant);
 void launch_end(struct launch *launch);
 
 #endif

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* Allocation: which of the ways to hold memory it takes, totals, and what pointers say of themselves. */
+/* Allocation: which of the ways to hold memory it takes, totals, and what pointers say of
+ * themselves. */
 #define _GNU_SOURCE
 #include <errno.h>
 
 #include "device.h"
 #include "log.h"
 
-/* Small allocations go to the driver, up to half of VRAM; beyond that they are paged like the rest. */
+/* Small allocations go to the driver, up to half of VRAM; beyond that they are paged like the rest.
+ */
 #define DIRECT_SHARE 2
 #define DIRECT_ALIGNMENT 512
 
@@ -34,7 +36,8 @@ static CUresult announce_slots(struct device *device, uint32_t slots)
 	client_request(&request, "vram");
 	message_uint(&request, "slots", slots);
 	message_uint(&request, "bytes", device->limit);
-	return client_call(&device->client, &request, &reply) ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_SUCCESS;
+	return client_call(&device->client, &request, &reply) ? CUDA_ERROR_OUT_OF_MEMORY
+							      : CUDA_SUCCESS;
 }
 
 /* Let the pager bring the slots to this number. In device->allocate. */
@@ -52,8 +55,9 @@ static CUresult set_slots(struct device *device, uint32_t slots)
 	pthread_cond_signal(&device->work);
 	while (device->mover.slots_existing > device->slots_allowed && !device->stopped)
 		pthread_cond_wait(&device->changed, &device->lock);
-	result = device->stopped ? device->stop_error :
-		 device->slots_allowed > slots ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_SUCCESS;
+	result = device->stopped		 ? device->stop_error
+		 : device->slots_allowed > slots ? CUDA_ERROR_OUT_OF_MEMORY
+						 : CUDA_SUCCESS;
 	pthread_mutex_unlock(&device->lock);
 	return result;
 }
@@ -98,8 +102,8 @@ static CUresult allocate_direct(struct device *device, CUdeviceptr *dptr, size_t
 }
 
 /* Enter it in the tables: nothing of it is anywhere yet. In device->allocate. */
-static struct allocation *enter(struct device *device, CUdeviceptr base, size_t bytes, uint32_t first,
-				uint32_t chunks)
+static struct allocation *enter(struct device *device, CUdeviceptr base, size_t bytes,
+				uint32_t first, uint32_t chunks)
 {
 	struct allocation *allocation;
 
@@ -125,7 +129,9 @@ static struct allocation *enter(struct device *device, CUdeviceptr base, size_t 
  */
 static CUresult map_all(struct device *device, struct allocation *allocation)
 {
-	struct span span = { .allocation = allocation, .end = allocation->bytes, .least = allocation->bytes };
+	struct span span = { .allocation = allocation,
+			     .end = allocation->bytes,
+			     .least = allocation->bytes };
 	struct hold hold;
 	CUresult result = residency_hold(device, &span, 1, &hold);
 
@@ -136,7 +142,8 @@ static CUresult map_all(struct device *device, struct allocation *allocation)
 	return result;
 }
 
-static void take_apart(struct device *device, struct allocation *allocation, uint32_t first, uint32_t chunks)
+static void take_apart(struct device *device, struct allocation *allocation, uint32_t first,
+		       uint32_t chunks)
 {
 	struct message request;
 	struct reply reply;
@@ -197,7 +204,8 @@ static CUresult allocate_paged(struct device *device, CUdeviceptr *dptr, size_t 
 	}
 	if (!atomic_load(&device->paging)) {
 		result = map_all(device, allocation);
-		/* The driver had less VRAM than was promised to the daemon: is there room below for the rest? */
+		/* The driver had less VRAM than was promised to the daemon: is there room below for
+		 * the rest? */
 		if (atomic_load(&device->paging))
 			result = announce_slots(device, device->slots_allowed);
 		if (result) {
@@ -226,8 +234,8 @@ CUresult hook_cuMemAlloc_v2(unsigned int variant, CUdeviceptr *dptr, size_t byte
 	return result;
 }
 
-CUresult hook_cuMemAllocPitch_v2(unsigned int variant, CUdeviceptr *dptr, size_t *pitch, size_t width,
-				 size_t height, unsigned int element)
+CUresult hook_cuMemAllocPitch_v2(unsigned int variant, CUdeviceptr *dptr, size_t *pitch,
+				 size_t width, size_t height, unsigned int element)
 {
 	struct device *device = device_obtain();
 	size_t row = (width + 511) / 512 * 512; /* what the driver's pitch is a multiple of */
@@ -260,7 +268,8 @@ static CUresult free_direct(struct device *device, struct allocation *allocation
 	return result;
 }
 
-/* The allocation that begins here, taken out of everybody's reach; NULL: none of ours, or freed twice. */
+/* The allocation that begins here, taken out of everybody's reach; NULL: none of ours, or freed
+ * twice. */
 static struct allocation *claim(struct device *device, CUdeviceptr dptr)
 {
 	struct allocation *allocation;
@@ -306,7 +315,8 @@ static bool capturing(CUstream stream, unsigned int variant)
 }
 
 /* Memory of a graph is the driver's; other stream-ordered memory exists from the call on. */
-CUresult hook_cuMemAllocAsync(unsigned int variant, CUdeviceptr *dptr, size_t bytes, CUstream stream)
+CUresult hook_cuMemAllocAsync(unsigned int variant, CUdeviceptr *dptr, size_t bytes,
+			      CUstream stream)
 {
 	struct device *device = device_obtain();
 
@@ -374,7 +384,8 @@ CUresult hook_cuDeviceTotalMem_v2(unsigned int variant, size_t *bytes, CUdevice 
 	(void)variant;
 	if (!device || !tiers_below(device, &below, &below_free))
 		return result;
-	/* Before there is a context the limit is not known; the device's own size is its upper bound. */
+	/* Before there is a context the limit is not known; the device's own size is its upper
+	 * bound. */
 	*bytes = (atomic_load(&device->ready) ? device->limit : *bytes) + below;
 	return CUDA_SUCCESS;
 }
@@ -398,7 +409,8 @@ static bool paged_range(CUdeviceptr dptr, CUdeviceptr *base, size_t *size, struc
 	return allocation != NULL;
 }
 
-CUresult hook_cuMemGetAddressRange_v2(unsigned int variant, CUdeviceptr *base, size_t *size, CUdeviceptr dptr)
+CUresult hook_cuMemGetAddressRange_v2(unsigned int variant, CUdeviceptr *base, size_t *size,
+				      CUdeviceptr dptr)
 {
 	struct device *device;
 	CUdeviceptr found;
@@ -414,7 +426,8 @@ CUresult hook_cuMemGetAddressRange_v2(unsigned int variant, CUdeviceptr *base, s
 	return CUDA_SUCCESS;
 }
 
-CUresult hook_cuPointerGetAttribute(unsigned int variant, void *data, int attribute, CUdeviceptr ptr)
+CUresult hook_cuPointerGetAttribute(unsigned int variant, void *data, int attribute,
+				    CUdeviceptr ptr)
 {
 	struct device *device;
 	CUdeviceptr base;
@@ -443,7 +456,8 @@ CUresult hook_cuPointerGetAttribute(unsigned int variant, void *data, int attrib
 		*(size_t *)data = bytes;
 		return CUDA_SUCCESS;
 	case CU_POINTER_ATTRIBUTE_BUFFER_ID:
-		*(unsigned long long *)data = base; /* unique while it lives, which is what is promised */
+		*(unsigned long long *)data =
+			base; /* unique while it lives, which is what is promised */
 		return CUDA_SUCCESS;
 	case CU_POINTER_ATTRIBUTE_IS_MANAGED:
 	case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE:
@@ -461,8 +475,8 @@ CUresult hook_cuPointerGetAttribute(unsigned int variant, void *data, int attrib
 	}
 }
 
-CUresult hook_cuPointerGetAttributes(unsigned int variant, unsigned int count, int *attributes, void **data,
-				     CUdeviceptr ptr)
+CUresult hook_cuPointerGetAttributes(unsigned int variant, unsigned int count, int *attributes,
+				     void **data, CUdeviceptr ptr)
 {
 	if (!device_of(ptr) || !attributes || !data)
 		return driver.cuPointerGetAttributes(count, attributes, data, ptr);
@@ -481,7 +495,8 @@ CUresult hook_cuIpcGetMemHandle(unsigned int variant, void *handle, CUdeviceptr 
 	(void)variant;
 	if (!device_of(dptr))
 		return driver.cuIpcGetMemHandle(handle, dptr);
-	log_warn("memory that GreenBoost pages cannot be shared with other processes (cuIpcGetMemHandle)");
+	log_warn("memory that GreenBoost pages cannot be shared with other processes "
+		 "(cuIpcGetMemHandle)");
 	return CUDA_ERROR_NOT_SUPPORTED;
 }
 

@@ -8,7 +8,8 @@
 
 #include "log.h"
 
-CUresult mover_init(struct mover *mover, CUdevice device, CUcontext context, size_t chunk, uint32_t slots)
+CUresult mover_init(struct mover *mover, CUdevice device, CUcontext context, size_t chunk,
+		    uint32_t slots)
 {
 	CUresult result;
 
@@ -30,7 +31,8 @@ CUresult mover_init(struct mover *mover, CUdevice device, CUcontext context, siz
 	return result;
 }
 
-static CUresult map_at(struct mover *mover, CUdeviceptr address, CUmemGenericAllocationHandle handle)
+static CUresult map_at(struct mover *mover, CUdeviceptr address,
+		       CUmemGenericAllocationHandle handle)
 {
 	const CUmemAccessDesc access = {
 		.location = { CU_MEM_LOCATION_TYPE_DEVICE, mover->device },
@@ -140,10 +142,12 @@ int mover_add_arena(struct mover *mover, uint64_t id, int fd, size_t bytes)
 	if (arena.base == MAP_FAILED)
 		return -1;
 	arena.slot = calloc(arena.slots, sizeof(*arena.slot));
-	result = arena.slot ? driver.cuMemHostRegister_v2(arena.base, bytes, CU_MEMHOSTREGISTER_PORTABLE)
+	result = arena.slot ? driver.cuMemHostRegister_v2(arena.base, bytes,
+							  CU_MEMHOSTREGISTER_PORTABLE)
 			    : CUDA_ERROR_OUT_OF_MEMORY;
 	if (result) {
-		log_warn("cannot register %zu bytes of RAM with the GPU (%s); is the memlock limit too low "
+		log_warn("cannot register %zu bytes of RAM with the GPU (%s); is the memlock limit "
+			 "too low "
 			 "(ulimit -l)?",
 			 bytes, driver_error(result));
 		free(arena.slot);

@@ -27,7 +27,8 @@ struct vram_slot {
 
 /* A chunk-sized piece of an arena. */
 struct ram_slot {
-	struct ticket *busy; /* what a new tenant must wait for: the copy that still reads or writes it */
+	struct ticket
+		*busy; /* what a new tenant must wait for: the copy that still reads or writes it */
 	bool used;
 };
 
@@ -67,7 +68,8 @@ struct mover {
 };
 
 /* The context must be current. slots: the most there will ever be. */
-CUresult mover_init(struct mover *mover, CUdevice device, CUcontext context, size_t chunk, uint32_t slots);
+CUresult mover_init(struct mover *mover, CUdevice device, CUcontext context, size_t chunk,
+		    uint32_t slots);
 
 /* Make or give up the memory of a slot. The pager's only. */
 CUresult mover_create_slot(struct mover *mover, uint32_t slot);

@@ -17,10 +17,12 @@
 #include "log.h"
 #include "residency.h"
 
-/* How often the daemon is asked for another arena once it had none to give: every so many spills. */
+/* How often the daemon is asked for another arena once it had none to give: every so many spills.
+ */
 #define SPILLS_BETWEEN_ASKING 64
 
-/* Prefetched and not yet used at most: 1/8 of VRAM, so that looking ahead cannot push out the present. */
+/* Prefetched and not yet used at most: 1/8 of VRAM, so that looking ahead cannot push out the
+ * present. */
 #define PREFETCH_SHARE 8
 #define PREFETCH_MOST 16
 
@@ -53,7 +55,8 @@ static void set_state(struct device *device, uint32_t index, enum chunk_state st
 static void stop(struct device *device, const char *what, CUresult error)
 {
 	if (!device->stopped && error != CUDA_ERROR_DEINITIALIZED)
-		log_warn("%s failed: %s; paging on this device has stopped", what, driver_error(error));
+		log_warn("%s failed: %s; paging on this device has stopped", what,
+			 driver_error(error));
 	if (!device->stopped)
 		device->stop_error = error;
 	device->stopped = true;
@@ -166,7 +169,9 @@ static uint32_t spill_victim(const struct device *device)
 
 			if (chunk->state != ABSENT || chunk->home != HOME_T2)
 				continue;
-			next = chunk->holds ? 0 : predict_next_use(&device->predictor, &device->history[c]);
+			next = chunk->holds
+				       ? 0
+				       : predict_next_use(&device->predictor, &device->history[c]);
 			if (best == PREDICT_NONE || next > latest) {
 				best = c;
 				latest = next;
@@ -384,8 +389,8 @@ static bool may_leave(const struct device *device, uint32_t index)
 }
 
 /* Of the resident chunks the one needed last PREDICT_NONE if none may leave. */
-static uint32_t needed_last(const struct device *device, const uint32_t *except, uint32_t exceptions,
-			    uint64_t *when)
+static uint32_t needed_last(const struct device *device, const uint32_t *except,
+			    uint32_t exceptions, uint64_t *when)
 {
 	uint32_t best = PREDICT_NONE;
 
@@ -399,8 +404,9 @@ static uint32_t needed_last(const struct device *device, const uint32_t *except,
 			skip = except[e] == c;
 		if (skip)
 			continue;
-		next = device->chunks[c].sticky ? 0
-						: predict_next_use(&device->predictor, &device->history[c]);
+		next = device->chunks[c].sticky
+			       ? 0
+			       : predict_next_use(&device->predictor, &device->history[c]);
 		if (best == PREDICT_NONE || next > *when) {
 			best = c;
 			*when = next;
@@ -422,7 +428,8 @@ static uint32_t vram_victim(struct device *device, bool ahead)
 	for (uint32_t n = 0; n < VICTIM_TRIES; n++) {
 		uint32_t best = needed_last(device, tried, n, &when);
 
-		if (best == PREDICT_NONE || (ahead && when <= device->predictor.now + PREFETCH_MOST))
+		if (best == PREDICT_NONE ||
+		    (ahead && when <= device->predictor.now + PREFETCH_MOST))
 			break;
 		if (uses_over(device, best) && may_leave(device, best))
 			return best;
@@ -459,7 +466,8 @@ static uint32_t free_slot(struct device *device)
 	return NO_SLOT;
 }
 
-/* Bring in an absent chunk whose bytes are in RAM, or that has none yet. False: not possible now. */
+/* Bring in an absent chunk whose bytes are in RAM, or that has none yet. False: not possible now.
+ */
 static bool rise(struct device *device, uint32_t index, bool ahead)
 {
 	struct chunk *chunk = &device->chunks[index];
@@ -472,7 +480,8 @@ static bool rise(struct device *device, uint32_t index, bool ahead)
 	while ((slot = free_slot(device)) == NO_SLOT) {
 		uint32_t victim;
 
-		/* Only if the driver had less VRAM than was promised: allocations see to it otherwise. */
+		/* Only if the driver had less VRAM than was promised: allocations see to it
+		 * otherwise. */
 		if (!device->paging) {
 			let_go(device);
 			residency_begin_paging(device);
@@ -493,7 +502,8 @@ static bool rise(struct device *device, uint32_t index, bool ahead)
 	let_go(device);
 
 	/* A fresh chunk has nothing to copy, but its slot's last tenant may still be leaving. */
-	arrival = fresh ? ticket_get(mover->vram[slot].busy) : mover_copy_up(mover, chunk->ram, slot);
+	arrival =
+		fresh ? ticket_get(mover->vram[slot].busy) : mover_copy_up(mover, chunk->ram, slot);
 	result = !fresh && !arrival ? CUDA_ERROR_UNKNOWN : mover_map(mover, chunk->address, slot);
 
 	take_back(device);
@@ -578,7 +588,8 @@ static void serve_wanted(struct device *device)
 
 		if (ram_none(place))
 			fail_wanted(device, CUDA_ERROR_OUT_OF_MEMORY);
-		else if (device->chunks[unfetched].state == ABSENT && device->chunks[unfetched].home == HOME_T3)
+		else if (device->chunks[unfetched].state == ABSENT &&
+			 device->chunks[unfetched].home == HOME_T3)
 			start_fetch(device, unfetched, place);
 		else
 			mover_put_ram(&device->mover, place, NULL);
@@ -660,7 +671,8 @@ static bool leave_arena(struct device *device, uint32_t index)
 	ticket_wait(busy);
 	ticket_put(busy);
 	ticket_wait(mover_ram_slot(&device->mover, place)->busy);
-	memcpy(mover_ram(&device->mover, place), mover_ram(&device->mover, chunk->ram), device->chunk);
+	memcpy(mover_ram(&device->mover, place), mover_ram(&device->mover, chunk->ram),
+	       device->chunk);
 	take_back(device);
 	mover_put_ram(&device->mover, chunk->ram, NULL);
 	chunk->ram = place;
@@ -782,7 +794,8 @@ static bool look_ahead(struct device *device)
 		return false;
 	if (device->chunks[index].home == HOME_T2)
 		return rise(device, index, true);
-	/* Room must be left for what leaves VRAM, or what was fetched would be the first to go back. */
+	/* Room must be left for what leaves VRAM, or what was fetched would be the first to go
+	 * back. */
 	mover_count_ram(&device->mover, &slots, &available);
 	if (available <= slots / 4)
 		return false;

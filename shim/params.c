@@ -50,7 +50,8 @@ static struct layout *ask_as(CUfunction f, bool kernel)
 
 	while (layout && !(result = parameter(f, kernel, count, &size))) {
 		if (count == room) {
-			struct layout *grown = realloc(layout, sizeof(*layout) + 2 * room * sizeof(uint32_t));
+			struct layout *grown =
+				realloc(layout, sizeof(*layout) + 2 * room * sizeof(uint32_t));
 
 			if (!grown)
 				free(layout);
@@ -79,7 +80,8 @@ static struct layout *ask(CUfunction f)
 	}
 	/* INVALID_VALUE is the driver's way to say that there are no more. */
 	if (layout && layout->end != CUDA_ERROR_INVALID_VALUE)
-		log_warn("the driver does not tell a kernel's parameters (%s): what it reads cannot be seen",
+		log_warn("the driver does not tell a kernel's parameters (%s): what it reads "
+			 "cannot be seen",
 			 driver_error(layout->end));
 	return layout;
 }
@@ -93,8 +95,8 @@ static const struct layout *find(CUfunction f)
 	return layout;
 }
 
-static void scan_bytes(const void *bytes, size_t size, uint64_t low, uint64_t high, params_found found,
-		       void *arg)
+static void scan_bytes(const void *bytes, size_t size, uint64_t low, uint64_t high,
+		       params_found found, void *arg)
 {
 	for (size_t at = 0; at + 8 <= size; at += 8) {
 		uint64_t value;
@@ -120,8 +122,8 @@ static void scan_extra(void **extra, uint64_t low, uint64_t high, params_found f
 		scan_bytes(buffer, size, low, high, found, arg);
 }
 
-void params_scan(CUfunction f, void **params, void **extra, uint64_t low, uint64_t high, params_found found,
-		 void *arg)
+void params_scan(CUfunction f, void **params, void **extra, uint64_t low, uint64_t high,
+		 params_found found, void *arg)
 {
 	const struct layout *layout;
 	struct layout *made;

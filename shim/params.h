@@ -14,8 +14,8 @@ typedef void (*params_found)(void *arg, uint64_t address);
  * Look through a launch's parameters, by-value structs included. params and
  * extra are cuLaunchKernel's. Layouts are asked of the driver once a function.
  */
-void params_scan(CUfunction f, void **params, void **extra, uint64_t low, uint64_t high, params_found found,
-		 void *arg);
+void params_scan(CUfunction f, void **params, void **extra, uint64_t low, uint64_t high,
+		 params_found found, void *arg);
 
 /* Functions may have gone, and their handles may come to mean others. */
 void params_forget(void);

@@ -49,7 +49,8 @@ uint64_t predict_next_use(const struct predictor *p, const struct history *chunk
 	uint64_t due;
 
 	if (chunk->unread)
-		return p->now; /* it was brought in to be used: leaving now would be a wasted trip */
+		return p->now; /* it was brought in to be used: leaving now would be a wasted trip
+				*/
 	if (chunk->gap == 0)
 		return UINT64_MAX;
 	due = chunk->last + chunk->gap;

@@ -10,7 +10,8 @@
 
 void residency_show(struct device *device, uint32_t index)
 {
-	static const unsigned char homes[] = { STATE_EMPTY, STATE_T1, STATE_T2, STATE_T3, STATE_T3 };
+	static const unsigned char homes[] = { STATE_EMPTY, STATE_T1, STATE_T2, STATE_T3,
+					       STATE_T3 };
 	const struct chunk *chunk = &device->chunks[index];
 	unsigned char letter;
 
@@ -151,7 +152,8 @@ static CUresult hold_choose(const struct device *device, const struct span *span
  * Content that will be overwritten whole need not come back first. Returns how
  * many of the chunks in dropped[] (room for the span's) the daemon must be told of.
  */
-static uint32_t forget_overwritten(struct device *device, const struct span *span, uint32_t *dropped)
+static uint32_t forget_overwritten(struct device *device, const struct span *span,
+				   uint32_t *dropped)
 {
 	uint32_t count = 0;
 	uint64_t first = (span->begin + device->chunk - 1) / device->chunk;
@@ -220,7 +222,8 @@ static void hold_add_arrival(struct hold *hold, struct ticket *arrival)
 	}
 }
 
-CUresult residency_hold(struct device *device, struct span *spans, uint32_t count, struct hold *hold)
+CUresult residency_hold(struct device *device, struct span *spans, uint32_t count,
+			struct hold *hold)
 {
 	uint32_t *dropped = NULL, dropped_count = 0;
 	CUresult result;
@@ -236,7 +239,8 @@ CUresult residency_hold(struct device *device, struct span *spans, uint32_t coun
 	 * what each other needs. The rest come back here holding nothing.
 	 */
 	for (;;) {
-		result = device->stopped ? device->stop_error : hold_choose(device, spans, count, hold);
+		result = device->stopped ? device->stop_error
+					 : hold_choose(device, spans, count, hold);
 		if (result)
 			goto out;
 		if (all_resident(device, hold) || !device->wanted)
@@ -246,7 +250,8 @@ CUresult residency_hold(struct device *device, struct span *spans, uint32_t coun
 	for (uint32_t s = 0; s < count; s++) {
 		if (!spans[s].overwritten)
 			continue;
-		dropped = realloc(dropped, (dropped_count + spans[s].allocation->chunks) * sizeof(*dropped));
+		dropped = realloc(dropped,
+				  (dropped_count + spans[s].allocation->chunks) * sizeof(*dropped));
 		if (!dropped)
 			break; /* then it is fetched for nothing */
 		dropped_count += forget_overwritten(device, &spans[s], dropped + dropped_count);
@@ -316,7 +321,8 @@ CUresult residency_begin(struct hold *hold, CUstream stream, unsigned int varian
 
 CUresult residency_begin_captured(struct hold *hold)
 {
-	int mode = 2; /* relaxed: a capture of this thread must not forbid waiting for other streams */
+	int mode =
+		2; /* relaxed: a capture of this thread must not forbid waiting for other streams */
 	CUresult result = driver.cuThreadExchangeStreamCaptureMode(&mode);
 
 	if (result)
@@ -333,7 +339,8 @@ CUresult residency_begin_captured(struct hold *hold)
 	return result;
 }
 
-/* The chunk must not leave before the ticket: one place a stream, as later work there is done later. */
+/* The chunk must not leave before the ticket: one place a stream, as later work there is done
+ * later. */
 static void chunk_add_use(struct chunk *chunk, struct ticket *ticket)
 {
 	uint64_t key = atomic_load(&ticket->stream);
@@ -366,7 +373,8 @@ static void hold_free(struct hold *hold)
 		free(hold->chunks);
 }
 
-void residency_release(struct device *device, struct hold *hold, CUstream stream, unsigned int variant)
+void residency_release(struct device *device, struct hold *hold, CUstream stream,
+		       unsigned int variant)
 {
 	struct ticket *ticket = ticket_record(stream, variant);
 

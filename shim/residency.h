@@ -37,7 +37,8 @@ struct chunk {
 	uint8_t home; /* enum chunk_home: where its bytes are */
 	bool fixed; /* a captured graph names it: never leaves */
 	bool sticky; /* its address was copied to the device: leaves when nothing else can */
-	bool crowded; /* used by more streams at once than there are places: wait for the whole device */
+	bool crowded; /* used by more streams at once than there are places: wait for the whole
+			 device */
 	uint16_t holds; /* launches and copies being prepared that name it */
 	uint32_t slot; /* its VRAM slot, NO_SLOT if none */
 	struct ram_place ram; /* its RAM slot */
@@ -130,7 +131,8 @@ static inline void device_gauge(struct device *device, enum counter counter, uin
  * what comes from T3; what is on its way over the bus is waited for on the
  * device, by residency_begin(). CUDA_ERROR_OUT_OF_MEMORY: they never fit at once.
  */
-CUresult residency_hold(struct device *device, struct span *spans, uint32_t count, struct hold *hold);
+CUresult residency_hold(struct device *device, struct span *spans, uint32_t count,
+			struct hold *hold);
 
 /* Let the stream wait for what is still arriving. */
 CUresult residency_begin(struct hold *hold, CUstream stream, unsigned int variant);
@@ -139,7 +141,8 @@ CUresult residency_begin(struct hold *hold, CUstream stream, unsigned int varian
 CUresult residency_begin_captured(struct hold *hold);
 
 /* The work has been given to the stream: what it names may leave once it is done. */
-void residency_release(struct device *device, struct hold *hold, CUstream stream, unsigned int variant);
+void residency_release(struct device *device, struct hold *hold, CUstream stream,
+		       unsigned int variant);
 
 /* The work is part of a graph and may run at any time: what it names stays. */
 void residency_fix(struct device *device, struct hold *hold);

@@ -17,7 +17,8 @@ struct ticket {
 	CUevent event;
 	atomic_uint references;
 	atomic_bool done; /* seen complete; never goes back */
-	_Atomic uint64_t stream; /* stream_key of where it was recorded; 0: of no comparable stream */
+	_Atomic uint64_t
+		stream; /* stream_key of where it was recorded; 0: of no comparable stream */
 	uint64_t sequence; /* of two in one stream the greater is done later */
 	struct ticket *next; /* in the pool of unused ones */
 };
@@ -45,7 +46,8 @@ static inline bool ticket_done(struct ticket *ticket)
 }
 
 CUresult ticket_wait(struct ticket *ticket); /* on the host */
-CUresult ticket_wait_on(struct ticket *ticket, CUstream stream, unsigned int variant); /* on the device */
+CUresult ticket_wait_on(struct ticket *ticket, CUstream stream,
+			unsigned int variant); /* on the device */
 
 /* The handle of a destroyed stream may name a new one: no ticket may be taken for its. */
 void tickets_forget_stream(uint64_t key);

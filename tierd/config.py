@@ -189,12 +189,12 @@ def _overlay(
 
 
 def parse_spill(text: str, where: str = "--spill") -> SpillSpec:
-    """``PATH[:SIZE]``: what follows the last colon is a size if it begins with a digit and has no slash.
+    """``PATH[:SIZE]``: what follows the last colon is a size if it looks like one, 12 or 12abc.
 
     A path that ends like that needs its size given. Raises ConfigError.
     """
     path, colon, size = text.rpartition(":")
-    if not colon or not re.fullmatch(r"\d[^/]*", size):
+    if not colon or not re.fullmatch(r"\d+(\.\d+)?\s*[A-Za-z%]*", size):
         return SpillSpec(_path(_Setting(text, where), relative=True), None, where)
     try:
         return SpillSpec(_path(_Setting(path, where), relative=True), parse_size(size), where)

@@ -340,7 +340,7 @@ class Session:
         resident = {tier: n * chunk for tier, n in self._map.resident(self._end).items()}
         # Of T3 the daemon knows better: the shim writes its letters before and after the transfers.
         resident[Tier.T3] = self._migrator.statistics().held * chunk
-        if sum(resident.values()) > sum(self._fullest.values()):
+        if sum(resident.values()) >= sum(self._fullest.values()):
             self._fullest = resident
         return resident
 

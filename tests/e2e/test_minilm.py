@@ -105,7 +105,7 @@ def test_what_means_the_same_lies_close_and_the_rest_far(
     similarity = embedded[0] @ embedded[1].T
     same = np.zeros_like(similarity, dtype=bool)
     same[np.arange(len(FIRST)), PAIRS] = True
-    assert similarity[same].min() > 0.5
+    assert similarity[same].min() > 0.4
     assert similarity[~same].max() < 0.4
 
 

@@ -67,10 +67,8 @@ def test_same_numbers(name: str, chunk: str, tmp_path: Path) -> None:
 def test_same_numbers_over_nvme(tmp_path: Path) -> None:
     """RAM too small for the rest: it goes to a spill file."""
     run("matmul", tmp_path / "bare.pt")
-    spill = f"{tmp_path / 'spill'}:3GiB"
-    report = run(
-        "matmul", tmp_path / "nvme.pt", "--chunk", "16MiB", "--vram", "600MiB", "--ram", "256MiB", "--spill", spill
-    )
+    tiers = ["--vram", "600MiB", "--ram", "256MiB", "--spill", f"{tmp_path / 'spill'}:3GiB"]
+    report = run("matmul", tmp_path / "nvme.pt", "--chunk", "16MiB", *tiers)
     assert same(torch.load(tmp_path / "bare.pt"), torch.load(tmp_path / "nvme.pt"))
     assert report["total"]["nvme_written_bytes"] > 0
     assert not (tmp_path / "spill").exists()

@@ -34,11 +34,8 @@ def library() -> tuple[Any, Any]:
     for name in PURE:
         ffi.cdef(declarations(SHIM / f"{name}.h"))
     out = Path(tempfile.mkdtemp(prefix="greenboost-pure-")) / "pure.so"
-    subprocess.run(
-        ["cc", "-std=gnu11", "-g", "-O1", "-shared", "-fPIC", "-Wall", "-Werror", "-o", out]
-        + [SHIM / f"{name}.c" for name in PURE],
-        check=True,
-    )
+    build = ["cc", "-std=gnu11", "-g", "-O1", "-shared", "-fPIC", "-Wall", "-Werror", "-o", str(out)]
+    subprocess.run([*build, *(str(SHIM / f"{name}.c") for name in PURE)], check=True)
     lib = ffi.dlopen(str(out))
     out.unlink()
     out.parent.rmdir()

@@ -62,11 +62,9 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     """The codec compiled with address and undefined-behaviour checks that abort."""
     folder = tmp_path_factory.mktemp("wire")
     (folder / "probe.c").write_text("#include <stdio.h>\n" + PROBE)
-    subprocess.run(
-        ["cc", "-std=gnu11", "-g", "-O1", "-shared", "-fPIC", f"-I{SHIM}", "-fsanitize=undefined"]
-        + ["-fno-sanitize-recover=all", "-o", folder / "probe.so", folder / "probe.c"],
-        check=True,
-    )
+    checks = ["-fsanitize=undefined", "-fno-sanitize-recover=all"]
+    build = ["cc", "-std=gnu11", "-g", "-O1", "-shared", "-fPIC", f"-I{SHIM}", *checks]
+    subprocess.run([*build, "-o", folder / "probe.so", folder / "probe.c"], check=True)
     ffi = cffi.FFI()
     ffi.cdef("""
         int probe_read(const unsigned char *bytes, size_t length, char *out, size_t room);

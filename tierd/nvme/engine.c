@@ -386,7 +386,8 @@ static void complete(struct gb_ring *ring, uint32_t index, int32_t res)
 			return;
 		}
 	}
-	/* Nothing moved means that the file ends here: it was made shorter, or its device is gone. */
+	/* Nothing moved means that the file ends here: it was made shorter, or its device is gone.
+	 */
 	if (res <= 0)
 		fail(ring, number, res ? res : -EIO);
 	piece->next = ring->unused_pieces;
@@ -406,7 +407,8 @@ static bool drain(struct gb_ring *ring)
 	ret = io_uring_get_events(&ring->uring);
 	if (ret < 0 && ret != -EINTR && ret != -EAGAIN && ret != -EBUSY)
 		ring->broken = ret;
-	io_uring_for_each_cqe(&ring->uring, head, cqe) {
+	io_uring_for_each_cqe(&ring->uring, head, cqe)
+	{
 		complete(ring, io_uring_cqe_get_data64(cqe), cqe->res);
 		n++;
 	}

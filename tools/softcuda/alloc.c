@@ -296,7 +296,8 @@ CUresult do_cuMemAllocPitch_v2(CUdeviceptr *dptr, size_t *pitch, size_t width, s
 
 	if (!dptr || !pitch || !width || !height || (element != 4 && element != 8 && element != 16))
 		return CUDA_ERROR_INVALID_VALUE;
-	if (width > SIZE_MAX - PITCH || __builtin_mul_overflow(round_up(width, PITCH), height, &bytes))
+	if (width > SIZE_MAX - PITCH ||
+	    __builtin_mul_overflow(round_up(width, PITCH), height, &bytes))
 		return CUDA_ERROR_OUT_OF_MEMORY;
 	*pitch = round_up(width, PITCH);
 	return memory_alloc(context_current(), bytes, dptr);

@@ -57,7 +57,8 @@ static void spin_ns(const struct softcuda_launch *launch, void **params)
 	do
 		clock_gettime(CLOCK_MONOTONIC, &now);
 	while ((uint64_t)(now.tv_sec - start.tv_sec) * 1000000000 + (uint64_t)now.tv_nsec -
-		       (uint64_t)start.tv_nsec < ns);
+		       (uint64_t)start.tv_nsec <
+	       ns);
 }
 
 const struct builtin builtins[] = {

@@ -373,8 +373,8 @@ CUresult do_cuStreamGetCaptureInfo_v3(bool per_thread, CUstream handle, int *sta
 	capture = stream->capture;
 	*status = CU_STREAM_CAPTURE_STATUS_NONE;
 	if (capture)
-		*status = capture->invalid ? CU_STREAM_CAPTURE_STATUS_INVALIDATED :
-					     CU_STREAM_CAPTURE_STATUS_ACTIVE;
+		*status = capture->invalid ? CU_STREAM_CAPTURE_STATUS_INVALIDATED
+					   : CU_STREAM_CAPTURE_STATUS_ACTIVE;
 	if (*status == CU_STREAM_CAPTURE_STATUS_ACTIVE) {
 		if (id)
 			*id = capture->id;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Stream capture: work that goes into a graph instead of a queue, and what must not be done then. */
+/* Stream capture: work that goes into a graph instead of a queue, and what must not be done then.
+ */
 #ifndef SOFTCUDA_CAPTURE_H
 #define SOFTCUDA_CAPTURE_H
 

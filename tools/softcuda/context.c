@@ -64,9 +64,9 @@ static CUcontext context_create(CUdevice device, bool primary, unsigned int flag
 		free(context);
 		return NULL;
 	}
-	context->limits[0] = 1024;	/* stack */
-	context->limits[1] = 1 << 20;	/* printf FIFO */
-	context->limits[2] = 8 << 20;	/* malloc heap */
+	context->limits[0] = 1024; /* stack */
+	context->limits[1] = 1 << 20; /* printf FIFO */
+	context->limits[2] = 8 << 20; /* malloc heap */
 	pthread_mutex_lock(&context_lock);
 	context->id = ++last_id;
 	context->next = contexts;

@@ -42,7 +42,7 @@ struct thread {
 	CUcontext *stack;
 	size_t depth, room;
 	struct thread_stream *streams;
-	uint64_t id;	  /* never used twice */
+	uint64_t id; /* never used twice */
 	int capture_mode; /* as cuThreadExchangeStreamCaptureMode sets it */
 };
 

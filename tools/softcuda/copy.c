@@ -129,20 +129,31 @@ static CUresult describe(const struct described *from, struct box *box, struct e
 CUresult box_of_3d(const CUDA_MEMCPY3D *copy, struct box *box)
 {
 	const struct described src = {
-		.x = copy->srcXInBytes, .y = copy->srcY, .z = copy->srcZ,
-		.type = copy->srcMemoryType, .host = (uintptr_t)copy->srcHost,
-		.device = copy->srcDevice, .pitch = copy->srcPitch, .height = copy->srcHeight,
+		.x = copy->srcXInBytes,
+		.y = copy->srcY,
+		.z = copy->srcZ,
+		.type = copy->srcMemoryType,
+		.host = (uintptr_t)copy->srcHost,
+		.device = copy->srcDevice,
+		.pitch = copy->srcPitch,
+		.height = copy->srcHeight,
 	};
 	const struct described dst = {
-		.x = copy->dstXInBytes, .y = copy->dstY, .z = copy->dstZ,
-		.type = copy->dstMemoryType, .host = (uintptr_t)copy->dstHost,
-		.device = copy->dstDevice, .pitch = copy->dstPitch, .height = copy->dstHeight,
+		.x = copy->dstXInBytes,
+		.y = copy->dstY,
+		.z = copy->dstZ,
+		.type = copy->dstMemoryType,
+		.host = (uintptr_t)copy->dstHost,
+		.device = copy->dstDevice,
+		.pitch = copy->dstPitch,
+		.height = copy->dstHeight,
 	};
 	CUresult error;
 
 	if (copy->srcLOD || copy->dstLOD)
 		return CUDA_ERROR_INVALID_VALUE;
-	*box = (struct box){ .width = copy->WidthInBytes, .height = copy->Height,
+	*box = (struct box){ .width = copy->WidthInBytes,
+			     .height = copy->Height,
 			     .depth = copy->Depth };
 	error = describe(&src, box, &box->src);
 	return error ? error : describe(&dst, box, &box->dst);
@@ -151,15 +162,23 @@ CUresult box_of_3d(const CUDA_MEMCPY3D *copy, struct box *box)
 CUresult box_of_2d(const CUDA_MEMCPY2D *copy, struct box *box)
 {
 	const CUDA_MEMCPY3D same = {
-		.srcXInBytes = copy->srcXInBytes, .srcY = copy->srcY,
-		.srcMemoryType = copy->srcMemoryType, .srcHost = copy->srcHost,
-		.srcDevice = copy->srcDevice, .srcPitch = copy->srcPitch,
+		.srcXInBytes = copy->srcXInBytes,
+		.srcY = copy->srcY,
+		.srcMemoryType = copy->srcMemoryType,
+		.srcHost = copy->srcHost,
+		.srcDevice = copy->srcDevice,
+		.srcPitch = copy->srcPitch,
 		.srcHeight = copy->srcY + copy->Height,
-		.dstXInBytes = copy->dstXInBytes, .dstY = copy->dstY,
-		.dstMemoryType = copy->dstMemoryType, .dstHost = copy->dstHost,
-		.dstDevice = copy->dstDevice, .dstPitch = copy->dstPitch,
+		.dstXInBytes = copy->dstXInBytes,
+		.dstY = copy->dstY,
+		.dstMemoryType = copy->dstMemoryType,
+		.dstHost = copy->dstHost,
+		.dstDevice = copy->dstDevice,
+		.dstPitch = copy->dstPitch,
 		.dstHeight = copy->dstY + copy->Height,
-		.WidthInBytes = copy->WidthInBytes, .Height = copy->Height, .Depth = 1,
+		.WidthInBytes = copy->WidthInBytes,
+		.Height = copy->Height,
+		.Depth = 1,
 	};
 
 	return box_of_3d(&same, box);

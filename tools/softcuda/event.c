@@ -27,8 +27,7 @@ static void record_run(struct work *work, const struct place *place)
 
 	(void)place;
 	clock_gettime(CLOCK_MONOTONIC, &time);
-	((struct record *)work)->time =
-		(uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec;
+	((struct record *)work)->time = (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec;
 }
 
 static void record_release(struct work *work)

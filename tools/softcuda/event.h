@@ -11,7 +11,7 @@ struct CUevent_st {
 	enum kind kind;
 	unsigned int flags;
 	CUcontext context;
-	struct point point;    /* event.c's lock */
+	struct point point; /* event.c's lock */
 	struct record *record; /* NULL: never recorded; event.c's lock */
 	/* Where it was last recorded in a capture; 0: in none. capture.c's lock. */
 	_Atomic uint64_t capture;

@@ -142,8 +142,8 @@ CUresult do_cuGraphAddKernelNode_v2(CUgraphNode *node, CUgraph graph, const CUgr
 	return error ? error : graph_add(graph, work, deps, n, node);
 }
 
-CUresult do_cuGraphAddMemcpyNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *deps, size_t n,
-				 const CUDA_MEMCPY3D *copy, CUcontext ctx)
+CUresult do_cuGraphAddMemcpyNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *deps,
+				 size_t n, const CUDA_MEMCPY3D *copy, CUcontext ctx)
 {
 	struct work *work;
 	CUresult error;
@@ -155,8 +155,8 @@ CUresult do_cuGraphAddMemcpyNode(CUgraphNode *node, CUgraph graph, const CUgraph
 	return error ? error : graph_add(graph, work, deps, n, node);
 }
 
-CUresult do_cuGraphAddMemsetNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *deps, size_t n,
-				 const CUDA_MEMSET_NODE_PARAMS *params, CUcontext ctx)
+CUresult do_cuGraphAddMemsetNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *deps,
+				 size_t n, const CUDA_MEMSET_NODE_PARAMS *params, CUcontext ctx)
 {
 	struct work *work;
 	CUresult error;
@@ -204,7 +204,8 @@ CUresult do_cuGraphAddDependencies(CUgraph graph, const CUgraphNode *from, const
 	return do_cuGraphAddDependencies_v2(graph, from, to, NULL, n);
 }
 
-/* With nodes NULL it tells their number; else it fills in up to *count, and NULL beyond the last. */
+/* With nodes NULL it tells their number; else it fills in up to *count, and NULL beyond the last.
+ */
 static CUresult list_nodes(CUgraph graph, CUgraphNode *nodes, size_t *count, bool roots)
 {
 	size_t found = 0;

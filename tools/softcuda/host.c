@@ -9,7 +9,7 @@
 #include "memory.h"
 #include "space.h"
 
-#define ALLOC_FLAGS 7u	  /* portable, device map, write-combined */
+#define ALLOC_FLAGS 7u /* portable, device map, write-combined */
 #define REGISTER_FLAGS 11u /* portable, device map, read-only */
 
 static size_t page_round(size_t bytes)
@@ -120,8 +120,8 @@ CUresult do_cuMemHostRegister_v2(void *host, size_t bytes, unsigned int flags)
 	} else {
 		struct span *span = space_next(start);
 
-		error = span->kind == SPAN_HOST ? CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED :
-						  CUDA_ERROR_INVALID_VALUE;
+		error = span->kind == SPAN_HOST ? CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED
+						: CUDA_ERROR_INVALID_VALUE;
 	}
 	space_unlock();
 	return error;

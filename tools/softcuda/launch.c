@@ -170,8 +170,15 @@ CUresult do_cuLaunchKernel(bool per_thread, CUfunction f, unsigned int gx, unsig
 			   unsigned int shared, CUstream stream, void **params, void **extra)
 {
 	const CUDA_KERNEL_NODE_PARAMS launch = {
-		.func = f, .gridDimX = gx, .gridDimY = gy, .gridDimZ = gz, .blockDimX = bx,
-		.blockDimY = by, .blockDimZ = bz, .sharedMemBytes = shared, .kernelParams = params,
+		.func = f,
+		.gridDimX = gx,
+		.gridDimY = gy,
+		.gridDimZ = gz,
+		.blockDimX = bx,
+		.blockDimY = by,
+		.blockDimZ = bz,
+		.sharedMemBytes = shared,
+		.kernelParams = params,
 		.extra = extra,
 	};
 

@@ -33,7 +33,11 @@ static CUresult copy_row(CUstream stream, uintptr_t dst, bool dst_device, uintpt
 			 bool src_device, size_t bytes, enum waiting waiting)
 {
 	struct box box = {
-		.dst.start = dst, .src.start = src, .width = bytes, .height = 1, .depth = 1,
+		.dst.start = dst,
+		.src.start = src,
+		.width = bytes,
+		.height = 1,
+		.depth = 1,
 	};
 	CUresult error;
 

@@ -92,7 +92,11 @@ static CUresult set_1d(bool per_thread, CUstream handle, CUdeviceptr dst, unsign
 		       unsigned int element, size_t n, bool sync)
 {
 	const CUDA_MEMSET_NODE_PARAMS params = {
-		.dst = dst, .value = value, .elementSize = element, .width = n, .height = 1,
+		.dst = dst,
+		.value = value,
+		.elementSize = element,
+		.width = n,
+		.height = 1,
 	};
 
 	return set_memory(stream_resolve(handle, per_thread), &params, sync);
@@ -103,7 +107,11 @@ static CUresult set_2d(bool per_thread, CUstream handle, CUdeviceptr dst, size_t
 		       bool sync)
 {
 	const CUDA_MEMSET_NODE_PARAMS params = {
-		.dst = dst, .pitch = pitch, .value = value, .elementSize = element, .width = width,
+		.dst = dst,
+		.pitch = pitch,
+		.value = value,
+		.elementSize = element,
+		.width = width,
 		.height = height,
 	};
 

@@ -11,7 +11,7 @@
 
 struct CUmod_st {
 	enum kind kind;
-	CUlibrary library;    /* NULL: loaded by itself */
+	CUlibrary library; /* NULL: loaded by itself */
 	CUfunction functions; /* those that were asked for; lock */
 };
 
@@ -146,7 +146,8 @@ CUresult do_cuModuleGetFunction(CUfunction *function, CUmodule module, const cha
 	return *function ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
-CUresult do_cuModuleGetGlobal_v2(CUdeviceptr *dptr, size_t *bytes, CUmodule module, const char *name)
+CUresult do_cuModuleGetGlobal_v2(CUdeviceptr *dptr, size_t *bytes, CUmodule module,
+				 const char *name)
 {
 	(void)dptr;
 	(void)bytes;
@@ -272,7 +273,8 @@ CUresult do_cuLibraryGetModule(CUmodule *module, CUlibrary library)
 	return CUDA_SUCCESS;
 }
 
-CUresult do_cuLibraryGetGlobal(CUdeviceptr *dptr, size_t *bytes, CUlibrary library, const char *name)
+CUresult do_cuLibraryGetGlobal(CUdeviceptr *dptr, size_t *bytes, CUlibrary library,
+			       const char *name)
 {
 	(void)dptr;
 	(void)bytes;

@@ -81,7 +81,8 @@ static struct answer unknown(int attribute)
 
 	switch (attribute) {
 	case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL:
-		answer.value = (uint64_t)-2; /* as the documentation of cuPointerGetAttributes has it */
+		answer.value =
+			(uint64_t)-2; /* as the documentation of cuPointerGetAttributes has it */
 		answer.bytes = sizeof(int);
 		break;
 	case CU_POINTER_ATTRIBUTE_MEMORY_TYPE:
@@ -120,7 +121,8 @@ CUresult do_cuPointerGetAttribute(void *data, int attribute, CUdeviceptr ptr)
 }
 
 /* Unlike the question about one attribute, this one never fails for what an address is. */
-CUresult do_cuPointerGetAttributes(unsigned int count, int *attributes, void **data, CUdeviceptr ptr)
+CUresult do_cuPointerGetAttributes(unsigned int count, int *attributes, void **data,
+				   CUdeviceptr ptr)
 {
 	struct span *span;
 

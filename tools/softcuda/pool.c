@@ -193,7 +193,7 @@ CUresult do_cuMemPoolSetAttribute(CUmemoryPool pool, int attribute, void *value)
 	if (!attribute_known(pool, attribute, value))
 		return CUDA_ERROR_INVALID_VALUE;
 	if (is_flag(attribute))
-		pool->attributes[attribute] = (uint64_t)*(int *)value;
+		pool->attributes[attribute] = (uint64_t) * (int *)value;
 	else
 		pool->attributes[attribute] = *(uint64_t *)value;
 	return CUDA_SUCCESS;

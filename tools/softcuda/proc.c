@@ -53,13 +53,14 @@ static CUresult look_up(const char *symbol, void **pfn, int version, uint64_t fl
 	if (!symbol || !pfn || version > driver_version ||
 	    flags > CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM)
 		return CUDA_ERROR_INVALID_VALUE;
-	proc = find(symbol, version, flags == CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM, &known);
+	proc = find(symbol, version, flags == CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM,
+		    &known);
 	*pfn = proc ? (void *)proc->function : NULL;
 	if (proc)
 		*status = CU_GET_PROC_ADDRESS_SUCCESS;
 	else
-		*status = known ? CU_GET_PROC_ADDRESS_VERSION_NOT_SUFFICIENT :
-				  CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND;
+		*status = known ? CU_GET_PROC_ADDRESS_VERSION_NOT_SUFFICIENT
+				: CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND;
 	return CUDA_SUCCESS;
 }
 

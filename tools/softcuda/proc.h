@@ -7,8 +7,8 @@
 
 struct proc {
 	const char *symbol; /* as a program asks for it */
-	int version;	    /* the first CUDA version that means this function */
-	bool per_thread;    /* a per-thread-default-stream variant */
+	int version; /* the first CUDA version that means this function */
+	bool per_thread; /* a per-thread-default-stream variant */
 	void (*function)(void);
 };
 

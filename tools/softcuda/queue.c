@@ -29,15 +29,15 @@ struct queue {
 	enum queue_order order;
 	struct place place;
 	unsigned int refs;
-	size_t length;	    /* entries not done */
+	size_t length; /* entries not done */
 	uint64_t submitted; /* number of the newest entry */
-	uint64_t done;	    /* number of the last one that ran */
-	uint64_t wanted;    /* entries up to this number may run */
+	uint64_t done; /* number of the last one that ran */
+	uint64_t wanted; /* entries up to this number may run */
 	struct entry *head, **tail;
 	bool has_thread, closing;
-	unsigned int waiters;	 /* on progress */
-	bool idle;		 /* its thread waits on arrival */
-	pthread_cond_t arrival;	 /* of work, or of leave to run it */
+	unsigned int waiters; /* on progress */
+	bool idle; /* its thread waits on arrival */
+	pthread_cond_t arrival; /* of work, or of leave to run it */
 	pthread_cond_t progress; /* of done */
 };
 

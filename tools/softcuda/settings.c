@@ -65,7 +65,8 @@ static bool load_number(const char *name, long least, long most, long otherwise,
 	*value = strtol(text, &end, 10);
 	if (!errno && !*end && *value >= least && *value <= most)
 		return true;
-	fprintf(stderr, "softcuda: %s=%s: write a number from %ld to %ld\n", name, text, least, most);
+	fprintf(stderr, "softcuda: %s=%s: write a number from %ld to %ld\n", name, text, least,
+		most);
 	return false;
 }
 

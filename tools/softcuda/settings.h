@@ -10,11 +10,11 @@
 #define MAX_DEVICES 16
 
 struct settings {
-	size_t vram_bytes;    /* SOFTCUDA_VRAM, of each device */
-	int devices;	      /* SOFTCUDA_DEVICES */
-	bool poison;	      /* SOFTCUDA_POISON */
-	bool late;	      /* SOFTCUDA_LATE */
-	uint64_t late_limit;  /* SOFTCUDA_LATE_MS, in ns */
+	size_t vram_bytes; /* SOFTCUDA_VRAM, of each device */
+	int devices; /* SOFTCUDA_DEVICES */
+	bool poison; /* SOFTCUDA_POISON */
+	bool late; /* SOFTCUDA_LATE */
+	uint64_t late_limit; /* SOFTCUDA_LATE_MS, in ns */
 };
 
 extern struct settings settings;

@@ -20,8 +20,8 @@ struct softcuda_launch {
 	unsigned int grid[3];
 	unsigned int block[3];
 	unsigned int shared_bytes;
-	int device;		  /* ordinal of the device it runs on */
-	uint64_t stream;	  /* as cuStreamGetId tells it */
+	int device; /* ordinal of the device it runs on */
+	uint64_t stream; /* as cuStreamGetId tells it */
 	const void *param_buffer; /* all parameters, laid out as a C struct */
 	size_t param_bytes;
 };

@@ -16,7 +16,7 @@
 
 static pthread_rwlock_t lock = PTHREAD_RWLOCK_INITIALIZER;
 static struct interval_map reservations; /* lock */
-static struct interval_map spans;	 /* lock */
+static struct interval_map spans; /* lock */
 static uintptr_t window_start, window_end;
 static uintptr_t cursor; /* lock; where the search for room goes on */
 static uint64_t last_id; /* lock */

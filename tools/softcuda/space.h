@@ -19,15 +19,15 @@ enum span_kind { SPAN_MAPPING, SPAN_ALLOC, SPAN_HOST };
 struct span {
 	struct interval at;
 	enum span_kind kind;
-	CUcontext context;	   /* its owner; NULL for mappings */
-	uint64_t id;		   /* never used twice */
+	CUcontext context; /* its owner; NULL for mappings */
+	uint64_t id; /* never used twice */
 	int device;
 	unsigned char access[MAX_DEVICES]; /* CU_MEM_ACCESS_FLAGS_*, of a mapping */
-	unsigned int host_flags;   /* as given to cuMemHostAlloc or cuMemHostRegister */
-	bool host_allocated;	   /* by cuMemHostAlloc: the pages are ours */
-	bool freeing;		   /* cuMemFreeAsync has been asked for it */
+	unsigned int host_flags; /* as given to cuMemHostAlloc or cuMemHostRegister */
+	bool host_allocated; /* by cuMemHostAlloc: the pages are ours */
+	bool freeing; /* cuMemFreeAsync has been asked for it */
 	CUmemGenericAllocationHandle handle; /* of a mapping */
-	struct vram_block *block;  /* NULL for host memory and small allocations */
+	struct vram_block *block; /* NULL for host memory and small allocations */
 	struct small_block *small; /* where a small allocation was carved from */
 };
 
@@ -40,9 +40,9 @@ struct reservation {
 /* What a range of addresses is, as a whole. */
 enum range_kind {
 	RANGE_PAGEABLE, /* nothing that the devices know: the host's own memory */
-	RANGE_DEVICE,	/* accessible device memory throughout */
-	RANGE_HOST,	/* registered host memory throughout */
-	RANGE_BROKEN,	/* unmapped device addresses, or a border between kinds within it */
+	RANGE_DEVICE, /* accessible device memory throughout */
+	RANGE_HOST, /* registered host memory throughout */
+	RANGE_BROKEN, /* unmapped device addresses, or a border between kinds within it */
 };
 
 CUresult space_init(void);

@@ -338,7 +338,8 @@ CUresult do_cuMemSetAccess(CUdeviceptr ptr, size_t size, const CUmemAccessDesc *
 	return error;
 }
 
-CUresult do_cuMemGetAccess(unsigned long long *flags, const CUmemLocation *location, CUdeviceptr ptr)
+CUresult do_cuMemGetAccess(unsigned long long *flags, const CUmemLocation *location,
+			   CUdeviceptr ptr)
 {
 	CUresult error = CUDA_ERROR_INVALID_VALUE;
 	struct span *span;

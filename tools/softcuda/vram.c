@@ -30,8 +30,8 @@ struct vram {
 	size_t bytes;
 	pthread_mutex_t lock;
 	struct extent *free; /* by offset, never touching one another; lock */
-	size_t count, room;  /* lock */
-	size_t free_bytes;   /* lock */
+	size_t count, room; /* lock */
+	size_t free_bytes; /* lock */
 };
 
 static struct vram vrams[MAX_DEVICES];

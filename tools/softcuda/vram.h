@@ -12,7 +12,7 @@
 
 #include "cuda_abi.h"
 
-#define VRAM_UNIT ((size_t)64 << 10)	   /* what blocks are made of */
+#define VRAM_UNIT ((size_t)64 << 10) /* what blocks are made of */
 #define VRAM_CREATE_UNIT ((size_t)2 << 20) /* granularity of cuMemCreate */
 
 struct vram_block;
@@ -20,7 +20,8 @@ struct vram_block;
 /* Makes the memory of that many devices, of bytes each. */
 CUresult vram_init(int devices, size_t bytes);
 
-/* A block of bytes, a multiple of VRAM_UNIT, with one reference. Contents: what was there before. */
+/* A block of bytes, a multiple of VRAM_UNIT, with one reference. Contents: what was there before.
+ */
 CUresult vram_alloc(int device, size_t bytes, struct vram_block **block);
 struct vram_block *vram_get(struct vram_block *block);
 void vram_put(struct vram_block *block);

@@ -20,7 +20,7 @@ struct place {
 
 struct work {
 	atomic_uint refs;
-	int type;	  /* CU_GRAPH_NODE_TYPE_* */
+	int type; /* CU_GRAPH_NODE_TYPE_* */
 	const char *name; /* for the report of a fault */
 	void (*run)(struct work *work, const struct place *place);
 	void (*release)(struct work *work); /* frees it */

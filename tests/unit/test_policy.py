@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The policy by example: what readers should expect. tests/property says it for all histories."""
+
+from __future__ import annotations
+
+import pytest
+
+from tierd.capacity import Limits, lone_capacity, room
+from tierd.policy import (
+    Allocated,
+    ArenaAsked,
+    ArenaReturned,
+    ArenaWaitOver,
+    Deny,
+    Event,
+    ExtentsChanged,
+    Freed,
+    Grant,
+    Joined,
+    Left,
+    Recall,
+    RecallFailed,
+    Refused,
+    SpillAsked,
+    State,
+    VramSet,
+    apply,
+)
+
+
+def after(state: State, *events: Event) -> State:
+    for event in events:
+        state, _ = apply(state, event)
+    return state
+
+
+def refusal(state: State, event: Event) -> str:
+    with pytest.raises(Refused) as refused:
+        apply(state, event)
+    return refused.value.name
+
+
+ONE = after(State(Limits(arenas=2, arena_slots=4, extents=10)), Joined(1), VramSet(1, 3))
+"""A session with 3 VRAM slots, alone before 8 slots of T2 and 10 extents."""
+
+
+def test_a_lone_session_may_allocate_all_but_the_transit_slots() -> None:
+    assert lone_capacity(ONE.limits) == (6, 10)
+    full = after(ONE, Allocated(1, 3 + 6 + 10))
+    assert refusal(full, Allocated(1, 1)) == "ENOMEM"
+    assert room(full.limits, full.sessions, 1) == 16
+    assert after(full, Freed(1, 5), Allocated(1, 5)) == full
+
+
+def test_the_refusal_says_how_much_room_there_is() -> None:
+    with pytest.raises(Refused, match="20 chunks are wanted, the tiers have room for 19"):
+        apply(ONE, Allocated(1, 20))
+
+
+def test_vram_may_shrink_only_as_far_as_the_rest_has_room() -> None:
+    full = after(ONE, Allocated(1, 18))
+    assert after(full, VramSet(1, 2)).sessions[1].vram == 2
+    assert refusal(full, VramSet(1, 1)) == "ENOMEM"
+    assert after(full, VramSet(1, 9)).sessions[1].vram == 9
+
+
+def test_without_t3_whole_arenas_count() -> None:
+    two = after(State(Limits(2, 4, 0)), Joined(1), Joined(2), Allocated(1, 1))
+    # Session 1 has one arena for a chunk and two transit slots; what is left of it is nobody else's.
+    assert after(two, Allocated(2, 2)).sessions[2].overflow == 2
+    assert refusal(two, Allocated(2, 3)) == "ENOMEM"
+
+
+def test_no_arena_for_transit_no_overflow() -> None:
+    two = after(State(Limits(1, 4, 100)), Joined(1), Joined(2), Allocated(1, 50))
+    assert refusal(two, Allocated(2, 1)) == "ENOMEM"
+    assert after(two, VramSet(2, 5), Allocated(2, 5)).sessions[2].committed == 5
+
+
+def test_extents_are_kept_for_those_who_have_no_other_place() -> None:
+    two = after(State(Limits(2, 4, 2)), Joined(1), Joined(2), Allocated(1, 4), Allocated(2, 2))
+    # Two chunks of session 1 may need the extents: session 2 has room enough in its arena.
+    assert refusal(two, SpillAsked(2)) == "ENOSPC"
+    assert refusal(after(two, SpillAsked(1), SpillAsked(1)), SpillAsked(1)) == "ENOSPC"
+
+
+def test_a_failing_device_takes_room_but_nothing_that_is_stored() -> None:
+    full = after(ONE, Allocated(1, 19), SpillAsked(1), ExtentsChanged(9))
+    assert refusal(full, Allocated(1, 1)) == "ENOMEM"
+    assert refusal(full, VramSet(1, 2)) == "ENOMEM"
+    assert after(full, Freed(1, 3), Allocated(1, 2)).sessions[1].committed == 18
+    # What VRAM holds alone is still admitted.
+    assert after(full, VramSet(1, 30), Allocated(1, 1)).sessions[1].committed == 20
+
+
+def test_an_arena_is_recalled_from_whoever_has_most_above_its_share() -> None:
+    state = after(State(Limits(4, 4, 100)), *(Joined(id) for id in (1, 2, 3)))
+    state = after(state, ArenaAsked(1), ArenaAsked(1), ArenaAsked(1), ArenaAsked(2))
+    assert state.free_arenas == 0
+    # Session 1 has no use for what it has; session 3 has.
+    state = after(state, Allocated(3, 2))
+    state, actions = apply(state, ArenaAsked(3))
+    assert actions == (Recall(1, 3),)
+    state, actions = apply(state, ArenaReturned(1, 3))
+    assert actions == (Grant(3, 5),)
+    assert state.sessions[3].arenas == (5,)
+
+
+def test_nobody_is_given_more_than_a_fair_share_at_anothers_cost() -> None:
+    state = after(State(Limits(2, 4, 100)), Joined(1), Joined(2), Allocated(1, 50), Allocated(2, 50))
+    state = after(state, ArenaAsked(1), ArenaAsked(2))
+    assert refusal(state, ArenaAsked(1)) == "ENOSPC"
+
+
+def test_who_does_not_give_back_keeps_it_and_the_asker_is_told() -> None:
+    state = after(State(Limits(1, 4, 100)), Joined(1), Joined(2), ArenaAsked(1), Allocated(2, 5))
+    state, actions = apply(state, ArenaAsked(2))
+    assert actions == (Recall(1, 1),)
+    state, actions = apply(state, RecallFailed(1, 1))
+    assert actions == (Deny(2),)
+    assert state.sessions[1].arenas == (1,)
+    assert state.waiting == ()
+
+
+def test_an_asker_who_gave_up_leaves_the_arena_to_the_next() -> None:
+    state = after(State(Limits(1, 4, 100)), Joined(1), Joined(2), ArenaAsked(1), Allocated(2, 5))
+    state = after(state, ArenaAsked(2), ArenaWaitOver(2))
+    state, actions = apply(state, ArenaAsked(2))
+    assert actions == ()  # no second recall
+    _, actions = apply(state, ArenaReturned(1, 1))
+    assert actions == (Grant(2, 2),)
+
+
+def test_the_end_of_a_session_serves_those_who_wait() -> None:
+    state = after(State(Limits(1, 4, 100)), Joined(1), Joined(2), ArenaAsked(1), Allocated(2, 5))
+    state, actions = apply(after(state, ArenaAsked(2)), Left(1))
+    assert actions == (Grant(2, 2),)
+    assert set(state.sessions) == {2}
+
+
+def test_a_place_in_the_queue_passes_to_whoever_needs_it_more() -> None:
+    state = after(State(Limits(1, 2, 100)), Joined(1), Joined(2), Joined(3), ArenaAsked(1), Allocated(2, 5))
+    state = after(state, ArenaAsked(2), Freed(2, 5), Allocated(3, 5))
+    state, actions = apply(state, ArenaAsked(3))
+    assert actions == (Deny(2),)
+    assert state.waiting == (3,)
