@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import mmap
 import os
 from typing import Any
 
 import pytest
 
-from tierd import arena
 from tierd.arena import Arena, ArenaError, ArenaPool, open_pool
 
 pytestmark = pytest.mark.usefixtures("no_leaked_fds")
@@ -40,7 +40,7 @@ def test_nobody_can_change_its_size_or_its_seals() -> None:
             with pytest.raises(PermissionError):
                 os.ftruncate(one.fd, size)
         with pytest.raises(PermissionError):
-            arena.fcntl.fcntl(one.fd, arena.fcntl.F_ADD_SEALS, arena.fcntl.F_SEAL_WRITE)
+            fcntl.fcntl(one.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
     finally:
         one.close()
 

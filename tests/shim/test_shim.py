@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Programs in tiers smaller than they need: what they read is what they wrote."""
+
+from __future__ import annotations
+
+import pytest
+
+from .conftest import PROGRAMS, Runner
+
+SMALL = "--chunk 2MiB --vram 40MiB --ram 16MiB --spill {dir}/spill:256MiB"
+OPS = PROGRAMS / "random_ops.py"
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("late", ["0", "1"])
+def test_random_operations_over_all_tiers(runner: Runner, seed: int, late: str) -> None:
+    """Eight allocations of up to 16 MiB: more than VRAM and RAM together."""
+    result = runner.tiered(SMALL, OPS, seed, 150, 8, 16, SOFTCUDA_LATE=late)
+    assert (result.status, result.out) == (0, "right\n"), result.err
+    assert result.counters["evictions"] > 0
+    assert result.counters["spill_bytes"] > 0
+    assert result.counters["fetch_bytes"] > 0
+
+
+def test_random_operations_without_nvme(runner: Runner) -> None:
+    result = runner.tiered("--chunk 2MiB --vram 40MiB --ram 128MiB", OPS, 7, 200, 8, 16)
+    assert (result.status, result.out) == (0, "right\n"), result.err
+    assert result.counters["evictions"] > 0
+    assert result.counters["spill_bytes"] == 0
+
+
+def test_nothing_is_looked_at_while_all_fits(runner: Runner) -> None:
+    result = runner.tiered("--chunk 2MiB --vram 200MiB --ram 16MiB", OPS, 3, 100, 8, 16, device="256MiB")
+    assert (result.status, result.out) == (0, "right\n"), result.err
+    assert result.counters["launches"] == 0
+    assert result.counters["evictions"] == 0
+
+
+BEGIN = """
+import ctypes, sys
+from ctypes import byref, c_int, c_size_t, c_uint64, c_void_p
+cuda = ctypes.CDLL("libcuda.so.1")
+context = c_void_p()
+assert cuda.cuInit(0) == 0
+assert cuda.cuDevicePrimaryCtxRetain(byref(context), 0) == 0
+assert cuda.cuCtxSetCurrent(context) == 0
+"""
+
+FULL = (
+    BEGIN
+    + """
+import numpy as np
+MIB = 1 << 20
+held, refused = [], None
+while refused is None and len(held) < 1000:
+    address = c_uint64()
+    refused = cuda.cuMemAlloc_v2(byref(address), c_size_t(4 * MIB)) or None
+    if refused is None:
+        data = np.full(MIB, len(held) * 7919 + 1, dtype=np.uint32)
+        assert cuda.cuMemcpyHtoD_v2(address, c_void_p(data.ctypes.data), c_size_t(data.nbytes)) == 0
+        held.append(address)
+assert refused == 2, refused  # CUDA_ERROR_OUT_OF_MEMORY
+got = np.zeros(MIB, dtype=np.uint32)
+for i, address in enumerate(held):
+    assert cuda.cuMemcpyDtoH_v2(c_void_p(got.ctypes.data), address, c_size_t(got.nbytes)) == 0
+    assert (got == i * 7919 + 1).all(), i
+assert cuda.cuMemFree_v2(held.pop()) == 0
+assert cuda.cuMemAlloc_v2(byref(address), c_size_t(4 * MIB)) == 0
+print(len(held) * 4)
+"""
+)
+
+
+def test_a_full_t3_refuses_and_loses_nothing(runner: Runner) -> None:
+    result = runner.tiered("--chunk 2MiB --vram 40MiB --ram 16MiB --spill {dir}/spill:64MiB", "-c", FULL)
+    assert result.status == 0, result.err
+    assert 40 + 16 + 64 - 16 <= int(result.out) <= 40 + 16 + 64
+
+
+TOTALS = (
+    BEGIN
+    + """
+free, total, device = c_size_t(), c_size_t(), c_size_t()
+address = c_uint64()
+assert cuda.cuMemAlloc_v2(byref(address), c_size_t(8 << 20)) == 0
+assert cuda.cuMemGetInfo_v2(byref(free), byref(total)) == 0
+assert cuda.cuDeviceTotalMem_v2(byref(device), 0) == 0
+base, size = c_uint64(), c_size_t()
+assert cuda.cuMemGetAddressRange_v2(byref(base), byref(size), c_uint64(address.value + 5)) == 0
+assert (base.value, size.value) == (address.value, 8 << 20)
+kind = c_int()
+assert cuda.cuPointerGetAttribute(byref(kind), 2, c_uint64(address.value + (3 << 20))) == 0
+assert kind.value == 2
+print(total.value == device.value, total.value >> 20, (total.value - free.value) >> 20)
+"""
+)
+
+
+def test_totals_are_the_sum_of_the_tiers(runner: Runner) -> None:
+    result = runner.tiered(SMALL, "-c", TOTALS)
+    assert result.status == 0, result.err
+    same, total, used = result.out.split()
+    assert same == "True"
+    assert 40 + 16 + 256 - 16 <= int(total) <= 40 + 16 + 256
+    assert int(used) >= 8
+
+
+PROC = (
+    BEGIN
+    + """
+for name, version, flags, full in [
+    ("cuMemAlloc", 13000, 0, "cuMemAlloc_v2"),
+    ("cuLaunchKernel", 13000, 0, "cuLaunchKernel"),
+    ("cuLaunchKernel", 13000, 2, "cuLaunchKernel_ptsz"),
+    ("cuMemcpyHtoDAsync", 13000, 2, "cuMemcpyHtoDAsync_v2_ptsz"),
+    ("cuGetProcAddress", 13000, 0, "cuGetProcAddress_v2"),
+]:
+    found = c_void_p()
+    assert cuda.cuGetProcAddress_v2(name.encode(), byref(found), version, c_uint64(flags), None) == 0
+    assert found.value == ctypes.cast(getattr(cuda, full), c_void_p).value, full
+print("all ours")
+"""
+)
+
+
+def test_every_way_to_a_hooked_function_leads_to_the_shim(runner: Runner) -> None:
+    result = runner.tiered(SMALL, "-c", PROC)
+    assert (result.status, result.out) == (0, "all ours\\n"), result.err
+
+
+KILLED = (
+    BEGIN
+    + """
+import os, signal
+address = c_uint64()
+for _ in range(10):
+    assert cuda.cuMemAlloc_v2(byref(address), c_size_t(16 << 20)) == 0
+    assert cuda.cuMemsetD8_v2(address, ctypes.c_ubyte(1), c_size_t(16 << 20)) == 0
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+)
+
+
+def test_a_killed_application_leaves_nothing(runner: Runner) -> None:
+    result = runner.tiered(SMALL, "-c", KILLED)
+    assert result.status == 128 + 9, result.err
+    assert result.report["spill"][0]["used_bytes"] == 0
+    assert not (runner.folder / "spill").exists()
+
+
+TOO_MUCH = (
+    BEGIN
+    + """
+module, function, address = c_void_p(), c_void_p(), c_uint64()
+assert cuda.cuModuleLoadData(byref(module), b"softcuda") == 0
+assert cuda.cuModuleGetFunction(byref(function), module, b"add_u32") == 0
+places = []
+for _ in range(3):
+    assert cuda.cuMemAlloc_v2(byref(address), c_size_t(32 << 20)) == 0
+    # The last byte is a start that is named: each allocation's object is known to reach there.
+    assert cuda.cuMemsetD8_v2(address, ctypes.c_ubyte(1), c_size_t(1)) == 0
+    last = c_uint64(address.value + (32 << 20) - 4)
+    assert cuda.cuMemsetD8_v2(last, ctypes.c_ubyte(1), c_size_t(4)) == 0
+    places += [c_uint64(address.value), last]
+count = c_uint64(1)
+
+def launch(*params):
+    pointers = (c_void_p * 4)(*(ctypes.addressof(p) for p in (*params, count)))
+    return cuda.cuLaunchKernel(function, 1, 1, 1, 1, 1, 1, 0, None, pointers, None)
+
+assert launch(places[1], places[3], places[5]) == 0
+print(launch(places[0], places[2], places[4]), cuda.cuCtxSynchronize())
+"""
+)
+
+
+def test_a_launch_that_never_fits_is_refused_before_it_starts(runner: Runner) -> None:
+    result = runner.tiered(SMALL, "-c", TOO_MUCH)
+    assert result.status == 0, result.err
+    assert result.out.split() == ["2", "0"]
+    assert "a launch needs at least 95 MiB in VRAM at once" in result.err
