@@ -24,7 +24,7 @@ from .model import AllocationSnapshot, EndedSession, SessionSnapshot, Tier
 from .policy import Allocated, ArenaReturned, Freed, RecallFailed, Refused, VramSet
 from .statemap import StateMap
 from .tiers import Tiers
-from .wire import MAX_UNDER_WAY, Connection, Disconnected, RemoteError, Request, WireError
+from .wire import MAX_UNDER_WAY, Connection, Disconnected, RemoteError, Request, WireError, close_fds
 
 __all__ = ["Identity", "Session"]
 
@@ -204,6 +204,7 @@ class Session:
                 if (at_once := self._at_once.get(name)) is not None:
                     await self._connection.answer(request, at_once(request))
                 elif (waiting := self._waiting.get(name)) is None:
+                    close_fds(request.fds)
                     raise Refused("EISCONN", f"{name} was said already")
                 elif self._under_way >= MAX_UNDER_WAY:
                     raise Refused("EBUSY", f"{MAX_UNDER_WAY} requests have no answer yet")

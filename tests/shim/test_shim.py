@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from .conftest import PROGRAMS, Runner
+from .tiers import PROGRAMS, Runner
 
 SMALL = "--chunk 2MiB --vram 40MiB --ram 16MiB --spill {dir}/spill:256MiB"
 OPS = PROGRAMS / "random_ops.py"

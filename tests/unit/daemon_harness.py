@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import trio
 from tierd import config, daemon, wire
 from tierd.config import Config
 
-__all__ = ["CHUNK", "MIB", "RawPeer", "running", "status", "wait_until"]
+__all__ = ["CHUNK", "MIB", "RawPeer", "running", "settings", "status", "wait_until"]
 
 MIB = 1 << 20
 CHUNK = 2 * MIB
@@ -92,33 +92,35 @@ class RawPeer:
     def __exit__(self, *_: object) -> None:
         self.sock.close()
 
-    async def ask(self, message: object, fds: list[int] | None = None) -> dict[str, Any] | None:
-        """Send `message` (bytes as they are, else packed); the answer, or None at the end."""
+    def send(self, message: object, fds: list[int] | None = None) -> None:
+        """Send `message`: bytes as they are, anything else packed. The daemon may be gone already."""
         packet = message if isinstance(message, bytes) else msgpack.packb(message)
+        with suppress(BrokenPipeError, ConnectionResetError):
+            socket.send_fds(self.sock, [packet], fds or [])
 
-        def talk() -> bytes:
+    async def receive(self) -> dict[str, Any] | None:
+        """The next message, its descriptors closed; None at the end."""
+
+        def read() -> bytes:
             try:
-                socket.send_fds(self.sock, [packet], fds or [])
-                answer, received, _, _ = socket.recv_fds(self.sock, 1 << 17, 8)
-            except (BrokenPipeError, ConnectionResetError):
+                packet, fds, _, _ = socket.recv_fds(self.sock, 1 << 17, 8)
+            except ConnectionResetError:
                 return b""
-            wire.close_fds(received)
-            return answer
+            wire.close_fds(fds)
+            return packet
 
-        answer = await trio.to_thread.run_sync(talk)
-        return msgpack.unpackb(answer) if answer else None
+        packet = await trio.to_thread.run_sync(read)
+        return msgpack.unpackb(packet) if packet else None
+
+    async def ask(self, message: object, fds: list[int] | None = None) -> dict[str, Any] | None:
+        """send(), then receive()."""
+        self.send(message, fds)
+        return await self.receive()
 
     async def hello(self, role: str = "control") -> None:
         """Begin as a control connection."""
         assert await self.ask({"id": 1, "op": "hello", "v": 1, "role": role}) == {"re": 1}
 
     async def at_end(self) -> bool:
-        """Whether the daemon has closed the connection; waits for it."""
-
-        def read() -> bytes:
-            try:
-                return self.sock.recv(1 << 17)
-            except ConnectionResetError:
-                return b""
-
-        return await trio.to_thread.run_sync(read) == b""
+        """Whether the daemon has closed the connection; waits for what comes next."""
+        return await self.receive() is None

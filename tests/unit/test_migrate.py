@@ -16,7 +16,7 @@ from tierd.arena import Arena, open_pool
 from tierd.migrate import Migrator
 from tierd.nvme.errors import SpillWriteError
 from tierd.nvme.extents import Extent
-from tierd.nvme.stripe import SpillSet, open_spill_files, open_spill_set
+from tierd.nvme.stripe import SpillSet, open_spill_files
 from tierd.policy import Refused
 
 pytestmark = pytest.mark.usefixtures("no_leaked_fds")
@@ -63,15 +63,17 @@ async def bench(tmp_path: Path, store_type: type[SpillSet] = SpillSet) -> AsyncI
     files = open_spill_files([(str(tmp_path / "spill"), (1 << 20) + EXTENTS * CHUNK)], CHUNK)
     with open_pool(limit=1, arena_bytes=4 * CHUNK, chunk=CHUNK) as pool:
         arena = pool.create(1)
-        async with open_spill_set(files, chunk=CHUNK) as store:
-            store.__class__ = store_type
-            store.add_arena(arena)
-            it = Bench(store, arena)
-            yield it
-            it.migrator.close()
-            assert it.held.count == 0
-            assert store.free == store.total
-            store.remove_arena(arena)
+        with store_type(files, chunk=CHUNK) as store:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(store.run)
+                store.add_arena(arena)
+                it = Bench(store, arena)
+                yield it
+                it.migrator.close()
+                assert it.held.count == 0
+                assert store.free == store.total
+                store.remove_arena(arena)
+                nursery.cancel_scope.cancel()
 
 
 async def refused(name: str, coroutine: object) -> None:

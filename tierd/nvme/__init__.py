@@ -2,8 +2,8 @@
 """T3: chunks in spill files and on block devices, moved by io_uring, driven by trio.
 
 stripe is the face of it; the rest, from top to bottom: spillfile, spillpath and superblock (one
-path), extents and checksum (what it holds), ring, ringsetup and table (io_uring), engine.c (its
-loops).
+path), extents and checksum (what it holds), ring, ringsetup and table (io_uring), and
+engine*.c, its loops.
 """
 
 from .errors import ExtentError, MemlockError, NoSpace, RingError, SpillPathError, SpillWriteError

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Builds the extension module tierd.nvme._uring from engine.c, through cffi in API mode.
+"""Builds the extension module tierd.nvme._uring from the C files here, through cffi in API mode.
 
 setuptools calls `ffibuilder` (``cffi_modules`` in pyproject.toml). Run as a script it builds the
 module in place, which is all that development needs.
@@ -47,9 +47,9 @@ def _builder(here: Path) -> FFI:
     builder.set_source(
         "tierd.nvme._uring",
         '#include "engine.h"',
-        sources=[str(here / "engine.c")],
+        sources=[str(here / name) for name in ("engine.c", "engine_setup.c")],
         include_dirs=[str(here)],
-        depends=[str(here / "engine.h")],
+        depends=[str(here / name) for name in ("engine.h", "engine_internal.h")],
         extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
         extra_objects=[archive] if archive else [],
         libraries=[] if archive else ["uring"],

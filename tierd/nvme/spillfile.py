@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 from collections.abc import Callable
@@ -82,6 +83,8 @@ class SpillFile:
             # Nothing is lost: the next daemon adopts the path.
             _log.warning("spill path %s was not closed in order: %s", self.path, error)
         finally:
+            # Not left to close(): the kernel may let go of the ring's reference to the file later.
+            fcntl.flock(fd, fcntl.LOCK_UN)
             os.close(fd)
 
     def attach(self, ring: Ring) -> None:

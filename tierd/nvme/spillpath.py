@@ -19,6 +19,7 @@ import mmap
 import os
 import stat
 import tempfile
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -34,6 +35,9 @@ DATA_OFFSET = 1 << 20
 """Where the extents begin, bytes: the superblock in front of them keeps every transfer aligned."""
 
 _OPEN = os.O_RDWR | os.O_CLOEXEC
+
+_LOCK_PATIENCE = 1.0
+"""Seconds to wait for a lock that may be a dead daemon's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,15 +257,24 @@ def _cannot_open(wanted: _Wanted, error: OSError) -> SpillPathError:
 
 
 def _lock(wanted: _Wanted, fd: int) -> None:
-    """Keeps every other daemon out for as long as the descriptor is open."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise wanted.refuse(
-            "is in use by another GreenBoost daemon", "stop that one, or give this one its own path"
-        ) from None
-    except OSError as error:
-        raise wanted.refuse(f"cannot be locked ({error.strerror})", "name another path") from error
+    """Keeps every other daemon out for as long as the descriptor is open.
+
+    A daemon that was killed has its lock a little longer than its life: the kernel takes its rings,
+    which hold the file, apart in the background.
+    """
+    patience = time.monotonic() + _LOCK_PATIENCE
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > patience:
+                raise wanted.refuse(
+                    "is in use by another GreenBoost daemon", "stop that one, or give this one its own path"
+                ) from None
+            time.sleep(0.01)
+        except OSError as error:
+            raise wanted.refuse(f"cannot be locked ({error.strerror})", "name another path") from error
 
 
 def is_same_file(path: str, fd: int) -> bool:

@@ -27,7 +27,7 @@ from tierd.model import SpillPathSnapshot
 from .checksum import Checksums, digest_in_thread_if_large, digest_while
 from .errors import ExtentError, MemlockError, NoSpace, SpillWriteError
 from .extents import Extent, ExtentAllocator
-from .ring import Ring
+from .ring import DEFAULT_ENTRIES, DEFAULT_PIECE, Ring
 from .slots import Arena, slot_memory
 from .spillfile import SpillFile
 
@@ -76,7 +76,12 @@ class SpillSet:
     """
 
     def __init__(
-        self, files: Iterable[SpillFile] = (), *, chunk: int, entries: int = 64, piece: int = 1 << 20
+        self,
+        files: Iterable[SpillFile] = (),
+        *,
+        chunk: int,
+        entries: int = DEFAULT_ENTRIES,
+        piece: int = DEFAULT_PIECE,
     ) -> None:
         self.chunk = chunk  #: bytes of an extent
         self._paths: list[_Path] = []
@@ -260,7 +265,7 @@ class SpillSet:
 
 @asynccontextmanager
 async def open_spill_set(
-    files: Iterable[SpillFile] = (), *, chunk: int, entries: int = 64, piece: int = 1 << 20
+    files: Iterable[SpillFile] = (), *, chunk: int, entries: int = DEFAULT_ENTRIES, piece: int = DEFAULT_PIECE
 ) -> AsyncIterator[SpillSet]:
     """A SpillSet that runs; for those who have no nursery to start SpillSet.run() in."""
     with SpillSet(files, chunk=chunk, entries=entries, piece=piece) as spill:

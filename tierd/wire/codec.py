@@ -28,7 +28,8 @@ __all__ = [
     "unpack",
 ]
 
-ERRNO_NAMES = frozenset(errno.errorcode.values())
+# Not errorcode, which has one name a number: EOPNOTSUPP and ENOTSUP are the same.
+ERRNO_NAMES = frozenset(name for name in vars(errno) if name.startswith("E"))
 
 Value = int | str
 

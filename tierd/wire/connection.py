@@ -44,6 +44,7 @@ class Connection:
         self._calls: dict[int, _Call] = {}
         self._next_id = 1
         self._closed = False
+        self._waited = False  # the last packet was not there when it was asked for
 
     async def __aenter__(self) -> Connection:
         return self
@@ -110,14 +111,19 @@ class Connection:
 
     async def _receive_message(self) -> tuple[dict[str, object], tuple[int, ...]]:
         """The next message, unchecked but for its being a map, and its descriptors."""
-        # A peer that never stops sending must not starve the others: one checkpoint a packet.
-        await trio.lowlevel.checkpoint()
+        # A peer that never stops sending must not starve the others. Where the last packet had to be
+        # waited for, the wait below was or will be the checkpoint, and one more would cost a round of
+        # the scheduler for each request.
+        if not self._waited:
+            await trio.lowlevel.checkpoint()
+        self._waited = False
         while True:
             try:
                 packet, fds = receive_packet(self._sock)
                 break
             except BlockingIOError:
                 await self._wait(trio.lowlevel.wait_readable)
+                self._waited = True
             except Disconnected:
                 self._end_calls()
                 raise

@@ -4,16 +4,21 @@
 
     python tools/bench/spill.py --path /mnt/nvme/bench --size 4GiB --chunk 2MiB --chunk 16MiB
 
-Both write and then read every extent of the file, with `depth` chunks under way at any moment:
-ours through SpillSet, checksums included, fio with io_uring, O_DIRECT, fixed buffers and registered
-files. The file is written once before anything is measured, so neither pays for first use of its
-blocks. Disks that are shared or throttled change from second to second, so the two take turns, the
-first of a pair being ours and fio in turn, and the ratio is the median over the pairs.
+Both go over the extents of the file in order, again and again, with `depth` chunks under way at any
+moment: ours through SpillSet, checksums included, fio with io_uring, O_DIRECT, fixed buffers and
+registered files. To compare engines and nothing else:
+
+- The file is written once before anything is measured, so neither pays for first use of its blocks.
+- Both transfer from and to the same pages: fio maps our arena. In virtual machines the physical
+  pages alone decided between 3.5 and 9 GB/s, and every start of fio drew new ones.
+- Disks that are shared or throttled change from second to second, so the two take turns, each
+  first in every other pair, and the ratio is the median over the pairs.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import mmap
 import os
@@ -31,7 +36,8 @@ import trio
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tierd.model import MAX_CHUNK, MIN_CHUNK, SizeError, parse_size
-from tierd.nvme import Extent, NoSpace, SpillFile, SpillPathError, SpillSet
+from tierd.nvme import Extent, SpillFile, SpillPathError, SpillSet
+from tierd.nvme.ring import DEFAULT_ENTRIES, DEFAULT_PIECE
 from tierd.nvme.spillpath import DATA_OFFSET
 
 
@@ -82,79 +88,86 @@ class BenchArena:
         os.close(self.fd)
 
 
-async def ours(spill: SpillSet, arena: BenchArena, extents: Sequence[Extent], depth: int, write: bool) -> Run:
-    """Moves every extent once, in order, `depth` at a time."""
-    waiting = iter(extents)
+async def ours(
+    spill: SpillSet, arena: BenchArena, extents: Sequence[Extent], depth: int, write: bool, seconds: float
+) -> Run:
+    """Moves the extents for so long, or once if `seconds` is 0."""
+    moved = 0
+    begin, cpu = time.perf_counter(), time.process_time()
+    end = begin + seconds
 
     async def lane(slot: int) -> None:
-        for extent in waiting:
-            await (spill.store if write else spill.load)(extent, arena, slot)
+        nonlocal moved
+        transfer = spill.store if write else spill.load
+        # Each lane has its own extents: a slow one must not be overtaken by a whole round.
+        for extent in itertools.cycle(extents[slot::depth]):
+            await transfer(extent, arena, slot)
+            moved += 1
+            if time.perf_counter() >= end and (seconds or extent is extents[slot::depth][-1]):
+                break
 
-    begin, cpu = time.perf_counter(), time.process_time()
     async with trio.open_nursery() as nursery:
         for slot in range(depth):
             nursery.start_soon(lane, slot)
-    seconds = time.perf_counter() - begin
-    return Run(seconds, len(extents) * arena.chunk / seconds, time.process_time() - cpu)
+    taken = time.perf_counter() - begin
+    return Run(taken, moved * arena.chunk / taken, time.process_time() - cpu)
 
 
-def fio(path: str, chunk: int, depth: int, size: int, write: bool) -> Run:
+def fio(path: str, arena: BenchArena, extents: int, depth: int, write: bool, seconds: float) -> Run:
     """The same with fio. Raises CalledProcessError."""
     command = [
         "fio", "--name=spill", f"--filename={path}", f"--rw={'write' if write else 'read'}",
         "--ioengine=io_uring", "--direct=1", "--fixedbufs", "--registerfiles",
-        f"--bs={chunk}", f"--iodepth={depth}", f"--offset={DATA_OFFSET}", f"--size={size}",
-        "--fallocate=none", "--allow_file_create=0", "--refill_buffers=0", "--output-format=json",
+        f"--bs={arena.chunk}", f"--iodepth={depth}", "--time_based", f"--runtime={seconds}",
+        f"--offset={DATA_OFFSET}", f"--size={extents * arena.chunk}",
+        # Keep the file as it is: fio would otherwise replace it by a new one.
+        "--fallocate=none", "--allow_file_create=0", "--overwrite=1",
+        f"--mem=mmapshared:/proc/{os.getpid()}/fd/{arena.fd}", "--output-format=json",
     ]  # fmt: skip
     found = subprocess.run(command, check=True, capture_output=True, text=True)
     # Notes of fio's may precede the JSON.
     job = json.loads(found.stdout[found.stdout.index("{") :])["jobs"][0]
     side = job["write" if write else "read"]
-    seconds = side["runtime"] / 1000
-    cpu = (job["usr_cpu"] + job["sys_cpu"]) / 100 * job["job_runtime"] / 1000
-    return Run(seconds, side["io_bytes"] / seconds, cpu)
+    taken = side["runtime"] / 1000
+    return Run(taken, side["io_bytes"] / taken, (job["usr_cpu"] + job["sys_cpu"]) / 100 * taken)
 
 
-async def measure(
-    path: str, size: int, chunk: int, depth: int, rounds: int, entries: int, piece: int
-) -> list[Result]:
+async def measure(path: str, chunk: int, args: argparse.Namespace) -> list[Result]:
     """Both directions at one chunk size. Raises SpillPathError."""
-    file = SpillFile.open(path, size, chunk)
-    arena = BenchArena(depth, chunk)
-    try:
-        with SpillSet([file], chunk=chunk, entries=entries, piece=piece) as spill:
-            async with trio.open_nursery() as nursery:
-                await nursery.start(spill.run)
-                spill.add_arena(arena)
-                extents = [spill.take() for _ in range(spill.total)]
-                runs = await rounds_of(spill, arena, extents, path, depth, rounds)
-                nursery.cancel_scope.cancel()
-    finally:
-        arena.close()
-    return [summary(d, chunk, depth, pairs) for d, pairs in runs.items()]
-
-
-async def rounds_of(
-    spill: SpillSet, arena: BenchArena, extents: Sequence[Extent], path: str, depth: int, rounds: int
-) -> dict[str, list[tuple[Run, Run]]]:
-    """Pairs of runs, ours and fio, by direction."""
-    size = len(extents) * arena.chunk
-    runs: dict[str, list[tuple[Run, Run]]] = {"write": [], "read": []}
-    await ours(spill, arena, extents, depth, True)
-    for number in range(rounds):
-        for direction, pairs in runs.items():
-            write = direction == "write"
-            by_fio = None
-            if number % 2:
-                by_fio = await trio.to_thread.run_sync(fio, path, arena.chunk, depth, size, write)
-            # fio wrote other bytes, which our checksums would refuse.
-            if not write:
-                await ours(spill, arena, extents, depth, True)
-            mine = await ours(spill, arena, extents, depth, write)
-            if by_fio is None:
-                by_fio = await trio.to_thread.run_sync(fio, path, arena.chunk, depth, size, write)
-            pairs.append((mine, by_fio))
-    return runs
+    depth, seconds = args.depth, args.seconds
+    results: list[Result] = []
+    with SpillSet(
+        [SpillFile.open(path, args.size, chunk)], chunk=chunk, entries=args.entries, piece=args.piece
+    ) as spill:
+        if spill.total < depth:
+            raise SpillPathError(
+                path, f"{spill.total} chunks fit, and {depth} are to be under way", "enlarge it"
+            )
+        arena = BenchArena(depth, chunk)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(spill.run)
+            spill.add_arena(arena)
+            extents = [spill.take() for _ in range(spill.total)]
+            for write in (True, False):
+                # Before the reads because fio wrote what our checksums would refuse.
+                await ours(spill, arena, extents, depth, True, 0)
+                pairs: list[tuple[Run, Run]] = []
+                for number in range(args.rounds):
+                    by_fio = None
+                    if number % 2:
+                        by_fio = await trio.to_thread.run_sync(
+                            fio, path, arena, len(extents), depth, write, seconds
+                        )
+                    mine = await ours(spill, arena, extents, depth, write, seconds)
+                    if by_fio is None:
+                        by_fio = await trio.to_thread.run_sync(
+                            fio, path, arena, len(extents), depth, write, seconds
+                        )
+                    pairs.append((mine, by_fio))
+                results.append(summary("write" if write else "read", chunk, depth, pairs))
+            nursery.cancel_scope.cancel()
+    arena.close()
+    return results
 
 
 def summary(direction: str, chunk: int, depth: int, pairs: Sequence[tuple[Run, Run]]) -> Result:
@@ -212,8 +225,9 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--depth", type=int, default=8, help="chunks under way; default 8")
     parser.add_argument("--rounds", type=int, default=3, help="pairs of each direction; default 3")
-    parser.add_argument("--entries", type=int, default=64, help="pieces with the kernel; default 64")
-    parser.add_argument("--piece", type=size, default=parse_size("1MiB"), help="default 1MiB")
+    parser.add_argument("--seconds", type=int, default=2, help="of each run; default 2")
+    parser.add_argument("--entries", type=int, default=DEFAULT_ENTRIES, help="pieces with the kernel at most")
+    parser.add_argument("--piece", type=size, default=DEFAULT_PIECE, help="at which requests are cut")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout in place of the table")
     return parser.parse_args()
 
@@ -226,10 +240,11 @@ def main() -> int:
     results: list[Result] = []
     try:
         for chunk in args.chunk or [2 << 20, 8 << 20, 16 << 20]:
-            results += trio.run(
-                measure, args.path, args.size, chunk, args.depth, args.rounds, args.entries, args.piece
-            )
-    except (SpillPathError, NoSpace, OSError, subprocess.CalledProcessError) as error:
+            results += trio.run(measure, args.path, chunk, args)
+    except subprocess.CalledProcessError as error:
+        print(error, error.stderr, file=sys.stderr)
+        return 1
+    except (SpillPathError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     if args.json:

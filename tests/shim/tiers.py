@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Running programs in tiers on the software device."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+__all__ = ["PROGRAMS", "Result", "Runner"]
+
+ROOT = Path(__file__).parents[2]
+PROGRAMS = Path(__file__).parent / "programs"
+
+
+@dataclass
+class Result:
+    """What a program under greenboost did."""
+
+    status: int
+    out: str
+    err: str
+    report: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def counters(self) -> dict[str, int]:
+        counters: dict[str, int] = self.report["total"]["counters"]
+        return counters
+
+
+class Runner:
+    """Runs programs under greenboost on a software device of so much VRAM."""
+
+    def __init__(self, softcuda: Path, folder: Path) -> None:
+        self.softcuda = softcuda
+        self.folder = folder
+
+    def environment(self, device: str, **more: str) -> dict[str, str]:
+        # Poison: memory that was never written must not happen to hold the right bytes.
+        return {
+            **os.environ,
+            "LD_LIBRARY_PATH": str(self.softcuda.parent),
+            "SOFTCUDA_VRAM": device,
+            "SOFTCUDA_POISON": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            **more,
+        }
+
+    def tiered(
+        self, flags: str, *argv: object, device: str = "64MiB", timeout: float = 120, **environment: str
+    ) -> Result:
+        """`greenboost run FLAGS -- python ARGV`; {dir} in flags is a directory of this test's own."""
+        report = self.folder / "report.json"
+        run = [sys.executable, "-m", "tierd.cli", "run", "--json", str(report)]
+        run += flags.format(dir=self.folder).split()
+        done = subprocess.run(
+            [*run, "--", sys.executable, *map(str, argv)],
+            env=self.environment(device, **environment),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        figures = json.loads(report.read_text()) if report.exists() else {}
+        return Result(done.returncode, done.stdout, done.stderr, figures)

@@ -1,0 +1,395 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The ring on real files; on pipes where a transfer must be short, or not end until the test says so."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from tests.unit.nvme_harness import as_nobody, limited
+from tierd.nvme import ringsetup
+from tierd.nvme.errors import MemlockError, NoSpace, RingError
+from tierd.nvme.ring import Ring, RingBuffer, RingFile, open_ring
+
+pytestmark = pytest.mark.usefixtures("no_leaked_fds")
+
+PAGE = 4096
+MIB = 1 << 20
+
+
+@pytest.fixture
+def memory() -> Iterator[memoryview]:
+    with mmap.mmap(-1, 16 * MIB) as mapping:
+        view = memoryview(mapping)
+        yield view
+        view.release()  # fails while the ring has it
+
+
+@contextmanager
+def scratch(directory: Path, flags: int = 0) -> Iterator[int]:
+    """An empty file without a name."""
+    fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | flags, 0o600)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+class Pipe:
+    """A pipe whose read end is in a ring: a read lasts until somebody writes."""
+
+    def __init__(self, ring: Ring) -> None:
+        self._read, self._write = os.pipe()
+        self.file = ring.add_file(self._read)
+
+    def __enter__(self) -> Pipe:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._read)
+        with suppress(OSError):
+            os.close(self._write)
+
+    def send(self, content: bytes) -> None:
+        assert os.write(self._write, content) == len(content)
+
+    def left(self) -> bytes:
+        """What nobody read."""
+        os.set_blocking(self._read, False)
+        try:
+            return os.read(self._read, 1 << 20)
+        except BlockingIOError:
+            return b""
+
+
+@pytest.mark.parametrize("setup", range(len(ringsetup.SETUPS)))
+async def test_round_trip_under_every_setup(
+    setup: int, tmp_path: Path, memory: memoryview, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ringsetup, "SETUPS", ringsetup.SETUPS[setup:])
+    content = os.urandom(7 * MIB + PAGE)
+    memory[: len(content)] = content
+    with scratch(tmp_path, os.O_DIRECT) as fd:
+        async with open_ring(entries=4, piece=MIB) as ring:
+            file, buffer = ring.add_file(fd), ring.add_buffer(memory)
+            await ring.write(file, buffer, 0, len(content), 3 * PAGE)
+            await ring.read(file, buffer, 8 * MIB, len(content), 3 * PAGE)
+            assert memory[8 * MIB : 8 * MIB + len(content)] == content
+            assert ring.statistics().setup_flags in ringsetup.SETUPS
+            assert ring.statistics().requests == 0
+            assert ring.statistics().completed == 2
+
+
+@pytest.mark.parametrize("length", [1, PAGE - 1, PAGE + 1, MIB + 3, 5 * MIB - 7])
+@pytest.mark.parametrize("fixed", [True, False])
+async def test_unaligned_sizes_without_o_direct(
+    length: int, fixed: bool, tmp_path: Path, memory: memoryview
+) -> None:
+    content = os.urandom(length)
+    memory[5 : 5 + length] = content
+    with scratch(tmp_path) as fd:
+        async with open_ring(piece=MIB) as ring:
+            file, buffer = ring.add_file(fd), ring.add_buffer(memory, fixed=fixed)
+            await ring.write(file, buffer, 5, length, 11)
+            assert os.pread(fd, length + 1, 11) == content
+            await ring.read(file, buffer, 8 * MIB + 1, length, 11)
+            assert memory[8 * MIB + 1 : 8 * MIB + 1 + length] == content
+
+
+async def test_unaligned_with_o_direct_is_the_callers_error(tmp_path: Path, memory: memoryview) -> None:
+    with scratch(tmp_path, os.O_DIRECT) as fd:
+        async with open_ring() as ring:
+            file, buffer = ring.add_file(fd), ring.add_buffer(memory)
+            with pytest.raises(OSError, match="Invalid argument"):
+                await ring.write(file, buffer, 0, 100, 0)
+
+
+async def test_more_requests_than_entries(tmp_path: Path, memory: memoryview) -> None:
+    length = 16 * PAGE
+    contents = [os.urandom(length) for _ in range(60)]
+    with scratch(tmp_path, os.O_DIRECT) as fd:
+        async with open_ring(entries=3, piece=PAGE) as ring:
+            file, buffer = ring.add_file(fd), ring.add_buffer(memory)
+
+            async def there_and_back(number: int) -> None:
+                here = number * length
+                memory[here : here + length] = contents[number]
+                await ring.write(file, buffer, here, length, here)
+                memory[here : here + length] = bytes(length)
+                await ring.read(file, buffer, here, length, here)
+
+            async with trio.open_nursery() as nursery:
+                for number in range(len(contents)):
+                    nursery.start_soon(there_and_back, number)
+            assert ring.statistics().completed == 2 * len(contents)
+    assert memory[: 60 * length] == b"".join(contents)
+
+
+async def test_short_transfers_are_continued(memory: memoryview) -> None:
+    content = os.urandom(3 * PAGE)
+    async with open_ring() as ring:
+        buffer = ring.add_buffer(memory)
+        with Pipe(ring) as pipe:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ring.read, pipe.file, buffer, 0, len(content), 0)
+                for start in range(0, len(content), 1000):
+                    await trio.testing.wait_all_tasks_blocked()
+                    pipe.send(content[start : start + 1000])
+    assert memory[: len(content)] == content
+
+
+async def test_end_of_file_is_an_error(tmp_path: Path, memory: memoryview) -> None:
+    with scratch(tmp_path, os.O_DIRECT) as fd:
+        os.truncate(fd, MIB)
+        async with open_ring(piece=MIB // 2) as ring:
+            file, buffer = ring.add_file(fd), ring.add_buffer(memory)
+            with pytest.raises(OSError) as caught:
+                await ring.read(file, buffer, 0, 2 * MIB, 0)
+            assert caught.value.errno == errno.EIO
+            await ring.read(file, buffer, 0, MIB, 0)
+
+
+async def test_an_error_in_the_middle_is_the_requests(tmp_path: Path, memory: memoryview) -> None:
+    with scratch(tmp_path, os.O_DIRECT) as fd:
+        async with open_ring(entries=2, piece=64 * PAGE) as ring:
+            file, buffer = ring.add_file(fd), ring.add_buffer(memory)
+            # The write that meets the limit is shortened to it, and its continuation refused.
+            with limited(resource.RLIMIT_FSIZE, MIB + PAGE), pytest.raises(OSError) as caught:
+                await ring.write(file, buffer, 0, 8 * MIB, 0)
+            assert caught.value.errno == errno.EFBIG
+            assert os.fstat(fd).st_size == MIB + PAGE
+
+
+async def test_meanwhile_runs_before_the_completion(memory: memoryview, tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    with scratch(tmp_path) as fd:
+        async with open_ring() as ring:
+            file, buffer = ring.add_file(fd), ring.add_buffer(memory)
+            await ring.write(
+                file, buffer, 0, PAGE, 0, meanwhile=lambda: seen.append(ring.statistics().completed)
+            )
+            assert seen == [0]
+            with pytest.raises(ZeroDivisionError):
+                await ring.write(file, buffer, 0, PAGE, 0, meanwhile=fail)
+            assert ring.statistics().requests == 0
+
+
+async def read_one(ring: Ring, pipe: Pipe, buffer: RingBuffer, length: int, outcomes: list[str]) -> None:
+    try:
+        await ring.read(pipe.file, buffer, 0, length, 0)
+    except trio.Cancelled:
+        outcomes.append("cancelled")
+        raise
+    except trio.ClosedResourceError:
+        outcomes.append("closed")
+    else:
+        outcomes.append("read")
+
+
+async def test_cancelled_task_waits_for_the_kernel(memory: memoryview) -> None:
+    outcomes: list[str] = []
+    async with open_ring() as ring:
+        buffer = ring.add_buffer(memory)
+        with Pipe(ring) as pipe:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read_one, ring, pipe, buffer, PAGE, outcomes)
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.cancel_scope.cancel()
+                with trio.CancelScope(shield=True):
+                    await trio.testing.wait_all_tasks_blocked()
+                    assert outcomes == []  # the buffer is still the kernel's
+                    assert buffer.busy == 1
+                    pipe.send(b"x" * PAGE)
+    assert outcomes == ["read"]  # all of it was with the kernel, so nothing was cut short
+    assert buffer.busy == 0
+
+
+async def test_cancelling_drops_the_pieces_not_sent(memory: memoryview) -> None:
+    outcomes: list[str] = []
+    async with open_ring(entries=1, piece=PAGE) as ring:
+        buffer = ring.add_buffer(memory)
+        with Pipe(ring) as pipe:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read_one, ring, pipe, buffer, 4 * PAGE, outcomes)
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.cancel_scope.cancel()
+                with trio.CancelScope(shield=True):
+                    await trio.testing.wait_all_tasks_blocked()
+                    assert outcomes == []
+                    pipe.send(b"1" * 2 * PAGE)
+            assert outcomes == ["cancelled"]
+            assert pipe.left() == b"1" * PAGE
+
+
+async def test_a_request_cancelled_before_it_was_sent_ends_at_once(memory: memoryview) -> None:
+    outcomes: list[str] = []
+    async with open_ring(entries=2, piece=PAGE) as ring:
+        buffer = ring.add_buffer(memory)
+        with Pipe(ring) as pipe, Pipe(ring) as second:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ring.read, pipe.file, buffer, 2 * PAGE, 2 * PAGE, 0)  # both entries
+                await trio.testing.wait_all_tasks_blocked()
+                async with trio.open_nursery() as inner:
+                    inner.start_soon(read_one, ring, second, buffer, PAGE, outcomes)
+                    await trio.testing.wait_all_tasks_blocked()
+                    inner.cancel_scope.cancel()
+                assert outcomes == ["cancelled"]
+                pipe.send(b"1" * 2 * PAGE)
+
+
+async def test_cancelled_while_waiting_for_a_slot(memory: memoryview) -> None:
+    async with open_ring(entries=1, piece=PAGE) as ring:
+        buffer = ring.add_buffer(memory)
+        with Pipe(ring) as pipe:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ring.read, pipe.file, buffer, 0, PAGE, 0)
+                await trio.testing.wait_all_tasks_blocked()
+                with trio.CancelScope() as scope:
+                    scope.cancel()
+                    await ring.read(pipe.file, buffer, 0, PAGE, 0)
+                assert scope.cancelled_caught
+                pipe.send(b"1" * PAGE)
+
+
+async def test_the_pump_ends_after_the_last_transfer(memory: memoryview) -> None:
+    outcomes: list[str] = []
+    with Ring(entries=2, piece=PAGE) as ring:
+        buffer = ring.add_buffer(memory)
+        with Pipe(ring) as pipe:
+            async with trio.open_nursery() as pump, trio.open_nursery() as users:
+                await pump.start(ring.run)
+                users.start_soon(read_one, ring, pipe, buffer, 2 * PAGE, outcomes)  # with the kernel
+                await trio.testing.wait_all_tasks_blocked()
+                users.start_soon(read_one, ring, pipe, buffer, PAGE, outcomes)  # waits
+                await trio.testing.wait_all_tasks_blocked()
+                pump.cancel_scope.cancel()
+                with trio.CancelScope(shield=True):
+                    await trio.testing.wait_all_tasks_blocked()
+                    assert outcomes == ["closed"]
+                    with pytest.raises(trio.BusyResourceError):
+                        ring.close()
+                    pipe.send(b"1" * 2 * PAGE)
+            assert outcomes == ["closed", "read"]
+            with pytest.raises(trio.ClosedResourceError):
+                await ring.read(pipe.file, buffer, 0, PAGE, 0)
+    ring.close()
+    with pytest.raises(trio.ClosedResourceError):
+        ring.add_buffer(memory)
+
+
+async def test_what_is_in_use_cannot_be_removed(memory: memoryview) -> None:
+    async with open_ring() as ring:
+        buffer = ring.add_buffer(memory)
+        with Pipe(ring) as pipe:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ring.read, pipe.file, buffer, 0, PAGE, 0)
+                await trio.testing.wait_all_tasks_blocked()
+                with pytest.raises(trio.BusyResourceError):
+                    ring.remove_buffer(buffer)
+                with pytest.raises(trio.BusyResourceError):
+                    ring.remove_file(pipe.file)
+                pipe.send(b"1" * PAGE)
+            file = pipe.file
+            ring.remove_file(file)
+            ring.remove_buffer(buffer)
+            for use in (lambda: ring.remove_file(file), lambda: ring.remove_buffer(buffer)):
+                with pytest.raises(ValueError, match="removed"):
+                    use()
+            with pytest.raises(ValueError, match="removed"):
+                await ring.read(file, ring.add_buffer(memory), 0, PAGE, 0)
+
+
+@pytest.mark.parametrize(("offset", "length", "position"), [(0, 0, 0), (-1, 5, 0), (16 * MIB - 1, 2, 0), (0, 1, -1)])
+async def test_transfers_outside_of_the_buffer(
+    offset: int, length: int, position: int, memory: memoryview, tmp_path: Path
+) -> None:
+    with scratch(tmp_path) as fd:
+        async with open_ring() as ring:
+            file, buffer = ring.add_file(fd), ring.add_buffer(memory)
+            with pytest.raises(ValueError, match="no transfer of"):
+                await ring.write(file, buffer, offset, length, position)
+
+
+async def test_tables_are_bounded_and_reused(memory: memoryview, tmp_path: Path) -> None:
+    with scratch(tmp_path) as fd, Ring(buffers=2, files=2) as ring:
+        files: list[RingFile] = [ring.add_file(fd) for _ in range(2)]
+        with pytest.raises(NoSpace):
+            ring.add_file(fd)
+        ring.remove_file(files[0])
+        ring.add_file(fd)
+        buffers = [ring.add_buffer(memory[:PAGE]) for _ in range(2)]
+        with pytest.raises(NoSpace):
+            ring.add_buffer(memory)
+        ring.remove_buffer(buffers[1])
+        ring.add_buffer(memory[:PAGE])
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            ring.remove_file(files[1])
+            ring.add_file(-7)
+
+
+async def test_a_transfer_across_a_gib(tmp_path: Path) -> None:
+    border = 1 << 30
+    with scratch(tmp_path, os.O_DIRECT) as fd, mmap.mmap(-1, border + 2 * MIB) as mapping:
+        mapping.madvise(mmap.MADV_HUGEPAGE)
+        with memoryview(mapping) as view:
+            content = os.urandom(2 * MIB)
+            view[border - MIB : border + MIB] = content
+            async with open_ring(piece=4 * MIB) as ring:
+                file, buffer = ring.add_file(fd), ring.add_buffer(view)
+                assert buffer.segments == 2
+                await ring.write(file, buffer, border - MIB, 2 * MIB, 0)
+                assert_file(fd, content)
+                view[border - MIB : border + MIB] = bytes(2 * MIB)
+                await ring.read(file, buffer, border - MIB, 2 * MIB, 0)
+                assert view[border - MIB : border + MIB] == content
+
+
+def assert_file(fd: int, content: bytes) -> None:
+    with mmap.mmap(-1, len(content)) as page:
+        assert os.preadv(fd, [page], 0) == len(content)
+        assert page[:] == content
+
+
+def test_memlock_limit_says_what_to_do(memory: memoryview) -> None:
+    with as_nobody(), limited(resource.RLIMIT_MEMLOCK, MIB), Ring() as ring:
+        with pytest.raises(MemlockError) as caught:
+            ring.add_buffer(memory)
+        assert caught.value.errno == errno.ENOMEM
+        assert "16.0 MiB" in str(caught.value)
+        assert "limit on locked memory is 1.0 MiB; raise it with 'ulimit -l unlimited'" in str(caught.value)
+        assert not ring.add_buffer(memory, fixed=False).fixed
+
+
+def test_memory_that_is_registered_cannot_be_unmapped() -> None:
+    with Ring() as ring, mmap.mmap(-1, PAGE) as mapping:
+        view = memoryview(mapping)
+        buffer = ring.add_buffer(view)
+        with pytest.raises(BufferError):
+            view.release()
+        ring.remove_buffer(buffer)
+        view.release()
+
+
+def test_kernels_that_refuse_every_setup(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ringsetup, "SETUPS", (1 << 31, 1 << 30))
+    with pytest.raises(RingError, match=r"too old.*Linux 5\.19"):
+        Ring()
+
+
+def test_no_file_descriptors_left_for_a_ring() -> None:
+    with limited(resource.RLIMIT_NOFILE, 3), pytest.raises(RingError) as caught:
+        Ring()
+    assert caught.value.errno in (errno.EMFILE, errno.ENOMEM)
