@@ -256,6 +256,14 @@ static uint32_t ram_slots(struct device *device)
 	return slots;
 }
 
+static bool ram_free(struct device *device)
+{
+	uint32_t slots, available;
+
+	mover_count_ram(&device->mover, &slots, &available);
+	return available > 0;
+}
+
 /*
  * A free RAM slot: from the arenas there are, from a new one, or by spilling.
  * NO_RAM: no tier has room.
@@ -278,6 +286,9 @@ static struct ram_place make_ram(struct device *device)
 		ahead = ahead < 1 ? 1 : ahead > SPILL_MOST ? SPILL_MOST : ahead;
 		while (device->spills < ahead && (victim = spill_victim(device)) != PREDICT_NONE)
 			start_spill(device, victim);
+		/* A spill may be over already: starting one lets go of the lock. */
+		if (ram_free(device))
+			continue;
 		if (!device->spills) {
 			log_warn("no tier has room for another chunk");
 			return NO_RAM;
@@ -803,6 +814,16 @@ static bool look_ahead(struct device *device)
 	return true;
 }
 
+/* Looks ahead once; what is used meanwhile asks for more by setting prefetch again. */
+static bool look_further(struct device *device)
+{
+	bool moved;
+
+	device->prefetch = false;
+	moved = look_ahead(device);
+	return moved || device->prefetch;
+}
+
 static void *pager_thread(void *arg)
 {
 	struct device *device = arg;
@@ -827,10 +848,12 @@ static void *pager_thread(void *arg)
 			serve_recall(device);
 		else if (device->mover.slots_existing > device->slots_allowed)
 			give_up_slot(device);
-		else if (!device->prefetch || !look_ahead(device)) {
-			device->prefetch = false;
+		else if (device->prefetch)
+			/* Back to the top in any case: while it let go of the lock, a launch may
+			 * have come. */
+			device->prefetch = look_further(device);
+		else
 			pthread_cond_wait(&device->work, &device->lock);
-		}
 	}
 	return NULL;
 }
