@@ -125,7 +125,7 @@ print("all ours")
 
 def test_every_way_to_a_hooked_function_leads_to_the_shim(runner: Runner) -> None:
     result = runner.tiered(SMALL, "-c", PROC)
-    assert (result.status, result.out) == (0, "all ours\\n"), result.err
+    assert (result.status, result.out) == (0, "all ours\n"), result.err
 
 
 KILLED = (
