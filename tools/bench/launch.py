@@ -1,0 +1,72 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a launch costs more under the shim while nothing overflows.
+
+    python tools/bench/launch.py [--pairs N] [--json]
+
+Runs the same C program (launch.c) bare and under `greenboost run` in turn, N pairs, on the software
+device; the difference of the two is the shim's, whatever the device. Nanoseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SOFTCUDA = ROOT / "tools/softcuda/build"
+
+
+def measure(program: Path, *before: str) -> float:
+    """Nanoseconds a launch, as the program prints it."""
+    environ = {**os.environ, "LD_LIBRARY_PATH": str(SOFTCUDA), "SOFTCUDA_VRAM": "512MiB"}
+    done = subprocess.run(
+        [*before, str(program)], env=environ, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        sys.exit(f"{program.name} failed: {done.stderr}")
+    return float(done.stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Cost of a launch under the shim while all is resident.")
+    parser.add_argument("--pairs", type=int, default=9, help="bare and shimmed runs, in turn (default 9)")
+    parser.add_argument("--json", action="store_true", help="one JSON object, nanoseconds")
+    options = parser.parse_args()
+    greenboost = [sys.executable, "-m", "tierd.cli", "run", "--vram", "256MiB", "--ram", "64MiB"]
+    bare, shimmed = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "launch"
+        subprocess.run(
+            ["cc", "-O2", "-Wall", "-o", program, ROOT / "tools/bench/launch.c", "-ldl"], check=True
+        )
+        for _ in range(options.pairs):
+            bare.append(measure(program))
+            shimmed.append(measure(program, *greenboost, "--"))
+    difference = [s - b for s, b in zip(shimmed, bare, strict=True)]
+    figures = {
+        "bare_ns": statistics.median(bare),
+        "shim_ns": statistics.median(shimmed),
+        "difference_ns": statistics.median(difference),
+        "difference_min_ns": min(difference),
+        "difference_max_ns": max(difference),
+        "pairs": options.pairs,
+    }
+    if options.json:
+        print(json.dumps(figures))
+        return
+    print(f"bare {figures['bare_ns']:.0f} ns, under the shim {figures['shim_ns']:.0f} ns a launch")
+    print(
+        f"difference {figures['difference_ns']:.0f} ns (median of {options.pairs} pairs; "
+        f"{figures['difference_min_ns']:.0f} to {figures['difference_max_ns']:.0f})"
+    )
+
+
+if __name__ == "__main__":
+    main()
