@@ -12,12 +12,14 @@ from .softcuda.driver import (
     ARRAY,
     DEVICE,
     HOST,
+    INVALID_CONTEXT,
     INVALID_VALUE,
     MIB,
     NOT_SUPPORTED,
+    PEER_ACCESS_ALREADY_ENABLED,
+    PEER_ACCESS_NOT_ENABLED,
     UNIFIED,
     UNIT,
-    CudaError,
     Driver,
     Memcpy2D,
     Memcpy3D,
@@ -271,10 +273,7 @@ def test_devices_copy_to_each_other(driver: Driver) -> None:
     assert driver.read(there, SIZE) == DATA
     assert driver.out(c_int, "cuDeviceCanAccessPeer", 0, 1) == 1
     driver("cuCtxEnablePeerAccess", driver.context, 0)
-    try:
-        driver("cuCtxEnablePeerAccess", driver.context, 0)
-    except CudaError as error:
-        assert error.code == 704
-    else:
-        raise AssertionError("enabled twice")
-    assert driver.result("cuMemcpyPeer", there, 0, here, driver.context, SIZE) == 201
+    assert driver.result("cuCtxEnablePeerAccess", driver.context, 0) == PEER_ACCESS_ALREADY_ENABLED
+    driver("cuCtxDisablePeerAccess", driver.context)
+    assert driver.result("cuCtxDisablePeerAccess", driver.context) == PEER_ACCESS_NOT_ENABLED
+    assert driver.result("cuMemcpyPeer", there, 0, here, driver.context, SIZE) == INVALID_CONTEXT

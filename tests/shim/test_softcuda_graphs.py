@@ -434,3 +434,14 @@ def test_a_graph_launched_in_a_capture_becomes_part_of_it(driver: Driver) -> Non
     driver("cuGraphLaunch", outer, stream)
     driver.sync(stream)
     assert log.numbers == [1, 2]
+
+
+@on_device()
+def test_a_free_that_a_capture_refused_was_not_made(driver: Driver) -> None:
+    blocking, address = driver.stream(0), driver.alloc(MIB)
+    begin(driver, blocking, RELAXED)
+    assert driver.result("cuMemFreeAsync", address, 0) == CAPTURE_IMPLICIT
+    end_result(driver, blocking)
+    driver("cuMemFreeAsync", address, 0)
+    driver.sync()
+    assert driver.free_bytes() == 64 * MIB

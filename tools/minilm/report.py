@@ -77,9 +77,9 @@ def summary(
         "chunk_hits": counters["chunk_hits"],
         "chunk_stalls": counters["chunk_stalls"],
         "evictions": counters["evictions"],
-        "stall_seconds": total["stall_seconds"],
-        "seconds": tiered.seconds,
-        "reference_seconds": reference.seconds,
+        "stall_seconds": round(total["stall_seconds"], 6),
+        "seconds": round(tiered.seconds, 6),
+        "reference_seconds": round(reference.seconds, 6),
     }
 
 
@@ -96,11 +96,10 @@ def _print_table(figures: Mapping[str, Any]) -> None:
         "vram": ("vram_in_bytes", "vram_out_bytes"),
         "nvme": ("nvme_written_bytes", "nvme_read_bytes"),
     }
-    print(f"   {'tier':<6}{'limit':>12}{'held at most':>15}{'moved in':>12}{'moved out':>12}")
+    print(f"   {'tier':<6}{'limit':>12}{'in use':>12}{'moved in':>12}{'moved out':>12}")
     for tier, title in (("vram", "VRAM"), ("ram", "RAM"), ("nvme", "NVMe")):
         sizes = [figures[f"{tier}_limit_bytes"], figures["resident_bytes"][tier]]
         sizes += [figures[key] for key in moved.get(tier, ())]
-        widths = (12, 15, 12, 12)
         print(
             f"   {title:<6}" + "".join(f"{format_size(s):>{w}}" for s, w in zip(sizes, widths, strict=False))
         )

@@ -236,14 +236,24 @@ static CUresult mark_freeing(CUdeviceptr dptr, CUcontext *context)
 	return span ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
+/* NULL when its context was destroyed meanwhile, and all it had freed. The space is locked. */
+static struct span *marked_at(CUdeviceptr dptr)
+{
+	struct span *span = space_at(dptr);
+
+	return span && span->at.start == dptr && span->freeing ? span : NULL;
+}
+
 static void free_now(CUdeviceptr dptr)
 {
 	struct span *span;
 
 	space_write_lock();
-	span = space_at(dptr);
-	space_remove(span);
-	release(span);
+	span = marked_at(dptr);
+	if (span) {
+		space_remove(span);
+		release(span);
+	}
 	space_unlock();
 }
 
@@ -255,6 +265,18 @@ CUresult memory_mark_freeing(CUdeviceptr dptr)
 	if (!error)
 		frees_to_come++;
 	return error;
+}
+
+void memory_unmark_freeing(CUdeviceptr dptr)
+{
+	struct span *span;
+
+	space_write_lock();
+	span = marked_at(dptr);
+	if (span)
+		span->freeing = false;
+	space_unlock();
+	frees_to_come--;
 }
 
 void memory_free_marked(CUdeviceptr dptr)

@@ -17,7 +17,10 @@ CUresult memory_alloc(CUcontext context, size_t bytes, CUdeviceptr *dptr);
  */
 CUresult memory_mark_freeing(CUdeviceptr dptr);
 
-/* Frees an allocation now. */
+/* Takes it back. */
+void memory_unmark_freeing(CUdeviceptr dptr);
+
+/* Frees such an allocation now. */
 void memory_free_marked(CUdeviceptr dptr);
 
 /* Frees what a context has allocated and unregisters what it has registered. */

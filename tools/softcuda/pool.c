@@ -101,7 +101,10 @@ CUresult do_cuMemFreeAsync(bool per_thread, CUdeviceptr dptr, CUstream handle)
 	}
 	work_init(&work->work, CU_GRAPH_NODE_TYPE_EMPTY, "cuMemFreeAsync", free_run, free_release);
 	work->dptr = dptr;
-	return stream_submit(stream, &work->work);
+	error = stream_submit(stream, &work->work);
+	if (error)
+		memory_unmark_freeing(dptr);
+	return error;
 }
 
 CUresult do_cuDeviceGetDefaultMemPool(CUmemoryPool *pool, CUdevice device)

@@ -136,8 +136,8 @@ static struct vram_block *take_block(struct vram *vram, size_t bytes)
 	size_t pieces = 0, sum = 0;
 
 	/* An upper bound: pieces are taken whole, largest first, except the last. */
-	for (size_t i = 0; i < vram->count && sum < bytes; i++)
-		pieces++, sum += vram->free[i].bytes;
+	for (; pieces < vram->count && sum < bytes; pieces++)
+		sum += vram->free[pieces].bytes;
 	block = malloc(sizeof *block + pieces * sizeof *block->extents);
 	if (!block || !reserve_room(vram, pieces)) {
 		free(block);

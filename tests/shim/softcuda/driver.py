@@ -23,6 +23,8 @@ INVALID_HANDLE = 400
 ILLEGAL_STATE = 401
 NOT_FOUND = 500
 NOT_READY = 600
+PEER_ACCESS_ALREADY_ENABLED = 704
+PEER_ACCESS_NOT_ENABLED = 705
 CONTEXT_IS_DESTROYED = 709
 ALREADY_REGISTERED = 712
 NOT_REGISTERED = 713
@@ -229,7 +231,7 @@ class Driver:
 
     # Kernels
 
-    def register(self, name: str, function: Callable[[Any], None], *sizes: int) -> int:
+    def register(self, name: str, function: Callable[[Any], object], *sizes: int) -> int:
         """Makes a Python function a kernel; it is called with the launch's parameters. Its CUfunction."""
 
         def call(launch: int, params: Any) -> None:
@@ -264,5 +266,5 @@ class Driver:
 def pointers(*params: Any) -> Any:
     """What kernelParams is: pointers to the parameters' values."""
     array = (c_void_p * max(len(params), 1))(*(ctypes.addressof(param) for param in params))
-    array._values = params  # kept alive as long as the pointers
+    vars(array)["kept"] = params  # alive as long as the pointers
     return array

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The software device under sanitizers, used from many threads by a program in C."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOFTCUDA = ROOT / "tools" / "softcuda"
+
+
+def build(sanitizer: str, folder: Path) -> Path:
+    """stress.c and the device, instrumented."""
+    subprocess.run(
+        ["make", "-s", "-C", SOFTCUDA, f"SANITIZE={sanitizer}", "CFLAGS=-O1 -g"], check=True, text=True
+    )
+    library = SOFTCUDA / "build" / sanitizer / "libcuda.so.1"
+    program = folder / "stress"
+    source = Path(__file__).parent / "softcuda" / "stress.c"
+    command = ["cc", "-O1", "-g", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-pthread"]
+    command += [f"-fsanitize={sanitizer}", f"-I{ROOT / 'shim'}", f"-I{SOFTCUDA}", "-o", str(program)]
+    command += [str(source), str(library), f"-Wl,-rpath,{library.parent}"]
+    subprocess.run(command, check=True)
+    return program
+
+
+def run(program: Path, late: str) -> subprocess.CompletedProcess[str]:
+    environment = {"SOFTCUDA_VRAM": "64MiB", "SOFTCUDA_POISON": "1", "SOFTCUDA_LATE": late}
+
+    def once(*command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, program],
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    done = once()
+    if "unexpected memory mapping" in done.stderr:
+        # Older ThreadSanitizers cannot run where addresses are as random as newer systems make them.
+        done = once("setarch", "--addr-no-randomize")
+        if "setarch: failed to set personality" in done.stderr:
+            pytest.skip(f"the sanitizer needs addresses that are not random: {done.stderr}")
+    return done
+
+
+@pytest.mark.parametrize("late", ["0", "1"])
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+def test_many_threads_leave_nothing_for_a_sanitizer(sanitizer: str, late: str, tmp_path: Path) -> None:
+    done = run(build(sanitizer, tmp_path), late)
+    assert (done.returncode, done.stderr) == (0, "")
