@@ -100,9 +100,7 @@ def _print_table(figures: Mapping[str, Any]) -> None:
     for tier, title in (("vram", "VRAM"), ("ram", "RAM"), ("nvme", "NVMe")):
         sizes = [figures[f"{tier}_limit_bytes"], figures["resident_bytes"][tier]]
         sizes += [figures[key] for key in moved.get(tier, ())]
-        print(
-            f"   {title:<6}" + "".join(f"{format_size(s):>{w}}" for s, w in zip(sizes, widths, strict=False))
-        )
+        print(f"   {title:<6}" + "".join(f"{format_size(size):>12}" for size in sizes))
     print(
         f"   chunks found in VRAM {figures['chunk_hits']:,}, waited for {figures['chunk_stalls']:,}, "
         f"evicted {figures['evictions']:,}"
