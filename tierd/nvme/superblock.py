@@ -57,6 +57,7 @@ class Superblock:
         """
         if not block.startswith(_MAGIC):
             return None
+        block = block.ljust(BLOCK, b"\0")  # a file may be shorter, and is damaged then
         head = block[: _FIELDS.size]
         _, version, state, chunk, generation, identity, created = _FIELDS.unpack(head)
         if version != _VERSION:

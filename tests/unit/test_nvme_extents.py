@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The parts of tierd.nvme that do no I/O: allocator, superblock, checksums, table."""
+
+from __future__ import annotations
+
+import os
+import tracemalloc
+from dataclasses import replace
+
+import pytest
+
+from tests.unit.nvme_harness import arena_of
+from tierd.nvme.checksum import Checksums, digest, digest_in_thread_if_large
+from tierd.nvme.errors import ExtentError, NoSpace
+from tierd.nvme.extents import Extent, ExtentAllocator
+from tierd.nvme.slots import slot_memory
+from tierd.nvme.superblock import BLOCK, State, Superblock, SuperblockError
+from tierd.nvme.table import Table
+
+
+def test_every_extent_is_handed_out_once() -> None:
+    extents = ExtentAllocator(7, 3)
+    taken = [extents.take() for _ in range(3)]
+    assert {extent.index for extent in taken} == {0, 1, 2}
+    assert all(extent.path == 7 for extent in taken)
+    assert (extents.total, extents.free, extents.owned) == (3, 0, 3)
+    with pytest.raises(NoSpace):
+        extents.take()
+
+
+def test_giving_back_twice_is_refused() -> None:
+    extents = ExtentAllocator(0, 1)
+    first = extents.take()
+    extents.give_back(first)
+    with pytest.raises(ExtentError):
+        extents.give_back(first)
+    second = extents.take()
+    assert second.index == first.index
+    with pytest.raises(ExtentError):
+        extents.give_back(first)  # it has another owner now
+    extents.check(second)
+
+
+@pytest.mark.parametrize(
+    "stranger", [Extent(0, 0, 0), Extent(0, 0, 3), Extent(0, 2, 1), Extent(0, -1, 1), Extent(1, 0, 1)]
+)
+def test_extents_that_nobody_took(stranger: Extent) -> None:
+    extents = ExtentAllocator(0, 2)
+    extents.take()
+    with pytest.raises(ExtentError):
+        extents.check(stranger)
+
+
+def test_a_retired_extent_does_not_come_back() -> None:
+    extents = ExtentAllocator(0, 2)
+    bad, good = extents.take(), extents.take()
+    extents.retire(bad)
+    assert (extents.total, extents.free, extents.retired) == (2, 0, 1)
+    extents.give_back(bad)
+    extents.give_back(good)
+    assert (extents.total, extents.free) == (1, 1)
+    assert extents.take().index == good.index
+    with pytest.raises(NoSpace):
+        extents.take()
+
+
+def test_generations_wrap() -> None:
+    extents = ExtentAllocator(0, 1)
+    extents._generations[0] = (1 << 32) - 2
+    last = extents.take()
+    assert last.generation == (1 << 32) - 1
+    extents.give_back(last)
+    assert extents.take().generation == 1
+
+
+def test_a_million_extents_are_cheap() -> None:
+    tracemalloc.start()
+    try:
+        extents = ExtentAllocator(0, 1_000_000)
+        Checksums(1_000_000)
+        assert tracemalloc.get_traced_memory()[1] < 20 << 20
+        taken = [extents.take() for _ in range(1000)]
+        for extent in taken:
+            extents.give_back(extent)
+        assert extents.free == 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_superblock_round_trip() -> None:
+    superblock = Superblock(chunk=1 << 24, generation=7, state=State.OPEN, created=True)
+    block = superblock.pack()
+    assert len(block) == BLOCK
+    assert Superblock.unpack(block) == superblock
+
+
+@pytest.mark.parametrize("block", [b"", bytes(BLOCK), b"x" * BLOCK, b"GreenBoost"])
+def test_other_blocks_are_no_superblock(block: bytes) -> None:
+    assert Superblock.unpack(block) is None
+
+
+def test_superblocks_that_cannot_be_used() -> None:
+    block = bytearray(Superblock(1 << 24, 1, State.CLOSED, False).pack())
+    block[30] ^= 1
+    with pytest.raises(SuperblockError, match="damaged"):
+        Superblock.unpack(bytes(block))
+    block[16] = 9
+    with pytest.raises(SuperblockError, match="version 9, and this program knows 1"):
+        Superblock.unpack(bytes(block))
+    with pytest.raises(SuperblockError, match="damaged"):
+        Superblock.unpack(Superblock(1 << 24, 1, State.CLOSED, False).pack()[:20])
+
+
+def test_superblocks_differ_by_id() -> None:
+    one = Superblock(1, 1, State.OPEN, True)
+    assert one != Superblock(1, 1, State.OPEN, True)
+    assert replace(one, generation=2).id == one.id
+
+
+async def test_checksums_of_small_and_large_memory_agree() -> None:
+    content = os.urandom(16 << 20)
+    for size in (1 << 20, len(content)):
+        view = memoryview(content)[:size]
+        assert await digest_in_thread_if_large(view) == digest(view)
+    assert digest(memoryview(content)) != digest(memoryview(content)[1:])
+
+
+def test_checksums_are_forgotten() -> None:
+    checksums = Checksums(2)
+    assert checksums.get(1) is None
+    checksums[1] = (1 << 64) - 1
+    assert checksums.get(1) == (1 << 64) - 1
+    del checksums[1]
+    assert checksums.get(1) is None
+
+
+def test_table_finds_consecutive_entries() -> None:
+    table = Table(5)
+    assert [table.take(2), table.take(2), table.take(1)] == [0, 2, 4]
+    with pytest.raises(NoSpace):
+        table.take(1)
+    table.give_back(0, 2)
+    table.give_back(4, 1)
+    with pytest.raises(NoSpace):
+        table.take(3)
+    assert table.take(2) == 0
+
+
+@pytest.mark.parametrize("slot", [-1, 4, 1 << 40])
+def test_slots_that_an_arena_has_not(slot: int) -> None:
+    with arena_of(4) as arena, pytest.raises(ValueError, match="has no slot"):
+        slot_memory(arena, slot)
