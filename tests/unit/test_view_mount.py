@@ -24,23 +24,40 @@ from tests.unit.view_harness import (
 )
 from tierd.view import ViewError, serve_view
 
+READER = """
+import errno, os, sys
+handle = os.open(sys.argv[1], os.O_RDONLY)
+print("open", flush=True)
+sys.stdin.readline()
+try:
+    print(os.read(handle, 10))
+except OSError as error:
+    print(errno.errorcode[error.errno])
+"""
+
 
 @needs_fuse
 @pytest.mark.trio
 async def test_unmounted_when_cancelled_even_with_a_reader_inside(tmp_path: Path) -> None:
-    handle = -1
-    try:
-        async with mounted(tmp_path, Source(session())):
-            assert await trio.to_thread.run_sync(is_mounted, tmp_path)
-            handle = await trio.to_thread.run_sync(os.open, tmp_path / "version", os.O_RDONLY)
-        assert not is_mounted(tmp_path)
-        assert os.listdir(tmp_path) == []
-        with pytest.raises(OSError) as gone:
-            os.read(handle, 10)
-        assert gone.value.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-    finally:
-        if handle >= 0:
-            os.close(handle)
+    async with mounted(tmp_path, Source(session())):
+        assert await trio.to_thread.run_sync(is_mounted, tmp_path)
+        # Another process, as it will be: one that serves a view and has a file of it open waits for
+        # itself when a child that it starts closes that file.
+        reader = await trio.lowlevel.open_process(
+            [sys.executable, "-c", READER, str(tmp_path / "version")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert reader.stdin is not None
+        assert reader.stdout is not None
+        assert await reader.stdout.receive_some() == b"open\n"
+    assert not is_mounted(tmp_path)
+    assert os.listdir(tmp_path) == []
+    with trio.fail_after(30):
+        async with reader.stdin, reader.stdout:
+            await reader.stdin.send_all(b"read\n")
+            assert await reader.stdout.receive_some() in (b"ENOTCONN\n", b"ECONNABORTED\n")
+        await reader.wait()
     async with mounted(tmp_path, Source(session())):
         assert await trio.Path(tmp_path / "version").read_text() == "0.1\n"
 

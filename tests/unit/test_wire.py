@@ -261,15 +261,16 @@ async def drain(connection: Connection) -> None:
 
 async def test_both_ask_and_answers_come_in_any_order() -> None:
     async with connections() as (daemon, shim), trio.open_nursery() as nursery:
-        answers: dict[int, int] = {}
+        answered = {chunk: trio.Event() for chunk in range(3)}
+        recalled = trio.Event()
 
         async def drop(chunk: int) -> None:
             await shim.call("drop", {"chunk": chunk})
-            answers[chunk] = len(answers)
+            answered[chunk].set()
 
         async def recall() -> None:
             await daemon.call("recall", {"arena": 9})
-            answers[-1] = len(answers)
+            recalled.set()
 
         for chunk in range(3):
             nursery.start_soon(drop, chunk)
@@ -280,10 +281,13 @@ async def test_both_ask_and_answers_come_in_any_order() -> None:
         assert request.uint("arena") == 9
         nursery.start_soon(drain, shim)
         await shim.answer(request)
+        await recalled.wait()
+        waiting = {0, 1, 2}
         for chunk in (2, 0, 1):
             await daemon.answer(requests[chunk])
-            await trio.testing.wait_all_tasks_blocked()
-        assert answers == {-1: 0, 2: 1, 0: 2, 1: 3}
+            await answered[chunk].wait()
+            waiting.remove(chunk)
+            assert not any(answered[other].is_set() for other in waiting)
         shim.close()
 
 

@@ -34,13 +34,12 @@ static struct gb_ring *allocate(const struct gb_ring_options *options)
 	if (!ring)
 		return NULL;
 	ring->options = *options;
-	ring->eventfd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	ring->eventfd = -1;
 	ring->buffers = calloc(options->buffers, sizeof(*ring->buffers));
 	ring->requests = calloc(depth, sizeof(*ring->requests));
 	ring->pieces = calloc(depth, sizeof(*ring->pieces));
 	ring->done = calloc(depth, sizeof(*ring->done));
-	if (ring->eventfd < 0 || !ring->buffers || !ring->requests || !ring->pieces ||
-	    !ring->done) {
+	if (!ring->buffers || !ring->requests || !ring->pieces || !ring->done) {
 		release(ring);
 		return NULL;
 	}
@@ -63,6 +62,11 @@ int gb_ring_new(const struct gb_ring_options *options, struct gb_ring **out)
 	ring = allocate(options);
 	if (!ring)
 		return -ENOMEM;
+	ring->eventfd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (ring->eventfd < 0) {
+		err = -errno;
+		goto free_ring;
+	}
 	err = io_uring_queue_init_params(options->depth, &ring->uring, &params);
 	if (err)
 		goto free_ring;
