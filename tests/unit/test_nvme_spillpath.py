@@ -245,7 +245,7 @@ def test_paths_that_another_user_may_not_write() -> None:
         assert path.stat().st_size == 0
 
 
-@pytest.mark.parametrize("content", [b"x", b"precious" * 1000, bytes(8 << 20)])
+@pytest.mark.parametrize("content", [b"x", b"precious" * 1000, bytes(8 << 20)], ids=["x", "text", "zeros"])
 def test_files_that_are_not_ours(content: bytes, place: Path) -> None:
     (place / "spill").write_bytes(content)
     before = contents(place)
