@@ -33,6 +33,18 @@ static inline CUresult driver_event_record(CUevent event, CUstream stream, unsig
 		       : driver.cuEventRecord(event, stream);
 }
 
+/* CU_STREAM_CAPTURE_STATUS_*; NONE also where the driver does not answer. */
+static inline int driver_capture_status(CUstream stream, unsigned int variant)
+{
+	int status = CU_STREAM_CAPTURE_STATUS_NONE;
+
+	if (variant)
+		driver.cuStreamIsCapturing_ptsz(stream, &status);
+	else
+		driver.cuStreamIsCapturing(stream, &status);
+	return status;
+}
+
 static inline CUresult driver_stream_wait(CUstream stream, CUevent event, unsigned int variant)
 {
 	return variant ? driver.cuStreamWaitEvent_ptsz(stream, event, 0)

@@ -15,15 +15,8 @@ static atomic_int captures;
 
 bool launch_captured(CUstream stream, unsigned int variant)
 {
-	int status = CU_STREAM_CAPTURE_STATUS_NONE;
-
-	if (!atomic_load_explicit(&captures, memory_order_acquire))
-		return false;
-	if (variant)
-		driver.cuStreamIsCapturing_ptsz(stream, &status);
-	else
-		driver.cuStreamIsCapturing(stream, &status);
-	return status == CU_STREAM_CAPTURE_STATUS_ACTIVE;
+	return atomic_load_explicit(&captures, memory_order_acquire) &&
+	       driver_capture_status(stream, variant) == CU_STREAM_CAPTURE_STATUS_ACTIVE;
 }
 
 CUresult launch_begin(struct launch *launch, struct device *device, struct span *spans,
@@ -274,19 +267,11 @@ CUresult hook_cuStreamBeginCaptureToGraph(unsigned int variant, CUstream stream,
 
 CUresult hook_cuStreamEndCapture(unsigned int variant, CUstream stream, CUgraph *graph)
 {
-	int before = CU_STREAM_CAPTURE_STATUS_NONE, after = CU_STREAM_CAPTURE_STATUS_NONE;
-	CUresult result;
-
 	/* An attempt that ends no capture, by the wrong stream say, leaves it going. */
-	if (variant)
-		driver.cuStreamIsCapturing_ptsz(stream, &before);
-	else
-		driver.cuStreamIsCapturing(stream, &before);
-	result = driver.cuStreamEndCapture[variant](stream, graph);
-	if (variant)
-		driver.cuStreamIsCapturing_ptsz(stream, &after);
-	else
-		driver.cuStreamIsCapturing(stream, &after);
+	int before = driver_capture_status(stream, variant);
+	CUresult result = driver.cuStreamEndCapture[variant](stream, graph);
+	int after = driver_capture_status(stream, variant);
+
 	if (before != CU_STREAM_CAPTURE_STATUS_NONE && after == CU_STREAM_CAPTURE_STATUS_NONE)
 		capture_ends();
 	return result;

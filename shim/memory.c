@@ -305,13 +305,7 @@ CUresult hook_cuMemFree_v2(unsigned int variant, CUdeviceptr dptr)
 
 static bool capturing(CUstream stream, unsigned int variant)
 {
-	int status = CU_STREAM_CAPTURE_STATUS_NONE;
-
-	if (variant)
-		driver.cuStreamIsCapturing_ptsz(stream, &status);
-	else
-		driver.cuStreamIsCapturing(stream, &status);
-	return status != CU_STREAM_CAPTURE_STATUS_NONE;
+	return driver_capture_status(stream, variant) != CU_STREAM_CAPTURE_STATUS_NONE;
 }
 
 /* Memory of a graph is the driver's; other stream-ordered memory exists from the call on. */

@@ -321,8 +321,8 @@ CUresult residency_begin(struct hold *hold, CUstream stream, unsigned int varian
 
 CUresult residency_begin_captured(struct hold *hold)
 {
-	int mode =
-		2; /* relaxed: a capture of this thread must not forbid waiting for other streams */
+	/* A capture of this thread must not forbid waiting for other streams. */
+	int mode = CU_STREAM_CAPTURE_MODE_RELAXED;
 	CUresult result = driver.cuThreadExchangeStreamCaptureMode(&mode);
 
 	if (result)

@@ -34,7 +34,7 @@ SHIM: Layers = (
     # The hooks, by what they are about; interpose is the way into them.
     ("interpose", "copy copy_rows", "memory"),
     ("launch",),
-    ("residency pager device",),
+    ("residency pager lower vram device",),
     ("predict", "mover", "client", "alloc_map", "params"),
     ("wire", "ticket", "gate"),
     ("driver stub",),

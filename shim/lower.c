@@ -1,0 +1,321 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* Below VRAM: RAM slots and the arenas they are in, and T3, which the daemon reads and writes. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "log.h"
+#include "pager.h"
+
+/* How often the daemon is asked for another arena once it had none to give: in so many spills. */
+#define SPILLS_BETWEEN_ASKING 64
+
+/* Spilled at a time: enough to keep the disk busy, little of RAM. */
+#define SPILL_SHARE 8
+#define SPILL_MOST 4
+
+struct transfer {
+	struct device *device;
+	uint32_t chunk;
+};
+
+static void transfer_done(struct transfer *transfer)
+{
+	pager_set_state(transfer->device, transfer->chunk, ABSENT);
+	pthread_cond_signal(&transfer->device->work);
+	free(transfer);
+}
+
+static void fetch_done(void *arg, const struct reply *reply)
+{
+	struct transfer *transfer = arg;
+	struct device *device = transfer->device;
+	struct chunk *chunk = &device->chunks[transfer->chunk];
+
+	pthread_mutex_lock(&device->lock);
+	device->fetches--;
+	device->prefetch = true; /* if it was fetched ahead, it goes on to VRAM */
+	if (reply->error) {
+		log_warn("bytes 0x%llx to 0x%llx are lost: %s", chunk->address,
+			 chunk->address + device->chunk, reply->message);
+		mover_put_ram(&device->mover, chunk->ram, NULL);
+		chunk->ram = NO_RAM;
+		chunk->home = HOME_LOST;
+	} else {
+		chunk->home = HOME_T2;
+		device_count(device, COUNTER_FETCH_BYTES, device->chunk);
+	}
+	transfer_done(transfer);
+	pthread_mutex_unlock(&device->lock);
+}
+
+static void spill_done(void *arg, const struct reply *reply)
+{
+	struct transfer *transfer = arg;
+	struct device *device = transfer->device;
+	struct chunk *chunk = &device->chunks[transfer->chunk];
+
+	pthread_mutex_lock(&device->lock);
+	device->spills--;
+	if (!reply->error) {
+		mover_put_ram(&device->mover, chunk->ram, NULL);
+		chunk->ram = NO_RAM;
+		chunk->home = HOME_T3;
+		device_count(device, COUNTER_SPILL_BYTES, device->chunk);
+	} else {
+		/* It stays where it is. Whoever waits for room will find out that there is none. */
+		log_warn("a chunk could not be written to NVMe: %s", reply->message);
+		device->spill_error = reply->error;
+	}
+	transfer_done(transfer);
+	pthread_mutex_unlock(&device->lock);
+}
+
+static void post_transfer(struct device *device, const char *op, uint32_t index, client_done done)
+{
+	struct chunk *chunk = &device->chunks[index];
+	struct ram_place ram = chunk->ram;
+	struct ticket *busy = ticket_get(mover_ram_slot(&device->mover, ram)->busy);
+	struct transfer *transfer = malloc(sizeof(*transfer));
+	struct message request;
+	CUresult result;
+
+	let_go(device);
+	/* The disk knows nothing of streams: copies of the slot must be over. */
+	result = ticket_wait(busy);
+	ticket_put(busy);
+	if (result || !transfer) {
+		take_back(device);
+		pager_stop(device, "waiting for a copy",
+			   result ? result : CUDA_ERROR_OUT_OF_MEMORY);
+		/* Nothing moves it any more; the end of its allocation must not wait for it. */
+		pager_set_state(device, index, ABSENT);
+		free(transfer);
+		return;
+	}
+	*transfer = (struct transfer){ device, index };
+	client_request(&request, op);
+	message_uint(&request, "chunk", index);
+	message_uint(&request, "arena", device->mover.arenas[ram.arena].id);
+	message_uint(&request, "slot", ram.slot);
+	client_post(&device->client, &request, done, transfer);
+	take_back(device);
+}
+
+/*
+ * Of the chunks at home in T2 the one needed last; PREDICT_NONE if there is
+ * none. One that a launch waits for goes only before nothing can move at all:
+ * with every RAM slot full of what is wanted, no chunk could leave VRAM for it.
+ */
+static uint32_t spill_victim(const struct device *device)
+{
+	uint32_t best = PREDICT_NONE;
+	uint64_t latest = 0;
+
+	for (uint32_t i = 0; i < device->map.count; i++) {
+		const struct allocation *a = device->map.sorted[i];
+
+		for (uint32_t c = a->first; c < a->first + a->chunks; c++) {
+			const struct chunk *chunk = &device->chunks[c];
+			uint64_t next;
+
+			if (chunk->state != ABSENT || chunk->home != HOME_T2)
+				continue;
+			next = chunk->holds
+				       ? 0
+				       : predict_next_use(&device->predictor, &device->history[c]);
+			if (best == PREDICT_NONE || next > latest) {
+				best = c;
+				latest = next;
+			}
+		}
+	}
+	return best;
+}
+
+static void arena_done(void *arg, const struct reply *reply)
+{
+	struct device *device = arg;
+
+	pthread_mutex_lock(&device->lock);
+	device->arena_answer = *reply;
+	device->arena_answered = true;
+	pthread_cond_signal(&device->work);
+	pthread_cond_broadcast(&device->changed);
+	pthread_mutex_unlock(&device->lock);
+}
+
+void lower_show_ram(struct device *device)
+{
+	uint32_t slots, available;
+
+	mover_count_ram(&device->mover, &slots, &available);
+	device_gauge(device, COUNTER_ARENA_SLOTS, slots);
+	device_gauge(device, COUNTER_ARENA_SLOTS_USED, slots - available);
+}
+
+/* Ask the daemon for an arena and wait. Returns false if T2 has none to give. */
+static bool get_arena(struct device *device)
+{
+	struct message request;
+	struct reply reply;
+	int index = -1;
+
+	if (device->arena_refusals) {
+		device->arena_refusals--;
+		return false;
+	}
+	let_go(device);
+	client_request(&request, "arena");
+	client_post(&device->client, &request, arena_done, device);
+	take_back(device);
+	while (!device->arena_answered)
+		pthread_cond_wait(&device->changed, &device->lock);
+	device->arena_answered = false;
+	reply = device->arena_answer;
+	if (!reply.error && reply.fd >= 0) {
+		/* Others read the table of arenas in the lock; only this thread adds to it. */
+		let_go(device);
+		index = mover_add_arena(&device->mover, reply.arena, reply.fd, device->terms.arena);
+		take_back(device);
+	}
+	if (index < 0)
+		device->arena_refusals = SPILLS_BETWEEN_ASKING;
+	lower_show_ram(device);
+	return index >= 0;
+}
+
+static void start_spill(struct device *device, uint32_t index)
+{
+	device->spills++;
+	pager_set_state(device, index, SPILLING);
+	post_transfer(device, "spill", index, spill_done);
+}
+
+void lower_start_fetch(struct device *device, uint32_t index, struct ram_place place)
+{
+	device->chunks[index].ram = place;
+	device->fetches++;
+	pager_set_state(device, index, FETCHING);
+	post_transfer(device, "fetch", index, fetch_done);
+}
+
+uint32_t lower_ram_slots(struct device *device)
+{
+	uint32_t slots, available;
+
+	mover_count_ram(&device->mover, &slots, &available);
+	return slots;
+}
+
+static bool ram_free(struct device *device)
+{
+	uint32_t slots, available;
+
+	mover_count_ram(&device->mover, &slots, &available);
+	return available > 0;
+}
+
+struct ram_place lower_make_ram(struct device *device)
+{
+	device->spill_error = 0;
+	while (!device->stopped) {
+		struct ram_place place = mover_take_ram(&device->mover);
+		uint32_t ahead = lower_ram_slots(device) / SPILL_SHARE;
+		uint32_t victim = PREDICT_NONE;
+
+		if (!ram_none(place))
+			return place;
+		if (!device->spills && get_arena(device))
+			continue;
+		if (device->spill_error)
+			return NO_RAM;
+		/* Some more than the one needed, so that the next need not wait. */
+		ahead = ahead < 1 ? 1 : ahead > SPILL_MOST ? SPILL_MOST : ahead;
+		while (device->spills < ahead && (victim = spill_victim(device)) != PREDICT_NONE)
+			start_spill(device, victim);
+		/* A spill may be over already: starting one lets go of the lock. */
+		if (ram_free(device))
+			continue;
+		if (!device->spills) {
+			log_warn("no tier has room for another chunk");
+			return NO_RAM;
+		}
+		pthread_cond_wait(&device->changed, &device->lock);
+	}
+	return NO_RAM;
+}
+
+/* Move a chunk out of an arena that leaves: to another one, else to T3. */
+static bool leave_arena(struct device *device, uint32_t index)
+{
+	struct chunk *chunk = &device->chunks[index];
+	struct ram_place place = mover_take_ram(&device->mover);
+	struct ticket *busy;
+
+	if (ram_none(place)) {
+		device->spill_error = 0;
+		start_spill(device, index);
+		while (chunk->state == SPILLING && !device->stopped)
+			pthread_cond_wait(&device->changed, &device->lock);
+		return chunk->home == HOME_T3;
+	}
+	/* Nobody else may take it while its bytes are on the way. */
+	pager_set_state(device, index, SPILLING);
+	busy = ticket_get(mover_ram_slot(&device->mover, chunk->ram)->busy);
+	let_go(device);
+	ticket_wait(busy);
+	ticket_put(busy);
+	ticket_wait(mover_ram_slot(&device->mover, place)->busy);
+	memcpy(mover_ram(&device->mover, place), mover_ram(&device->mover, chunk->ram),
+	       device->chunk);
+	take_back(device);
+	mover_put_ram(&device->mover, chunk->ram, NULL);
+	chunk->ram = place;
+	pager_set_state(device, index, ABSENT);
+	return true;
+}
+
+static int empty_arena(struct device *device, uint32_t arena)
+{
+	for (uint32_t i = 0; i < device->map.count; i++) {
+		const struct allocation *a = device->map.sorted[i];
+
+		for (uint32_t c = a->first; c < a->first + a->chunks; c++) {
+			struct chunk *chunk = &device->chunks[c];
+
+			while (chunk->state == FETCHING || chunk->state == SPILLING)
+				pthread_cond_wait(&device->changed, &device->lock);
+			if (chunk->ram.arena == arena && !leave_arena(device, c))
+				return ENOSPC;
+		}
+	}
+	return device->mover.arenas[arena].used ? EBUSY : 0;
+}
+
+void lower_serve_recall(struct device *device)
+{
+	struct recall recall = device->recall;
+	uint32_t index = 0;
+	int error = ENOENT;
+
+	device->recall.asked = false;
+	while (index < device->mover.arena_count && device->mover.arenas[index].id != recall.arena)
+		index++;
+	if (index < device->mover.arena_count) {
+		device->mover.arenas[index].leaving = true;
+		error = empty_arena(device, index);
+		if (error) {
+			device->mover.arenas[index].leaving = false;
+		} else {
+			let_go(device);
+			mover_drop_arena(&device->mover, index);
+			take_back(device);
+		}
+	}
+	lower_show_ram(device);
+	let_go(device);
+	client_answer_recall(&device->client, recall.id, error);
+	take_back(device);
+}

@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What the pager thread is made of: pager.c decides what is next, vram.c moves
+ * chunks between VRAM and RAM, lower.c has the RAM slots and, by the daemon, T3.
+ *
+ * Every function is called by that thread, with the device's lock held, and
+ * returns with it held; where one calls the driver or the daemon it lets go of
+ * the lock, and what was read before is stale after. Chunks in the states RISING
+ * and SINKING are nobody else's, and FETCHING and SPILLING ones wait for the
+ * client's thread.
+ */
+#ifndef GREENBOOST_PAGER_H
+#define GREENBOOST_PAGER_H
+
+#include "residency.h"
+
+/* Chunks that may be on their way ahead of their use. */
+#define PREFETCH_MOST 16
+
+static inline void let_go(struct device *device)
+{
+	pthread_mutex_unlock(&device->lock);
+}
+
+static inline void take_back(struct device *device)
+{
+	pthread_mutex_lock(&device->lock);
+}
+
+/* pager.c */
+void pager_set_state(struct device *device, uint32_t index, enum chunk_state state);
+
+/* The driver failed where it must not: nothing can be promised any more. */
+void pager_stop(struct device *device, const char *what, CUresult error);
+
+/* lower.c */
+uint32_t lower_ram_slots(struct device *device); /* in arenas that stay */
+void lower_show_ram(struct device *device); /* write the figures of RAM to the state page */
+
+/* Ask the daemon for an absent chunk of T3; place is where it goes. */
+void lower_start_fetch(struct device *device, uint32_t index, struct ram_place place);
+
+/*
+ * A free RAM slot: from the arenas there are, from a new one, or by spilling.
+ * NO_RAM: no tier has room.
+ */
+struct ram_place lower_make_ram(struct device *device);
+
+/* Empty the arena that the daemon wants back, and answer it. */
+void lower_serve_recall(struct device *device);
+
+/* vram.c */
+
+/*
+ * Bring in an absent chunk whose bytes are in RAM, or that has none yet; ahead:
+ * nobody waits for it. False: not possible now.
+ */
+bool vram_rise(struct device *device, uint32_t index, bool ahead);
+
+/* One slot less, as direct allocations take VRAM from the slots. */
+void vram_give_up_slot(struct device *device);
+
+#endif

@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* VRAM slots: who leaves them, who enters, and how. */
+#define _GNU_SOURCE
+#include "pager.h"
+
+/* How many chunks to ask about before taking one that the device still uses. */
+#define VICTIM_TRIES 4
+
+/*
+ * Launches made before paging began left no tickets; once, everything the
+ * device was given by then is waited for.
+ */
+static CUresult wait_for_the_unseen(struct device *device)
+{
+	CUresult result = CUDA_SUCCESS;
+
+	if (!device->quiet)
+		result = driver.cuCtxSynchronize();
+	device->quiet = result == CUDA_SUCCESS;
+	return result;
+}
+
+/* Write the chunk back to RAM and take it off the application's address. False: no room below. */
+static bool sink(struct device *device, uint32_t index)
+{
+	struct chunk *chunk = &device->chunks[index];
+	struct vram_slot *slot = &device->mover.vram[chunk->slot];
+	struct ticket *uses[CHUNK_USES], *arrival = chunk->arrival, *saved = NULL;
+	struct ram_place place;
+	bool crowded = chunk->crowded;
+	CUresult result;
+
+	pager_set_state(device, index, SINKING);
+	place = lower_make_ram(device);
+	if (ram_none(place)) {
+		pager_set_state(device, index, RESIDENT);
+		return false;
+	}
+	for (int i = 0; i < CHUNK_USES; i++) {
+		uses[i] = chunk->uses[i];
+		chunk->uses[i] = NULL;
+	}
+	chunk->arrival = NULL;
+	chunk->crowded = false;
+	let_go(device);
+
+	result = wait_for_the_unseen(device);
+	if (crowded && !result)
+		result = driver.cuCtxSynchronize();
+	for (int i = 0; i < CHUNK_USES; i++) {
+		if (!result)
+			result = ticket_wait(uses[i]);
+		ticket_put(uses[i]);
+	}
+	if (!result)
+		result = ticket_wait_on(arrival, device->mover.down, 0);
+	ticket_put(arrival);
+	if (!result) {
+		saved = mover_copy_down(&device->mover, chunk->slot, place);
+		result = saved ? mover_unmap(&device->mover, chunk->address) : CUDA_ERROR_UNKNOWN;
+	}
+
+	take_back(device);
+	if (result) {
+		pager_stop(device, "moving a chunk out of VRAM", result);
+		return false;
+	}
+	ticket_put(mover_ram_slot(&device->mover, place)->busy);
+	mover_ram_slot(&device->mover, place)->busy = ticket_get(saved);
+	ticket_put(slot->busy);
+	slot->busy = saved;
+	slot->chunk = NO_SLOT;
+	device->slots_used--;
+	chunk->slot = NO_SLOT;
+	chunk->ram = place;
+	chunk->home = HOME_T2;
+	device_count(device, COUNTER_D2H_BYTES, device->chunk);
+	device_count(device, COUNTER_EVICTIONS, 1);
+	device_gauge(device, COUNTER_VRAM_SLOTS_USED, device->slots_used);
+	pager_set_state(device, index, ABSENT);
+	return true;
+}
+
+/* Is the device done with the chunk? Asks the driver. */
+static bool uses_over(struct device *device, uint32_t index)
+{
+	struct ticket *uses[CHUNK_USES];
+	bool over = !device->chunks[index].crowded && device->quiet;
+
+	for (int i = 0; i < CHUNK_USES; i++)
+		uses[i] = ticket_get(device->chunks[index].uses[i]);
+	let_go(device);
+	for (int i = 0; i < CHUNK_USES; i++) {
+		over = over && ticket_poll(uses[i]);
+		ticket_put(uses[i]);
+	}
+	take_back(device);
+	return over;
+}
+
+static bool may_leave(const struct device *device, uint32_t index)
+{
+	const struct chunk *chunk = &device->chunks[index];
+
+	return chunk->state == RESIDENT && !chunk->holds && !chunk->fixed;
+}
+
+/* Of the resident chunks the one needed last; PREDICT_NONE if none may leave. */
+static uint32_t needed_last(const struct device *device, const uint32_t *except,
+			    uint32_t exceptions, uint64_t *when)
+{
+	uint32_t best = PREDICT_NONE;
+
+	*when = 0;
+	for (uint32_t i = 0; i < device->mover.slots; i++) {
+		uint32_t c = device->mover.vram[i].chunk;
+		uint64_t next;
+		bool skip = c == NO_SLOT || !may_leave(device, c);
+
+		for (uint32_t e = 0; e < exceptions && !skip; e++)
+			skip = except[e] == c;
+		if (skip)
+			continue;
+		next = device->chunks[c].sticky
+			       ? 0
+			       : predict_next_use(&device->predictor, &device->history[c]);
+		if (best == PREDICT_NONE || next > *when) {
+			best = c;
+			*when = next;
+		}
+	}
+	return best;
+}
+
+/*
+ * The chunk to leave VRAM. For a launch that waits: the one needed last, rather
+ * one that the device is done with. For looking ahead: only one that it is done
+ * with and that will not be needed as soon.
+ */
+static uint32_t vram_victim(struct device *device, bool ahead)
+{
+	uint32_t tried[VICTIM_TRIES];
+	uint64_t when;
+
+	for (uint32_t n = 0; n < VICTIM_TRIES; n++) {
+		uint32_t best = needed_last(device, tried, n, &when);
+
+		if (best == PREDICT_NONE ||
+		    (ahead && when <= device->predictor.now + PREFETCH_MOST))
+			break;
+		if (uses_over(device, best) && may_leave(device, best))
+			return best;
+		tried[n] = best;
+	}
+	return ahead ? PREDICT_NONE : needed_last(device, NULL, 0, &when);
+}
+
+/* A free VRAM slot, made if it may be; NO_SLOT: some chunk has to leave first. */
+static uint32_t free_slot(struct device *device)
+{
+	struct mover *mover = &device->mover;
+
+	if (device->slots_used < mover->slots_existing) {
+		for (uint32_t i = 0; i < mover->slots; i++)
+			if (mover->vram[i].exists && mover->vram[i].chunk == NO_SLOT)
+				return i;
+	}
+	if (mover->slots_existing < device->slots_allowed) {
+		uint32_t i = 0;
+		CUresult result;
+
+		while (mover->vram[i].exists)
+			i++;
+		let_go(device);
+		result = mover_create_slot(mover, i);
+		take_back(device);
+		if (result == CUDA_SUCCESS)
+			return i;
+		/* Somebody else's memory: make do with what there is. */
+		device->slots_allowed = mover->slots_existing;
+		device_gauge(device, COUNTER_VRAM_SLOTS, device->slots_allowed);
+	}
+	return NO_SLOT;
+}
+
+bool vram_rise(struct device *device, uint32_t index, bool ahead)
+{
+	struct chunk *chunk = &device->chunks[index];
+	struct mover *mover = &device->mover;
+	bool fresh = chunk->home == HOME_EMPTY;
+	struct ticket *arrival;
+	CUresult result;
+	uint32_t slot;
+
+	while ((slot = free_slot(device)) == NO_SLOT) {
+		uint32_t victim;
+
+		/* Only if the driver had less VRAM than was promised: allocations see to it
+		 * otherwise. */
+		if (!device->paging) {
+			let_go(device);
+			residency_begin_paging(device);
+			take_back(device);
+		}
+		victim = device->stopped ? PREDICT_NONE : vram_victim(device, ahead);
+
+		if (victim == PREDICT_NONE || !sink(device, victim))
+			return false;
+	}
+	/* The lock was let go: what is to be done may have changed. */
+	if (chunk->state != ABSENT || (chunk->home != HOME_EMPTY && chunk->home != HOME_T2) ||
+	    fresh != (chunk->home == HOME_EMPTY))
+		return true;
+	pager_set_state(device, index, RISING);
+	mover->vram[slot].chunk = index;
+	device->slots_used++;
+	let_go(device);
+
+	/* A fresh chunk has nothing to copy, but its slot's last tenant may still be leaving. */
+	arrival =
+		fresh ? ticket_get(mover->vram[slot].busy) : mover_copy_up(mover, chunk->ram, slot);
+	result = !fresh && !arrival ? CUDA_ERROR_UNKNOWN : mover_map(mover, chunk->address, slot);
+
+	take_back(device);
+	if (result) {
+		ticket_put(arrival);
+		pager_stop(device, "moving a chunk into VRAM", result);
+		return false;
+	}
+	ticket_put(mover->vram[slot].busy);
+	mover->vram[slot].busy = NULL;
+	if (!fresh) {
+		mover_put_ram(mover, chunk->ram, ticket_get(arrival));
+		chunk->ram = NO_RAM;
+		predict_arrival(&device->history[index]);
+		device_count(device, COUNTER_H2D_BYTES, device->chunk);
+		device_count(device, COUNTER_PREFETCHED, ahead);
+	}
+	chunk->arrival = arrival;
+	chunk->slot = slot;
+	chunk->home = HOME_T1;
+	device_gauge(device, COUNTER_VRAM_SLOTS_USED, device->slots_used);
+	pager_set_state(device, index, RESIDENT);
+	return true;
+}
+
+void vram_give_up_slot(struct device *device)
+{
+	struct mover *mover = &device->mover;
+	uint32_t i = 0, victim;
+	CUresult result;
+
+	while (i < mover->slots && (!mover->vram[i].exists || mover->vram[i].chunk != NO_SLOT))
+		i++;
+	if (i == mover->slots) {
+		victim = vram_victim(device, false);
+		if (victim == PREDICT_NONE || !sink(device, victim)) {
+			device->slots_allowed = mover->slots_existing; /* as few as can be */
+			pthread_cond_broadcast(&device->changed);
+		}
+		return;
+	}
+	let_go(device);
+	result = mover_destroy_slot(mover, i);
+	take_back(device);
+	if (result)
+		pager_stop(device, "giving VRAM back", result);
+	pthread_cond_broadcast(&device->changed);
+}
