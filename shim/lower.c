@@ -152,7 +152,8 @@ void lower_show_ram(struct device *device)
 
 	mover_count_ram(&device->mover, &slots, &available);
 	device_gauge(device, COUNTER_ARENA_SLOTS, slots);
-	device_gauge(device, COUNTER_ARENA_SLOTS_USED, slots - available);
+	device_gauge_most(device, COUNTER_ARENA_SLOTS_USED, COUNTER_ARENA_SLOTS_MOST,
+			  slots - available);
 }
 
 /* Ask the daemon for an arena and wait. Returns false if T2 has none to give. */

@@ -17,6 +17,10 @@ void pager_set_state(struct device *device, uint32_t index, enum chunk_state sta
 {
 	device->chunks[index].state = (uint8_t)state;
 	residency_show(device, index);
+	/* Every change of what a slot holds has a change of state next to it. */
+	device_gauge_most(device, COUNTER_VRAM_SLOTS_USED, COUNTER_VRAM_SLOTS_MOST,
+			  device->slots_used);
+	lower_show_ram(device);
 	if (state == ABSENT || state == RESIDENT)
 		pthread_cond_broadcast(&device->changed);
 }

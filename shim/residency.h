@@ -126,6 +126,15 @@ static inline void device_gauge(struct device *device, enum counter counter, uin
 	__atomic_store_n(&device->state->counters[counter], value, __ATOMIC_RELAXED);
 }
 
+/* A gauge and the counter of its highest value so far; in the lock. */
+static inline void device_gauge_most(struct device *device, enum counter counter, enum counter most,
+				     uint64_t value)
+{
+	device_gauge(device, counter, value);
+	if (value > device->state->counters[most])
+		device_gauge(device, most, value);
+}
+
 /*
  * Make the spans resident and hold them. Waits on the host for room and for
  * what comes from T3; what is on its way over the bus is waited for on the

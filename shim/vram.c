@@ -76,7 +76,6 @@ static bool sink(struct device *device, uint32_t index)
 	chunk->home = HOME_T2;
 	device_count(device, COUNTER_D2H_BYTES, device->chunk);
 	device_count(device, COUNTER_EVICTIONS, 1);
-	device_gauge(device, COUNTER_VRAM_SLOTS_USED, device->slots_used);
 	pager_set_state(device, index, ABSENT);
 	return true;
 }
@@ -239,7 +238,6 @@ bool vram_rise(struct device *device, uint32_t index, bool ahead)
 	chunk->arrival = arrival;
 	chunk->slot = slot;
 	chunk->home = HOME_T1;
-	device_gauge(device, COUNTER_VRAM_SLOTS_USED, device->slots_used);
 	pager_set_state(device, index, RESIDENT);
 	return true;
 }

@@ -34,6 +34,7 @@ class MigratorStatistics:
     written: int  #: bytes to T3
     read: int  #: bytes from T3
     held: int  #: extents in use, those under way included
+    most_held: int  #: extents that held a chunk when they were most
     under_way: int  #: operations
 
 
@@ -53,13 +54,14 @@ class Migrator:
         self._extents: dict[int, Extent] = {}
         self._moving: set[int] = set()
         self._spilling = 0
+        self._most_held = 0
         self._written = 0
         self._read = 0
 
     def statistics(self) -> MigratorStatistics:
         """The figures now."""
         held = len(self._extents) + self._spilling
-        return MigratorStatistics(self._written, self._read, held, len(self._moving))
+        return MigratorStatistics(self._written, self._read, held, self._most_held, len(self._moving))
 
     async def spill(self, chunk: int, arena: Arena, slot: int) -> None:
         """Write the slot to an extent that holds `chunk` from then on.
@@ -77,6 +79,7 @@ class Migrator:
             self._spilling -= 1
             self._moving.discard(chunk)
         self._extents[chunk] = extent
+        self._most_held = max(self._most_held, len(self._extents))
         self._written += arena.chunk
 
     async def _write(self, chunk: int, arena: Arena, slot: int) -> Extent:

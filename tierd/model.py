@@ -165,7 +165,7 @@ class EndedSession:
     name: str
     seconds: float  #: from its hello to its end
     peak_chunks: int  #: chunks of all its allocations when they were most
-    resident: Mapping[Tier, int]  #: bytes in each tier when it was seen to hold most
+    resident: Mapping[Tier, int]  #: bytes in each tier when that tier held most
     counters: Mapping[str, int]  #: wire.COUNTERS by name, at the end
     written: int  #: bytes of its chunks written to T3
     read: int  #: bytes of its chunks read back from T3

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import bisect
 import logging
-import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -19,19 +18,25 @@ import trio
 
 from .arena import Arena
 from .capacity import lone_capacity, room
-from .migrate import Migrator
+from .migrate import Migrator, MigratorStatistics
 from .model import AllocationSnapshot, EndedSession, SessionSnapshot, Tier
 from .policy import Allocated, ArenaReturned, Freed, RecallFailed, Refused, VramSet
 from .statemap import StateMap
 from .tiers import Tiers
-from .wire import MAX_UNDER_WAY, Connection, Disconnected, RemoteError, Request, WireError, close_fds
+from .wire import (
+    MAX_STATE_CHUNKS,
+    MAX_UNDER_WAY,
+    Connection,
+    Disconnected,
+    RemoteError,
+    Request,
+    WireError,
+    close_fds,
+)
 
 __all__ = ["Identity", "Session"]
 
 _log = logging.getLogger(__name__)
-
-_LOOK = 0.1
-"""Seconds between two looks at what a session holds, where they are not asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +106,8 @@ class Session:
         self._nursery: trio.Nursery | None = None  # while requests are taken
         self._under_way = 0
         self._began = time.monotonic()
-        self._looked = -math.inf
         self._vram_bytes = 0
         self._peak_chunks = 0
-        self._fullest: Mapping[Tier, int] = dict.fromkeys(Tier, 0)
         self._at_once: Mapping[str, Callable[[Request], Mapping[str, int] | None]] = {
             "vram": self._vram,
             "memory": self._memory,
@@ -161,7 +164,6 @@ class Session:
 
     def _release(self) -> None:
         """Give everything back. No request is under way any more."""
-        self._look()
         counters = self._map.counters()
         moved = self._migrator.statistics()
         self._migrator.close()
@@ -179,7 +181,7 @@ class Session:
                 name=self.who.name,
                 seconds=time.monotonic() - self._began,
                 peak_chunks=self._peak_chunks,
-                resident=self._fullest,
+                resident=self._most(counters, moved),
                 counters=counters,
                 written=moved.written,
                 read=moved.read,
@@ -253,8 +255,6 @@ class Session:
         old = self._allocations.get(request.uint("first"))
         if old is None:
             raise Refused("EINVAL", f"no allocation begins at chunk {request.uint('first')}")
-        if time.monotonic() - self._looked > _LOOK:
-            self._look()  # programs free everything before they end, and it is shown what they had
         self._migrator.drop_range(old.first, old.chunks)
         self._tiers.apply(Freed(self.who.id, old.chunks))
         del self._allocations[old.first]
@@ -334,15 +334,23 @@ class Session:
     def _committed(self) -> int:
         return self._tiers.state.sessions[self.who.id].committed
 
-    def _look(self) -> Mapping[Tier, int]:
+    def _most(self, counters: Mapping[str, int], moved: MigratorStatistics) -> Mapping[Tier, int]:
+        """Bytes in each tier when that tier held most: programs free everything before they end.
+
+        Kept by whoever changes them. Looking at the state map now and then missed what an allocation
+        had: the shim has cleared its letters before its free comes.
+        """
+        # What the shim writes is not to be relied on, and status could not be packed for anybody.
+        slots = [min(counters[name], MAX_STATE_CHUNKS) for name in ("vram_slots_most", "arena_slots_most")]
+        chunks = zip(Tier, (*slots, moved.most_held), strict=True)
+        return {tier: count * self._tiers.chunk for tier, count in chunks}
+
+    def _resident(self) -> Mapping[Tier, int]:
         """Bytes in each tier now."""
-        self._looked = time.monotonic()
         chunk = self._tiers.chunk
         resident = {tier: n * chunk for tier, n in self._map.resident(self._end).items()}
         # Of T3 the daemon knows better: the shim writes its letters before and after the transfers.
         resident[Tier.T3] = self._migrator.statistics().held * chunk
-        if sum(resident.values()) >= sum(self._fullest.values()):
-            self._fullest = resident
         return resident
 
     def snapshot(self, *, allocations: bool) -> SessionSnapshot:
@@ -356,7 +364,7 @@ class Session:
             name=self.who.name,
             vram_slots=state.vram,
             committed_chunks=state.committed,
-            resident=self._look(),
+            resident=self._resident(),
             counters=self._map.counters(),
             allocations=tuple(
                 AllocationSnapshot(a.address, a.bytes, a.first, a.chunks, "")

@@ -78,7 +78,8 @@ def test_the_answer_from_three_tiers_is_that_of_one() -> None:
     resident = figures["resident_bytes"]
     assert 0 < resident["vram"] <= figures["vram_limit_bytes"]
     assert 0 < resident["ram"] <= figures["ram_limit_bytes"]
-    assert resident["nvme"] > 0
+    # At the fullest moment the tiers held the weights and the other work, which took all VRAM.
+    assert sum(resident.values()) >= figures["weights_bytes"] + 56 * MIB
     assert figures["nvme_written_bytes"] > 0
     assert figures["nvme_read_bytes"] > 0
     # All chunks of the weights went out for the other work and those of the second batch came in again.

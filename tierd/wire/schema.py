@@ -37,6 +37,8 @@ STATE_VERSION = 1
 STATE_HEADER_BYTES = 4096
 MAX_STATE_CHUNKS = 1 << 26
 """Chunk bytes that a state memfd may have: at the smallest chunk, 128 TiB of addresses."""
+MAX_VRAM = 1 << 48
+"""Bytes of VRAM that a session may claim: no address space has more, and sums of them fit a message."""
 
 COUNTERS = (
     "launches",
@@ -56,6 +58,8 @@ COUNTERS = (
     "vram_slots_used",
     "arena_slots",
     "arena_slots_used",
+    "vram_slots_most",
+    "arena_slots_most",
 )
 """Names of the u64 counters in the state memfd's header, in the order of their layout."""
 
@@ -117,7 +121,7 @@ _DECLARED = (
         answer=(_uint("session", U32), _uint("chunk"), _uint("arena"), _uint("ram"), _uint("spill")),
         request_fds=1,
     ),
-    Op("vram", Sender.SHIM, request=(_uint("slots", MAX_STATE_CHUNKS), _uint("bytes"))),
+    Op("vram", Sender.SHIM, request=(_uint("slots", MAX_STATE_CHUNKS), _uint("bytes", MAX_VRAM))),
     Op("memory", Sender.SHIM, answer=(_uint("total"), _uint("free"))),
     Op(
         "alloc",

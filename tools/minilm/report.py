@@ -96,7 +96,7 @@ def _print_table(figures: Mapping[str, Any]) -> None:
         "vram": ("vram_in_bytes", "vram_out_bytes"),
         "nvme": ("nvme_written_bytes", "nvme_read_bytes"),
     }
-    print(f"   {'tier':<6}{'limit':>12}{'in use':>12}{'moved in':>12}{'moved out':>12}")
+    print(f"   {'tier':<6}{'limit':>12}{'at most':>12}{'moved in':>12}{'moved out':>12}")
     for tier, title in (("vram", "VRAM"), ("ram", "RAM"), ("nvme", "NVMe")):
         sizes = [figures[f"{tier}_limit_bytes"], figures["resident_bytes"][tier]]
         sizes += [figures[key] for key in moved.get(tier, ())]
