@@ -234,13 +234,16 @@ struct ram_place lower_make_ram(struct device *device)
 			return NO_RAM;
 		/* Some more than the one needed, so that the next need not wait. */
 		ahead = ahead < 1 ? 1 : ahead > SPILL_MOST ? SPILL_MOST : ahead;
-		while (device->spills < ahead && (victim = spill_victim(device)) != PREDICT_NONE)
+		/* One that fails at once (the daemon is gone) must not be tried for ever. */
+		while (!device->spill_error && device->spills < ahead &&
+		       (victim = spill_victim(device)) != PREDICT_NONE)
 			start_spill(device, victim);
 		/* A spill may be over already: starting one lets go of the lock. */
 		if (ram_free(device))
 			continue;
 		if (!device->spills) {
-			log_warn("no tier has room for another chunk");
+			if (!device->spill_error)
+				log_warn("no tier has room for another chunk");
 			return NO_RAM;
 		}
 		pthread_cond_wait(&device->changed, &device->lock);
