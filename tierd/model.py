@@ -62,6 +62,8 @@ class SizeError(ValueError):
 
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z%]*)\s*")
+_MAX_DIGITS = 40
+"""Of a size; with some hundreds a float is infinite, with some thousands int() refuses."""
 _UNITS: dict[str, int] = {
     "": 1,
     "b": 1,
@@ -78,6 +80,8 @@ def parse_size(text: str, *, whole: int | None = None) -> int:
     match = _SIZE.fullmatch(text)
     if match is None:
         raise SizeError(f"{text!r} is not a size; write it like 12GiB, 31.8GB or 80%")
+    if len(match[1]) > _MAX_DIGITS:
+        raise SizeError(f"a number of {len(match[1])} digits is no size; write it like 12GiB")
     number, unit = float(match[1]), match[2].lower()
     if unit == "%":
         if whole is None:

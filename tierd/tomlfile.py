@@ -52,10 +52,14 @@ def read(path: Path) -> TomlFile:
         line = raw[: error.start].count(b"\n") + 1
         raise TomlError(f"{path}:{line}: not UTF-8, which TOML must be") from None
     try:
-        data = tomllib.loads(text)
+        data, lines = tomllib.loads(text), _lines(text)
     except tomllib.TOMLDecodeError as error:
         raise TomlError(_syntax(path, text, error)) from None
-    return TomlFile(path, data, _lines(text))
+    except RecursionError:
+        raise TomlError(f"{path}: nested deeper than any configuration is") from None
+    except ValueError:  # of int(), which tomllib lets through
+        raise TomlError(f"{path}: a number has more digits than any size") from None
+    return TomlFile(path, data, lines)
 
 
 def _syntax(path: Path, text: str, error: tomllib.TOMLDecodeError) -> str:

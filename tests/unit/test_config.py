@@ -164,6 +164,20 @@ def test_each_refusal_names_its_line(tmp_path: Path, text: str, line: int, messa
 
 
 @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a = " + "[" * 5000, "nested deeper than any configuration is"),
+        ("[ram]\nlimit = " + "9" * 5000, "a number has more digits than any size"),
+    ],
+)
+def test_what_the_parser_cannot_take_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as refusal:
+        config.check(path)
+    assert str(refusal.value) == f"{path}: {message}"
+
+
+@pytest.mark.parametrize(
     ("variables", "flags", "message"),
     [
         ({"GREENBOOST_CHUNK": "3MiB"}, {}, "GREENBOOST_CHUNK: a chunk of 3.0 MiB cannot be"),

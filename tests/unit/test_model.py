@@ -44,6 +44,8 @@ def test_a_percentage_is_of_the_whole() -> None:
         ("1.5B", "not a whole number of bytes"),
         ("1.5", "not a whole number of bytes"),
         ("80%", "a percentage has no meaning here"),
+        ("9" * 400 + ".5GiB", "a number of 402 digits is no size"),
+        ("9" * 5000, "a number of 5000 digits is no size"),
     ],
 )
 def test_what_is_no_size(text: str, message: str) -> None:
