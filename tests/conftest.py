@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import gc
 import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -29,3 +31,15 @@ def no_leaked_fds() -> Iterator[None]:
     gc.collect()
     after = _open_files()
     assert {fd: name for fd, name in after.items() if before.get(fd) != name} == {}
+
+
+@pytest.fixture
+def disk() -> Iterator[Path]:
+    """A directory on the disk that the sources are on, where tmp_path may be in a tmpfs.
+
+    Since Linux 6.6 that has O_DIRECT, but asks for no alignment; and its files can be sealed.
+    """
+    build = Path(__file__).parents[1] / "build"
+    build.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="test.", dir=build) as directory:
+        yield Path(directory)

@@ -100,16 +100,14 @@ def test_driver_that_is_no_library(cli: Cli) -> None:
     assert found["shim_exports"]["status"] == "warning"
 
 
-def test_spill_path_is_measured(cli: Cli) -> None:
-    disk = cli.home / "disk"
-    disk.mkdir()
+def test_spill_path_is_measured(cli: Cli, disk: Path) -> None:
     found = checks(cli, "--spill", str(disk), status=0)["spill"]
     assert found["status"] == "ok"
     assert found["details"]["bytes"] == 256 << 20
     assert found["details"]["write_bytes_per_second"] > 0
     assert found["details"]["read_bytes_per_second"] > 0
     assert os.listdir(disk) == []
-    assert cli.left_behind(["disk"]) == []
+    assert cli.left_behind() == []
 
 
 def test_spill_path_that_is_missing(cli: Cli) -> None:

@@ -104,8 +104,8 @@ async def test_unaligned_sizes_without_o_direct(
             assert memory[8 * MIB + 1 : 8 * MIB + 1 + length] == content
 
 
-async def test_unaligned_with_o_direct_is_the_callers_error(tmp_path: Path, memory: memoryview) -> None:
-    with scratch(tmp_path, os.O_DIRECT) as fd:
+async def test_unaligned_with_o_direct_is_the_callers_error(disk: Path, memory: memoryview) -> None:
+    with scratch(disk, os.O_DIRECT) as fd:
         async with open_ring() as ring:
             file, buffer = ring.add_file(fd), ring.add_buffer(memory)
             with pytest.raises(OSError, match="Invalid argument"):

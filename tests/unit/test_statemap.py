@@ -46,8 +46,8 @@ def test_looking_allocates_nothing() -> None:
     state.close()
 
 
-def test_it_must_be_a_memfd(tmp_path: Path) -> None:
-    with open(tmp_path / "f", "wb") as file:
+def test_it_must_be_a_memfd(disk: Path) -> None:
+    with open(disk / "f", "wb") as file:
         fd = os.dup(file.fileno())
     with pytest.raises(StateError, match="must be a memfd") as refusal:
         StateMap(fd)
