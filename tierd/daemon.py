@@ -19,7 +19,7 @@ from . import __version__, metrics
 from .arena import ArenaPool, open_pool
 from .config import Config
 from .listener import SocketError, listening
-from .model import AllocationSnapshot, EndedSession, Snapshot
+from .model import AllocationSnapshot, EndedSession, Snapshot, printable
 from .notify import notify
 from .nvme.errors import SpillPathError
 from .nvme.spillfile import SpillFile
@@ -73,10 +73,11 @@ async def serve(
                     if config.view is not None:
                         await daemon.mount(str(config.view))
                 except ControlError as error:
-                    failure = MountError(f"view {config.view}: {error}")
+                    failure = MountError(str(error))
                     nursery.cancel_scope.cancel()
                 else:
                     nursery.start_soon(serve_connections, listener, daemon, daemon.serve_session)
+                    _log.info("serving at %s", config.socket)
                     task_status.started()
                     notify("READY=1")
             pump.cancel_scope.cancel()
@@ -127,7 +128,7 @@ class _Daemon:
             return
         # Within a PID namespace that we do not see into, the kernel says 0.
         pid = peer.pid or hello.uint("pid")
-        who = Identity(next(self._ids), pid, peer.uid, hello.text("name"), peer.pidfd)
+        who = Identity(next(self._ids), pid, peer.uid, printable(hello.text("name")), peer.pidfd)
         session = Session(who, connection, state, self._tiers, ended=self._remember)
         self._sessions[who.id] = session
         try:

@@ -26,6 +26,7 @@ __all__ = [
     "TierSnapshot",
     "format_size",
     "parse_size",
+    "printable",
 ]
 
 MIN_CHUNK = 2 << 20
@@ -108,6 +109,11 @@ def format_size(size: int) -> str:
             return f"{size} B" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
+
+
+def printable(text: str) -> str:
+    """`text` of somebody else's for a terminal or a log: no escape sequences, no lines of their own."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,7 @@ async def test_a_socket_that_another_daemon_has(tmp_path: Path) -> None:
 @needs_fuse
 async def test_a_view_that_cannot_be_mounted(tmp_path: Path) -> None:
     conf = replace(small(tmp_path), view=tmp_path / "missing")
-    await cannot_start(conf, MountError, "^view .*missing: ", tmp_path)
+    await cannot_start(conf, MountError, "^view [^ ]*missing: no such file", tmp_path)
 
 
 @pytest.mark.parametrize("abstract", [False, True])

@@ -256,6 +256,12 @@ async def test_the_shims_view_of_itself_is_shown(tmp_path: Path) -> None:
         assert shown["counters"]["stall_ns"] == 5
 
 
+async def test_a_name_cannot_speak_to_the_terminal(tmp_path: Path) -> None:
+    async with running(tmp_path) as conf, connect_shim(conf.socket, name="a\x1b[2J\nb\u202e\u00e9"):
+        (shown,) = (await status(conf))["sessions"]
+        assert shown["name"] == "a?[2J?b?\u00e9"
+
+
 # Arenas that go from one session to another
 
 

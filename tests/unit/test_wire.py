@@ -123,6 +123,7 @@ def test_what_is_no_map_is_refused(raw: bytes, text: str) -> None:
         ({"slot": -1}, "slot: -1 is not within 0 to", "ERANGE"),
         ({"chunk": 1 << 26}, "chunk: 67108864 is not within 0 to 67108863", "ERANGE"),
         ({"colour": "red"}, "colour: unknown key", "EBADMSG"),
+        ({"\x1bc\n": 1}, r"^\?c\?: unknown key", "EBADMSG"),
     ],
 )
 def test_a_request_that_breaks_the_schema_is_refused(change: dict[str, object], text: str, name: str) -> None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import msgpack
 
+from tierd.model import printable
+
 from .schema import MAX_PACKET, OPS, Field, Op, Sender
 
 __all__ = [
@@ -141,7 +143,7 @@ def _fields(
         fields[field.name] = _check(field, message[field.name])
     if len(message) != len(fields) + len(known):
         unknown = next(key for key in message if key not in fields and key not in known)
-        raise WireError(f"{unknown[:64]}: unknown key")
+        raise WireError(f"{printable(unknown[:64])}: unknown key")
     return fields
 
 
