@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -45,7 +45,7 @@ async def serve(
     life_fd: int | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve as `config` says until a stop request, SIGTERM, SIGINT or cancellation.
+    """Serve as `config` says until a stop request, SIGTERM, SIGINT, SIGHUP or cancellation.
 
     With `life_fd`, the read end of a pipe that stays the caller's, the daemon is private: it ends
     when the pipe does, and its new spill files have no names. `task_status` is told when applications
@@ -55,6 +55,9 @@ async def serve(
     the main thread, where signals are received.
     """
     with (
+        # Around all else: one that comes while paths are opened, or a second one while they are closed,
+        # would end the process there and leave the socket and a preallocated file.
+        trio.open_signal_receiver(*_ending_signals()) as signals,
         listening(config.socket) as listener,
         _open_spill(config, ephemeral=life_fd is not None) as store,
         open_pool(limit=config.ram // config.arena, arena_bytes=config.arena, chunk=config.chunk) as pool,
@@ -66,7 +69,7 @@ async def serve(
             daemon = _Daemon(config, Tiers(pool, store), pool, store)
             async with trio.open_nursery() as nursery:
                 daemon.nursery = nursery
-                await nursery.start(daemon.watch_signals)
+                nursery.start_soon(daemon.watch_signals, signals)
                 if life_fd is not None:
                     nursery.start_soon(daemon.watch_life, life_fd)
                 try:
@@ -83,6 +86,13 @@ async def serve(
             pump.cancel_scope.cancel()
         if failure is not None:
             raise failure
+
+
+def _ending_signals() -> set[signal.Signals]:
+    ending = {signal.SIGTERM, signal.SIGINT}
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # not under nohup(1)
+        ending.add(signal.SIGHUP)
+    return ending
 
 
 @contextmanager
@@ -146,13 +156,11 @@ class _Daemon:
         notify("STOPPING=1")
         self.nursery.cancel_scope.cancel()
 
-    async def watch_signals(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """End the daemon at the first SIGTERM or SIGINT."""
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            task_status.started()
-            async for number in signals:
-                _log.info("%s: ending", signal.Signals(number).name)
-                self.stop()
+    async def watch_signals(self, signals: AsyncIterator[int]) -> None:
+        """End the daemon at the first of `signals`."""
+        async for number in signals:
+            _log.info("%s: ending", signal.Signals(number).name)
+            self.stop()
 
     async def watch_life(self, fd: int) -> None:
         """End the daemon when the pipe `fd` does."""

@@ -341,7 +341,7 @@ DAEMON = """
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 async def test_a_signal_ends_it_in_order(tmp_path: Path, number: signal.Signals) -> None:
     with python(DAEMON, tmp_path) as process:
         assert await trio.to_thread.run_sync(line, process.stdout) == "ready"
@@ -352,6 +352,41 @@ async def test_a_signal_ends_it_in_order(tmp_path: Path, number: signal.Signals)
             with trio.fail_after(_PATIENCE):
                 await shim.ended.wait()
         assert await trio.to_thread.run_sync(process.wait, _PATIENCE) == 0
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("moment", ["open", "close"])
+async def test_a_signal_while_paths_are_opened_or_closed(
+    tmp_path: Path, number: signal.Signals, moment: str
+) -> None:
+    daemon_that_signals_itself = """
+        import os, signal, sys, trio
+        from pathlib import Path
+        from tests.unit.daemon_harness import settings
+        from tierd import daemon
+        from tierd.nvme.spillfile import SpillFile
+
+        directory, moment, number = sys.argv[1:]
+
+        def signal_in(name, before):
+            real = getattr(SpillFile, name)
+            def patched(*arguments, **keywords):
+                if before:
+                    os.kill(os.getpid(), int(number))
+                result = real(*arguments, **keywords)
+                if not before:
+                    os.kill(os.getpid(), int(number))
+                return result
+            setattr(SpillFile, name, patched)
+
+        signal_in("open", before=False)
+        if moment == "close":
+            signal_in("close", before=True)
+        trio.run(daemon.serve, settings(Path(directory), ram="16MiB", arena="4MiB", extents=8))
+    """
+    with python(daemon_that_signals_itself, tmp_path, moment, str(int(number))) as process:
+        await trio.to_thread.run_sync(process.wait, _PATIENCE)
     assert os.listdir(tmp_path) == []
 
 
