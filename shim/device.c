@@ -74,7 +74,11 @@ static int connect_daemon(struct device *device)
 		log_warn("cannot make the state page: %s", strerror(errno));
 		return -1;
 	}
-	snprintf(name, sizeof(name), "%s:%d", program_invocation_short_name, device->ordinal);
+	snprintf(name, sizeof(name), "%.50s:%d", program_invocation_short_name, device->ordinal);
+	/* A file's name need not be UTF-8, nor its beginning, and the daemon takes nothing else. */
+	for (char *c = name; *c; c++)
+		if (*c & 0x80)
+			*c = '?';
 	device->client.recall = pager_on_recall;
 	device->client.recall_arg = device;
 	error = client_connect(&device->client, path, name, state, &device->terms);

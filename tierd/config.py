@@ -210,6 +210,10 @@ def _path(setting: _Setting, *, relative: bool = False) -> Path:
         raise ConfigError(f"{where}: a path is wanted, not {value!r}")
     if "\0" in value:
         raise ConfigError(f"{where}: {value!r}: a path has no NUL")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # status and the view could not show it
+        raise ConfigError(f"{where}: {value!r}: the path is not UTF-8") from None
     if not relative and not os.path.isabs(value):
         raise ConfigError(f"{where}: {value!r}: the path must begin with /")
     return Path(os.path.abspath(value))

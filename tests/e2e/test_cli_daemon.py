@@ -61,6 +61,7 @@ def test_mount_and_unmount(cli: Cli) -> None:
         assert os.listdir(view) == []
         refused(cli("unmount"), 1, "not mounted")
         refused(cli("mount", "none"), 1, "no such file or directory")
+        refused(cli("mount", "\udcff"), 2, "not UTF-8")
         assert cli("mount", "view").returncode == 0
     assert daemon.returncode == 0
     assert os.listdir(view) == []

@@ -109,6 +109,29 @@ def test_a_killed_daemon_is_an_error_and_no_endless_loop(runner: Runner) -> None
     assert len(result.err.splitlines()) < 100
 
 
+NAMED = (
+    """
+import os, sys
+if len(sys.argv) == 2:
+    os.execv(sys.executable, [b"caf\\xe9" + b"x" * 60, "-c", sys.argv[1], sys.argv[1], "again"])
+"""
+    + BEGIN
+    + """
+free, total = c_size_t(), c_size_t()
+assert cuda.cuMemGetInfo_v2(byref(free), byref(total)) == 0
+print(total.value >> 20)
+"""
+)
+
+
+def test_a_program_whose_name_is_no_text_has_the_tiers_too(runner: Runner) -> None:
+    result = runner.tiered(SMALL, "-c", NAMED, NAMED)
+    assert result.status == 0, result.err
+    assert int(result.out) > 200, result.err
+    (session,) = result.report["sessions"]
+    assert session["name"] == "caf?" + "x" * 46 + ":0"
+
+
 TOTALS = (
     BEGIN
     + """

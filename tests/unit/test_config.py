@@ -188,6 +188,7 @@ def test_what_the_parser_cannot_take_is_refused(tmp_path: Path, text: str, messa
         ({}, {"spill": ["/a:50%"]}, "--spill: '/a:50%': '50%': a percentage has no meaning here"),
         ({}, {"spill": ["/a", "/a"]}, "--spill: /a is a spill path already (--spill)"),
         ({}, {"spill": [":1GiB"]}, "--spill: a path is wanted, not ''"),
+        ({}, {"spill": ["/\udcff:1GiB"]}, r"--spill: '/\udcff': the path is not UTF-8"),
         ({}, {"chunck": "2MiB"}, "--chunck: no such setting; did you mean 'chunk'?"),
     ],
 )

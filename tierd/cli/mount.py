@@ -7,6 +7,7 @@ import argparse
 import os
 
 from .control import ask, daemon_socket
+from .errors import UsageError
 from .parsers import Commands, add_command, add_socket
 
 __all__ = ["add_to"]
@@ -34,7 +35,12 @@ def add_to(commands: Commands) -> None:
 
 def _mount(options: argparse.Namespace) -> int:
     # The daemon's current directory is another one.
-    ask(daemon_socket(options.socket), "mount", dir=os.path.abspath(options.dir))
+    directory = os.path.abspath(options.dir)
+    try:
+        directory.encode()
+    except UnicodeEncodeError:  # the protocol's text is
+        raise UsageError(f"mount: {directory!r}: the path is not UTF-8") from None
+    ask(daemon_socket(options.socket), "mount", dir=directory)
     return 0
 
 

@@ -97,7 +97,7 @@ def unpack(packet: bytes) -> dict[str, object]:
     try:
         message = msgpack.unpackb(packet)
     except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
-        raise WireError(f"not one msgpack value: {error or type(error).__name__}") from None
+        raise WireError(f"not one msgpack value: {str(error) or type(error).__name__}") from None
     if not isinstance(message, dict):
         raise WireError(f"a message is a map, not {type(message).__name__}")
     for key in message:
