@@ -35,7 +35,9 @@ class HeldSignals:
     @contextmanager
     def let_in(self) -> Iterator[None]:
         """Around a wait that may be long: raise Interrupted for a signal that asks for the end."""
-        handlers = {number: signal.signal(number, _interrupt) for number in _ENDING}
+        # What is ignored, by nohup(1) for example, stays so.
+        ending = [number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+        handlers = {number: signal.signal(number, _interrupt) for number in ending}
         try:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
             try:
