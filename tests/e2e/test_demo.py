@@ -169,9 +169,11 @@ def test_an_interrupted_demo_cleans_up(number: signal.Signals) -> None:
         assert running.wait(timeout=60) == 128 + number
 
 
-def test_an_unknown_flag_is_refused_before_anything_is_done() -> None:
-    done = demo("--kep")
+@pytest.mark.parametrize("arguments", [["--kep"], ["--stop", "now"]])
+def test_what_is_not_understood_is_refused_before_anything_is_done(arguments: list[str]) -> None:
+    done = demo(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
+    assert f"tools/demo: '{' '.join(arguments)}' is not understood" in done.stderr
     assert "usage: tools/demo" in done.stderr
 
 
