@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import stat
@@ -62,14 +63,15 @@ def _make_directory(directory: Path) -> bool:
 def _bind(path: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
     try:
-        _clear_stale(path)
-        # Not chmod afterwards: in between, anybody the directory lets in could connect.
-        old = os.umask(0o777 & ~_MODE)
-        try:
-            sock.bind(os.fspath(path))
-        finally:
-            os.umask(old)
-        sock.listen(_BACKLOG)
+        with _alone_in(path.parent):
+            _clear_stale(path)
+            # Not chmod afterwards: in between, anybody the directory lets in could connect.
+            old = os.umask(0o777 & ~_MODE)
+            try:
+                sock.bind(os.fspath(path))
+            finally:
+                os.umask(old)
+            sock.listen(_BACKLOG)
     except OSError as error:
         sock.close()
         raise SocketError(f"socket {path}: {error.strerror or error}") from error
@@ -77,6 +79,20 @@ def _bind(path: Path) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+@contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """Keep other daemons that start from looking, until ours listens.
+
+    Of two that find a dead socket at the same moment, the second would remove the first one's new one.
+    """
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def _clear_stale(path: Path) -> None:

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import stat
+import threading
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -56,6 +58,28 @@ def test_a_living_daemons_socket_is_not(tmp_path: Path) -> None:
             pass
         with RawPeer(tmp_path / "s"):
             first.accept()[0].close()
+
+
+def test_only_one_at_a_time_replaces_a_dead_daemons_socket(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as dead:
+        dead.bind(str(tmp_path / "s"))
+    stale = os.stat(tmp_path / "s")
+    directory = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(directory, fcntl.LOCK_EX)  # as another daemon that is starting there
+
+    def begin() -> None:
+        with listening(tmp_path / "s"):
+            pass
+
+    starting = threading.Thread(target=begin)
+    starting.start()
+    try:
+        starting.join(0.2)  # if it does not wait, this is long enough to see it
+        assert os.path.samestat(os.stat(tmp_path / "s"), stale)
+    finally:
+        os.close(directory)
+        starting.join()
+    assert os.listdir(tmp_path) == []
 
 
 def test_anything_else_is_left_alone(tmp_path: Path) -> None:
