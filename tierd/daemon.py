@@ -141,12 +141,10 @@ class _Daemon:
         who = Identity(next(self._ids), pid, peer.uid, printable(hello.text("name")), peer.pidfd)
         session = Session(who, connection, state, self._tiers, ended=self._remember)
         self._sessions[who.id] = session
-        try:
-            await session.run(hello)
-        finally:
-            del self._sessions[who.id]
+        await session.run(hello)
 
     def _remember(self, ended: EndedSession) -> None:
+        del self._sessions[ended.id]
         self._ended.append(ended)
 
     # Its end

@@ -38,6 +38,9 @@ __all__ = ["Identity", "Session"]
 
 _log = logging.getLogger(__name__)
 
+BYE_PATIENCE = 10.0
+"""Seconds for a process to take the answer to its bye."""
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -89,6 +92,7 @@ class Session:
         *,
         ended: Callable[[EndedSession], None],
     ) -> None:
+        """`ended` is called once everything is given back; from then on there is nothing to be shown."""
         self.who = who
         self._connection = connection
         self._map = state
@@ -143,7 +147,8 @@ class Session:
         finally:
             self._release()
         if bye is not None:
-            with suppress(Disconnected):  # it need not wait for the answer
+            # It need not wait for the answer, and if it is stopped cannot take it.
+            with suppress(Disconnected), trio.move_on_after(BYE_PATIENCE):
                 await self._connection.answer(bye)
 
     def _welcome(self) -> Mapping[str, int]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -17,7 +18,7 @@ from tierd import session, tiers
 from tierd.arena import Arena
 from tierd.nvme.extents import Extent
 from tierd.nvme.stripe import SpillSet
-from tierd.wire import Disconnected, RemoteError, WireError
+from tierd.wire import Connection, Disconnected, RemoteError, Request, WireError
 
 pytestmark = pytest.mark.usefixtures("no_leaked_fds")
 
@@ -388,6 +389,29 @@ async def test_bye_is_answered_when_everything_is_given_back(tmp_path: Path) -> 
             await shim.ended.wait()
         with pytest.raises(Disconnected):
             await shim.call("memory")
+
+
+async def test_status_while_a_bye_cannot_be_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is stopped does not read: what it had is given back, and it is shown no more."""
+    monkeypatch.setattr(session, "BYE_PATIENCE", 0.1)
+    answer = Connection.answer
+
+    async def full_for_a_bye(self: Connection, request: Request, *arguments: Any) -> None:
+        if request.op.name == "bye":
+            await trio.sleep_forever()
+        await answer(self, request, *arguments)
+
+    monkeypatch.setattr(Connection, "answer", full_for_a_bye)
+    async with running(tmp_path) as conf, connect_shim(conf.socket) as shim:
+        await shim.alloc(0, 4)
+        async with trio.open_nursery() as nursery:
+
+            async def say_bye() -> None:
+                with pytest.raises(Disconnected):
+                    await shim.call("bye")
+
+            nursery.start_soon(say_bye)
+            await wait_until(conf, sessions=0)
 
 
 async def test_status_survives_figures_that_cannot_be(tmp_path: Path) -> None:
