@@ -23,22 +23,28 @@ static uint32_t rank(const struct alloc_map *map, uint64_t address)
 	return low;
 }
 
+/*
+ * The bounds are read without the lock. Each is stored once, so that a reader
+ * whose address was in them before and is after finds it in them at any time.
+ */
 static void find_bounds(struct alloc_map *map)
 {
+	uint64_t low = UINT64_MAX, high = 0;
+
 	map->paged = 0;
-	map->low = UINT64_MAX;
-	map->high = 0;
 	for (uint32_t i = 0; i < map->count; i++) {
 		const struct allocation *a = map->sorted[i];
 
 		if (!a->chunks)
 			continue;
 		map->paged++;
-		if (a->base < map->low)
-			map->low = a->base;
-		if (a->base + a->bytes > map->high)
-			map->high = a->base + a->bytes;
+		if (a->base < low)
+			low = a->base;
+		if (a->base + a->bytes > high)
+			high = a->base + a->bytes;
 	}
+	__atomic_store_n(&map->low, low, __ATOMIC_RELAXED);
+	__atomic_store_n(&map->high, high, __ATOMIC_RELAXED);
 }
 
 struct allocation *alloc_map_add(struct alloc_map *map, uint64_t base, uint64_t bytes,

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The shim used from several threads at once, by programs in C."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+SHIM = Path(__file__).parents[2] / "shim"
+SOURCES = Path(__file__).parent / "threads"
+
+
+def build(name: str, folder: Path, *others: Path) -> Path:
+    program = folder / name
+    command = ["cc", "-O2", "-g", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-pthread"]
+    command += [f"-I{SHIM}", f"-I{SHIM / 'build'}", "-o", str(program), str(SOURCES / f"{name}.c")]
+    subprocess.run([*command, *map(str, others)], check=True)
+    return program
+
+
+def test_an_allocated_address_is_never_out_of_bounds(tmp_path: Path) -> None:
+    done = subprocess.run([build("bounds", tmp_path)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "")
