@@ -350,6 +350,9 @@ static void chunk_add_use(struct chunk *chunk, struct ticket *ticket)
 		struct ticket *use = chunk->uses[i];
 
 		if (use && key && atomic_load(&use->stream) == key) {
+			/* Another thread, with a later one, may have been quicker. */
+			if (use->sequence > ticket->sequence)
+				return;
 			place = i;
 			break;
 		}

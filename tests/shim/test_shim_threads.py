@@ -6,6 +6,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import pytest
+
 SHIM = Path(__file__).parents[2] / "shim"
 SOURCES = Path(__file__).parent / "threads"
 
@@ -20,4 +22,12 @@ def build(name: str, folder: Path, *others: Path) -> Path:
 
 def test_an_allocated_address_is_never_out_of_bounds(tmp_path: Path) -> None:
     done = subprocess.run([build("bounds", tmp_path)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.usefixtures("shim")
+def test_the_latest_use_of_a_stream_is_remembered(tmp_path: Path) -> None:
+    parts = ("client", "mover", "log", "gate", "predict", "ticket")
+    program = build("uses", tmp_path, *(SHIM / f"{part}.c" for part in parts))
+    done = subprocess.run([program], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "")
