@@ -136,13 +136,16 @@ static CUresult begin_piece(struct launch held[2], const struct end ends[2], con
 			spans[n++] = piece_span(&ends[e], at, bytes, written[e]);
 		return launch_begin(&held[0], ends[0].device, spans, n, stream, variant);
 	}
-	for (int e = 0; e < 2; e++) {
+	/* In one order everywhere: who holds the first end waits for nobody who wants it. */
+	for (int i = 0; i < 2; i++) {
+		int e = ends[0].device < ends[1].device ? i : 1 - i;
+
 		if (!ends[e].device)
 			continue;
 		spans[0] = piece_span(&ends[e], at, bytes, written[e]);
 		result = launch_begin(&held[e], ends[e].device, spans, 1, stream, variant);
 		if (result) {
-			launch_end(&held[0]);
+			launch_end(&held[1 - e]);
 			return result;
 		}
 	}

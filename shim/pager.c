@@ -59,6 +59,22 @@ static uint32_t fetch_wanted(struct device *device)
 	return first;
 }
 
+/*
+ * Does VRAM hold a chunk only because another launch or copy is just being made?
+ * That one has all it needs and does not wait for this, so it is over soon.
+ */
+static bool held_by_others(const struct device *device, const struct hold *hold)
+{
+	for (uint32_t i = 0; i < device->mover.slots; i++) {
+		uint32_t c = device->mover.vram[i].chunk;
+
+		if (c != NO_SLOT && device->chunks[c].holds && !device->chunks[c].fixed &&
+		    !hold_has(hold, c))
+			return true;
+	}
+	return false;
+}
+
 static void fail_wanted(struct device *device, CUresult error)
 {
 	device->failure = error;
@@ -83,7 +99,11 @@ static void serve_wanted(struct device *device)
 			return;
 		}
 		if (chunk->home == HOME_EMPTY || chunk->home == HOME_T2) {
-			if (!vram_rise(device, index, false))
+			if (vram_rise(device, index, false))
+				return;
+			if (device->wanted == hold && held_by_others(device, hold))
+				pthread_cond_wait(&device->work, &device->lock);
+			else
 				fail_wanted(device, CUDA_ERROR_OUT_OF_MEMORY);
 			return;
 		}

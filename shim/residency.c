@@ -179,6 +179,11 @@ static uint32_t forget_overwritten(struct device *device, const struct span *spa
 	return count;
 }
 
+bool hold_has(const struct hold *hold, uint32_t index)
+{
+	return bsearch(&index, hold->chunks, hold->count, sizeof(index), by_index) != NULL;
+}
+
 static void drop_done(void *arg, const struct reply *reply)
 {
 	(void)arg;
@@ -410,6 +415,7 @@ void residency_fix(struct device *device, struct hold *hold)
 		chunk->fixed = true;
 		chunk->holds--;
 	}
+	pthread_cond_signal(&device->work);
 	pthread_cond_broadcast(&device->changed);
 	pthread_mutex_unlock(&device->lock);
 	hold_free(hold);
@@ -420,6 +426,7 @@ void residency_cancel(struct device *device, struct hold *hold)
 	pthread_mutex_lock(&device->lock);
 	for (uint32_t i = 0; i < hold->count; i++)
 		device->chunks[hold->chunks[i]].holds--;
+	pthread_cond_signal(&device->work);
 	pthread_cond_broadcast(&device->changed);
 	pthread_mutex_unlock(&device->lock);
 	hold_free(hold);

@@ -162,6 +162,8 @@ void residency_cancel(struct device *device, struct hold *hold);
 /* From now on every launch and copy is looked at. Returns once none is unseen; in no lock. */
 void residency_begin_paging(struct device *device);
 
+bool hold_has(const struct hold *hold, uint32_t chunk);
+
 /* How many chunks can be resident at once. In the lock. */
 uint32_t residency_capacity(const struct device *device);
 

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from .tiers import Runner
+
 SHIM = Path(__file__).parents[2] / "shim"
 SOURCES = Path(__file__).parent / "threads"
+SMALL = "--chunk 2MiB --vram 40MiB --ram 16MiB --spill {dir}/spill:256MiB"
 
 
 def build(name: str, folder: Path, *others: Path) -> Path:
@@ -31,3 +34,13 @@ def test_the_latest_use_of_a_stream_is_remembered(tmp_path: Path) -> None:
     program = build("uses", tmp_path, *(SHIM / f"{part}.c" for part in parts))
     done = subprocess.run([program], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("late", ["0", "1"])
+@pytest.mark.parametrize("mode", ["alloc", "stream", "room"])
+def test_threads_that_page_at_once(runner: Runner, softcuda: Path, mode: str, late: str) -> None:
+    program = build("tiers", runner.folder, softcuda)
+    execute = f"import os; os.execv({str(program)!r}, [{str(program)!r}, '3', {mode!r}])"
+    result = runner.tiered(SMALL, "-c", execute, SOFTCUDA_LATE=late)
+    assert (result.status, result.out) == (0, "right\n"), result.err
+    assert result.counters["evictions"] > 0
