@@ -289,6 +289,7 @@ void device_abandon(CUdevice ordinal)
 	device->stopped = true;
 	pthread_cond_broadcast(&device->changed);
 	pthread_mutex_unlock(&device->lock);
+	tickets_forget_context(device->context);
 	shutdown(device->client.fd,
 		 SHUT_RDWR); /* the session ends; threads may still look at the rest */
 }

@@ -498,6 +498,7 @@ CUresult hook_cuCtxDestroy_v2(unsigned int variant, CUcontext ctx)
 {
 	(void)variant;
 	device_abandon_context(ctx);
+	tickets_forget_context(ctx);
 	return driver.cuCtxDestroy_v2(ctx);
 }
 

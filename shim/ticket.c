@@ -28,12 +28,18 @@ uint64_t stream_key(CUstream stream, unsigned int variant)
 
 static struct ticket *ticket_new(void)
 {
-	struct ticket *ticket;
+	struct ticket *ticket, **link = &pool;
+	CUcontext context;
 
+	if (driver.cuCtxGetCurrent(&context) || !context)
+		return NULL;
 	pthread_mutex_lock(&pool_lock);
-	ticket = pool;
+	/* An event can be recorded in streams of its own context alone. */
+	while (*link && (*link)->context != context)
+		link = &(*link)->next;
+	ticket = *link;
 	if (ticket)
-		pool = ticket->next;
+		*link = ticket->next;
 	pthread_mutex_unlock(&pool_lock);
 	if (ticket)
 		return ticket;
@@ -43,6 +49,7 @@ static struct ticket *ticket_new(void)
 		free(ticket);
 		return NULL;
 	}
+	ticket->context = context;
 	pthread_mutex_lock(&pool_lock);
 	if (all_count == all_room) {
 		size_t room = all_room ? 2 * all_room : 256;
@@ -127,6 +134,15 @@ CUresult ticket_wait_on(struct ticket *ticket, CUstream stream, unsigned int var
 	if (ticket_done(ticket))
 		return CUDA_SUCCESS;
 	return driver_stream_wait(stream, ticket->event, variant);
+}
+
+void tickets_forget_context(CUcontext context)
+{
+	pthread_mutex_lock(&pool_lock);
+	for (size_t i = 0; i < all_count; i++)
+		if (all[i]->context == context)
+			all[i]->context = NULL;
+	pthread_mutex_unlock(&pool_lock);
 }
 
 void tickets_forget_stream(uint64_t key)

@@ -15,6 +15,7 @@
 
 struct ticket {
 	CUevent event;
+	CUcontext context; /* of the event; NULL: it ended */
 	atomic_uint references;
 	atomic_bool done; /* seen complete; never goes back */
 	_Atomic uint64_t
@@ -48,6 +49,9 @@ static inline bool ticket_done(struct ticket *ticket)
 CUresult ticket_wait(struct ticket *ticket); /* on the host */
 CUresult ticket_wait_on(struct ticket *ticket, CUstream stream,
 			unsigned int variant); /* on the device */
+
+/* The context and its events are about to end. */
+void tickets_forget_context(CUcontext context);
 
 /* The handle of a destroyed stream may name a new one: no ticket may be taken for its. */
 void tickets_forget_stream(uint64_t key);

@@ -234,3 +234,31 @@ def test_a_launch_that_never_fits_is_refused_before_it_starts(runner: Runner) ->
     assert result.status == 0, result.err
     assert result.out.split() == ["2", "0"]
     assert "a launch needs at least 95 MiB in VRAM at once" in result.err
+
+
+TWO = (
+    BEGIN
+    + """
+def use(device):
+    assert cuda.cuDevicePrimaryCtxRetain(byref(context), device) == 0
+    assert cuda.cuCtxSetCurrent(context) == 0
+    addresses = [c_uint64() for _ in range(8)]
+    for address in addresses:
+        assert cuda.cuMemAlloc_v2(byref(address), c_size_t(8 << 20)) == 0
+    for value in range(3):
+        for address in addresses:
+            assert cuda.cuMemsetD32Async(address, value, c_size_t(2 << 20), None) == 0
+    assert cuda.cuCtxSynchronize() == 0
+
+for device in (0, 1, 0, 1):
+    use(device)
+assert cuda.cuDevicePrimaryCtxReset_v2(0) == 0
+use(0)
+print("right")
+"""
+)
+
+
+def test_devices_page_side_by_side_and_anew_after_a_reset(runner: Runner) -> None:
+    result = runner.tiered(SMALL, "-c", TWO, SOFTCUDA_DEVICES="2")
+    assert (result.status, result.out) == (0, "right\n"), result.err
