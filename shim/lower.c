@@ -171,8 +171,14 @@ static bool get_arena(struct device *device)
 	client_request(&request, "arena");
 	client_post(&device->client, &request, arena_done, device);
 	take_back(device);
-	while (!device->arena_answered)
-		pthread_cond_wait(&device->changed, &device->lock);
+	/* The daemon may have to recall an arena first, from another session that waits like this:
+	 * were recalls not served meanwhile, both could wait for each other. */
+	while (!device->arena_answered) {
+		if (device->recall_count)
+			lower_serve_recall(device);
+		else
+			pthread_cond_wait(&device->changed, &device->lock);
+	}
 	device->arena_answered = false;
 	reply = device->arena_answer;
 	if (!reply.error && reply.fd >= 0) {
@@ -300,11 +306,12 @@ static int empty_arena(struct device *device, uint32_t arena)
 
 void lower_serve_recall(struct device *device)
 {
-	struct recall recall = device->recall;
+	struct recall recall = device->recalls[0];
 	uint32_t index = 0;
 	int error = ENOENT;
 
-	device->recall.asked = false;
+	memmove(device->recalls, device->recalls + 1,
+		--device->recall_count * sizeof(*device->recalls));
 	while (index < device->mover.arena_count && device->mover.arenas[index].id != recall.arena)
 		index++;
 	if (index < device->mover.arena_count) {

@@ -180,8 +180,11 @@ void pager_on_recall(void *arg, uint64_t id, uint64_t arena)
 	struct device *device = arg;
 
 	pthread_mutex_lock(&device->lock);
-	device->recall = (struct recall){ id, arena, true };
+	/* No more than there can be arenas; what is beyond goes unanswered. */
+	if (device->recall_count < MAX_ARENAS)
+		device->recalls[device->recall_count++] = (struct recall){ id, arena };
 	pthread_cond_signal(&device->work);
+	pthread_cond_broadcast(&device->changed);
 	pthread_mutex_unlock(&device->lock);
 }
 
@@ -261,7 +264,7 @@ static void *pager_thread(void *arg)
 			pthread_cond_wait(&device->work, &device->lock);
 		else if (wants_more(device))
 			serve_wanted(device);
-		else if (device->recall.asked)
+		else if (device->recall_count)
 			lower_serve_recall(device);
 		else if (device->mover.slots_existing > device->slots_allowed)
 			vram_give_up_slot(device);

@@ -68,7 +68,6 @@ struct hold {
 
 struct recall {
 	uint64_t id, arena;
-	bool asked;
 };
 
 struct device {
@@ -99,7 +98,8 @@ struct device {
 	struct hold *wanted; /* of the one launch or copy that waits for chunks */
 	CUresult failure; /* why it cannot be served; CUDA_SUCCESS: it can */
 	struct allocation *ending; /* to be taken apart by the pager */
-	struct recall recall;
+	struct recall recalls[MAX_ARENAS]; /* not yet served, the oldest first */
+	uint32_t recall_count;
 	uint32_t fetches, spills; /* under way */
 	int spill_error; /* of the last spill that failed, errno value */
 	uint32_t slots_used; /* VRAM slots with a chunk in them */

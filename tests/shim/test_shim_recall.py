@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The shim gives arenas back whenever it is asked: a daemon made here asks at the worst of times."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from tierd.wire.packet import Disconnected, close_fds, receive_packet, send_packet
+
+from .tiers import Runner
+
+MIB = 1 << 20
+CHUNK = 2 * MIB
+ARENA = 2 * CHUNK
+
+PROGRAM = """
+import ctypes
+from ctypes import byref, c_size_t, c_uint, c_uint64, c_void_p
+cuda = ctypes.CDLL("libcuda.so.1")
+context = c_void_p()
+assert cuda.cuInit(0) == 0
+assert cuda.cuDevicePrimaryCtxRetain(byref(context), 0) == 0
+assert cuda.cuCtxSetCurrent(context) == 0
+addresses = [c_uint64() for _ in range(16)]
+for i, address in enumerate(addresses):
+    assert cuda.cuMemAlloc_v2(byref(address), c_size_t(2 << 20)) == 0
+    assert cuda.cuMemsetD32_v2(address, i, c_size_t(512 << 10)) == 0
+got = (c_uint * 4)()
+for i, address in enumerate(addresses):
+    assert cuda.cuMemcpyDtoH_v2(got, address, c_size_t(16)) == 0
+    assert list(got) == [i] * 4
+print("right")
+"""
+
+
+class Daemon:
+    """Grants what is asked for, and recalls arenas 1 and 2 before it grants a third."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.arenas: dict[int, mmap.mmap] = {}
+        self.extents: dict[int, bytes] = {}
+        self.granted = 0
+        self.waiting: list[int] = []
+
+    def serve(self) -> None:
+        """Until the program ends. Raises TimeoutError when nothing comes of it any more."""
+        with suppress(Disconnected):
+            while True:
+                packet, fds = receive_packet(self.sock)
+                close_fds(fds)
+                self.answer(msgpack.unpackb(packet))
+
+    def send(self, fds: tuple[int, ...] = (), **fields: int | str) -> None:
+        send_packet(self.sock, msgpack.packb(fields), fds)
+
+    def grant(self, request: int) -> None:
+        self.granted += 1
+        fd = os.memfd_create("arena")
+        os.ftruncate(fd, ARENA)
+        self.arenas[self.granted] = mmap.mmap(fd, ARENA)
+        self.send((fd,), re=request, arena=self.granted)
+        os.close(fd)
+
+    def answer(self, request: dict[str, Any]) -> None:
+        id, op = request.get("id", 0), request.get("op")
+        if "re" in request:
+            assert "error" not in request
+            del self.arenas[request["re"]]
+            if not self.arenas:
+                self.grant(self.waiting.pop())
+        elif op == "hello":
+            self.send(re=id, session=1, chunk=CHUNK, arena=ARENA, ram=64 * MIB, spill=64 * MIB)
+        elif op == "arena" and self.granted == 2:
+            self.waiting.append(id)
+            for arena in self.arenas:
+                self.send(id=arena, op="recall", arena=arena)
+        elif op == "arena":
+            self.grant(id)
+        elif op in ("spill", "fetch"):
+            memory, at = self.arenas[request["arena"]], request["slot"] * CHUNK
+            if op == "spill":
+                self.extents[request["chunk"]] = memory[at : at + CHUNK]
+            else:
+                memory[at : at + CHUNK] = self.extents.pop(request["chunk"])
+            self.send(re=id)
+        else:
+            self.send(re=id)
+
+
+def test_two_recalls_while_it_waits_for_an_arena(runner: Runner, shim: Path, softcuda: Path) -> None:
+    path = runner.folder / "socket"
+    environment = runner.environment(
+        "64MiB",
+        LD_PRELOAD=str(shim),
+        GREENBOOST_SOCKET=str(path),
+        GREENBOOST_CUDA_DRIVER=str(softcuda),
+        GREENBOOST_VRAM=str(16 * MIB),
+    )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        listener.settimeout(60)
+        command = [sys.executable, "-c", PROGRAM]
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+            with listener.accept()[0] as sock:
+                sock.settimeout(20)
+                daemon = Daemon(sock)
+                try:
+                    daemon.serve()
+                finally:
+                    process.kill()
+            assert process.stdout is not None
+            assert process.stdout.read() == "right\n"
+    assert daemon.granted > 2
