@@ -284,6 +284,13 @@ static struct allocation *claim(struct device *device, CUdeviceptr dptr)
 	return allocation;
 }
 
+static void unclaim(struct device *device, struct allocation *allocation)
+{
+	pthread_mutex_lock(&device->lock);
+	allocation->leaving = false;
+	pthread_mutex_unlock(&device->lock);
+}
+
 CUresult hook_cuMemFree_v2(unsigned int variant, CUdeviceptr dptr)
 {
 	struct device *device = dptr ? device_owning(dptr) : NULL;
@@ -298,7 +305,12 @@ CUresult hook_cuMemFree_v2(unsigned int variant, CUdeviceptr dptr)
 	pthread_mutex_lock(&device->allocate);
 	/* As the driver's: what uses it is over before it is gone. */
 	result = synchronize(device);
-	take_apart(device, allocation, allocation->first, allocation->chunks);
+	/* In a capture the driver frees nothing either. After any other error nothing runs on. */
+	if (result >= CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED &&
+	    result <= CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD)
+		unclaim(device, allocation);
+	else
+		take_apart(device, allocation, allocation->first, allocation->chunks);
 	pthread_mutex_unlock(&device->allocate);
 	return result;
 }

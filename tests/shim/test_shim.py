@@ -262,3 +262,38 @@ print("right")
 def test_devices_page_side_by_side_and_anew_after_a_reset(runner: Runner) -> None:
     result = runner.tiered(SMALL, "-c", TWO, SOFTCUDA_DEVICES="2")
     assert (result.status, result.out) == (0, "right\n"), result.err
+
+
+IN_CAPTURE = (
+    BEGIN
+    + """
+module, spin, fill = c_void_p(), c_void_p(), c_void_p()
+assert cuda.cuModuleLoadData(byref(module), b"softcuda") == 0
+assert cuda.cuModuleGetFunction(byref(spin), module, b"spin_ns") == 0
+assert cuda.cuModuleGetFunction(byref(fill), module, b"fill_u32") == 0
+
+def launch(function, stream, *params):
+    pointers = (c_void_p * len(params))(*(ctypes.addressof(p) for p in params))
+    assert cuda.cuLaunchKernel(function, 1, 1, 1, 1, 1, 1, 0, stream, pointers, None) == 0
+
+address, captured, other, graph = c_uint64(), c_void_p(), c_void_p(), c_void_p()
+assert cuda.cuMemAlloc_v2(byref(address), c_size_t(8 << 20)) == 0
+assert cuda.cuStreamCreate(byref(captured), 1) == 0
+assert cuda.cuStreamCreate(byref(other), 1) == 0
+launch(spin, other, c_uint64(300_000_000))
+launch(fill, other, address, c_uint64(4), ctypes.c_uint(3))
+assert cuda.cuStreamBeginCapture_v2(captured, 0) == 0
+assert cuda.cuMemFree_v2(address) == 900  # CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
+cuda.cuStreamEndCapture(captured, byref(graph))
+got = (ctypes.c_uint * 4)()
+assert cuda.cuCtxSynchronize() == 0
+assert cuda.cuMemcpyDtoH_v2(got, address, c_size_t(16)) == 0
+assert cuda.cuMemFree_v2(address) == 0
+print(list(got))
+"""
+)
+
+
+def test_memory_that_a_capture_forbids_to_free_stays(runner: Runner) -> None:
+    result = runner.tiered(SMALL, "-c", IN_CAPTURE)
+    assert (result.status, result.out) == (0, "[3, 3, 3, 3]\n"), result.err
