@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "log.h"
+#include "thread.h"
 
 static const struct {
 	const char *name;
@@ -328,7 +329,7 @@ int client_connect(struct client *client, const char *path, const char *name, in
 	if (client->fd < 0)
 		return errno;
 	if (connect(client->fd, (struct sockaddr *)&address, sizeof(address)) < 0 ||
-	    (errno = pthread_create(&client->thread, NULL, client_thread, client))) {
+	    (errno = thread_start(&client->thread, client_thread, client))) {
 		error = errno;
 		close(client->fd);
 		client->fd = -1;

@@ -8,6 +8,7 @@
 #include "pager.h"
 
 #include "log.h"
+#include "thread.h"
 
 /* Prefetched and not yet used at most: 1/8 of VRAM, so that looking ahead cannot push out the
  * present. */
@@ -280,5 +281,5 @@ static void *pager_thread(void *arg)
 
 int pager_start(struct device *device)
 {
-	return pthread_create(&device->pager, NULL, pager_thread, device);
+	return thread_start(&device->pager, pager_thread, device);
 }

@@ -38,7 +38,7 @@ SHIM: Layers = (
     ("predict", "mover", "client", "alloc_map", "params"),
     ("wire", "ticket", "gate"),
     ("driver stub",),
-    ("cuda_abi", "log"),
+    ("cuda_abi", "log", "thread"),
 )
 
 PURE: Mapping[str, frozenset[str]] = {

@@ -297,3 +297,22 @@ print(list(got))
 def test_memory_that_a_capture_forbids_to_free_stays(runner: Runner) -> None:
     result = runner.tiered(SMALL, "-c", IN_CAPTURE)
     assert (result.status, result.out) == (0, "[3, 3, 3, 3]\n"), result.err
+
+
+SIGNAL = (
+    BEGIN
+    + """
+import os, signal
+address = c_uint64()
+assert cuda.cuMemAlloc_v2(byref(address), c_size_t(8 << 20)) == 0
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+os.kill(os.getpid(), signal.SIGUSR1)
+print(signal.sigwait({signal.SIGUSR1}) == signal.SIGUSR1)
+"""
+)
+
+
+def test_signals_are_the_program_s(runner: Runner) -> None:
+    """A signal that all threads of the program block must not find one of the shim's that does not."""
+    result = runner.tiered(SMALL, "-c", SIGNAL)
+    assert (result.status, result.out) == (0, "True\n"), result.err

@@ -30,7 +30,7 @@ def test_an_allocated_address_is_never_out_of_bounds(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("shim")
 def test_the_latest_use_of_a_stream_is_remembered(tmp_path: Path) -> None:
-    parts = ("client", "mover", "log", "gate", "predict", "ticket")
+    parts = ("client", "mover", "log", "gate", "predict", "thread", "ticket")
     program = build("uses", tmp_path, *(SHIM / f"{part}.c" for part in parts))
     done = subprocess.run([program], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "")
