@@ -386,9 +386,12 @@ void residency_release(struct device *device, struct hold *hold, CUstream stream
 {
 	struct ticket *ticket = ticket_record(stream, variant);
 
-	/* Without a ticket the end of the work is known only once the device is idle. */
+	/*
+	 * Without a ticket the end of the work is waited for. Its stream may be of
+	 * another context than the current one: copies are allowed that.
+	 */
 	if (!ticket)
-		driver.cuCtxSynchronize();
+		driver.cuStreamSynchronize(!stream && variant ? CU_STREAM_PER_THREAD : stream);
 	pthread_mutex_lock(&device->lock);
 	for (uint32_t i = 0; i < hold->count; i++) {
 		struct chunk *chunk = &device->chunks[hold->chunks[i]];

@@ -316,3 +316,38 @@ def test_signals_are_the_program_s(runner: Runner) -> None:
     """A signal that all threads of the program block must not find one of the shim's that does not."""
     result = runner.tiered(SMALL, "-c", SIGNAL)
     assert (result.status, result.out) == (0, "True\n"), result.err
+
+
+ELSEWHERE = (
+    BEGIN
+    + """
+module, spin, stream, other = c_void_p(), c_void_p(), c_void_p(), c_void_p()
+assert cuda.cuModuleLoadData(byref(module), b"softcuda") == 0
+assert cuda.cuModuleGetFunction(byref(spin), module, b"spin_ns") == 0
+assert cuda.cuStreamCreate(byref(stream), 1) == 0
+assert cuda.cuDevicePrimaryCtxRetain(byref(other), 1) == 0
+addresses = [c_uint64() for _ in range(9)]
+for address in addresses:
+    assert cuda.cuMemAlloc_v2(byref(address), c_size_t(8 << 20)) == 0
+for address in addresses[1:]:
+    assert cuda.cuMemsetD32_v2(address, 5, c_size_t(2 << 20)) == 0
+time = c_uint64(1_000_000_000)
+pointers = (c_void_p * 1)(ctypes.addressof(time))
+assert cuda.cuLaunchKernel(spin, 1, 1, 1, 1, 1, 1, 0, stream, pointers, None) == 0
+assert cuda.cuCtxSetCurrent(other) == 0
+assert cuda.cuMemsetD32Async(addresses[0], 9, c_size_t(4), stream) == 0
+assert cuda.cuCtxSetCurrent(context) == 0
+for value in (6, 7):
+    for address in addresses[1:]:
+        assert cuda.cuMemsetD32_v2(address, value, c_size_t(2 << 20)) == 0
+assert cuda.cuStreamSynchronize(stream) == 0
+got = (ctypes.c_uint * 4)()
+assert cuda.cuMemcpyDtoH_v2(got, addresses[0], c_size_t(16)) == 0
+print(list(got))
+"""
+)
+
+
+def test_work_for_a_stream_of_another_context_keeps_its_chunks(runner: Runner) -> None:
+    result = runner.tiered(SMALL, "-c", ELSEWHERE, SOFTCUDA_DEVICES="2")
+    assert (result.status, result.out) == (0, "[9, 9, 9, 9]\n"), result.err
