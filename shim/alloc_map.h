@@ -26,6 +26,8 @@ struct allocation {
 	uint32_t first; /* its first chunk; unused while direct */
 	uint32_t chunks; /* 0: direct, the driver's own */
 	bool leaving; /* being freed */
+	uint32_t
+		guests; /* launches that name it, perhaps by accident, and hold nothing of it yet */
 	struct start *starts; /* sorted */
 	uint32_t start_count, start_room;
 };

@@ -236,11 +236,13 @@ struct device *device_of(CUdeviceptr address)
 		if (device && address >= __atomic_load_n(&device->map.low, __ATOMIC_RELAXED) &&
 		    address < __atomic_load_n(&device->map.high, __ATOMIC_RELAXED)) {
 			struct allocation *a;
+			bool paged;
 
 			pthread_mutex_lock(&device->lock);
 			a = alloc_map_find(&device->map, address);
+			paged = a && a->chunks;
 			pthread_mutex_unlock(&device->lock);
-			if (a && a->chunks)
+			if (paged)
 				return device;
 		}
 	}
@@ -252,13 +254,15 @@ struct device *device_owning(CUdeviceptr base)
 	for (int i = 0; i < MAX_DEVICES; i++) {
 		struct device *device = atomic_load_explicit(&devices[i], memory_order_acquire);
 		struct allocation *a;
+		bool owns;
 
 		if (!device)
 			continue;
 		pthread_mutex_lock(&device->lock);
 		a = alloc_map_find(&device->map, base);
+		owns = a && a->base == base;
 		pthread_mutex_unlock(&device->lock);
-		if (a && a->base == base)
+		if (owns)
 			return device;
 	}
 	return NULL;

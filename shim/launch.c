@@ -107,6 +107,8 @@ static uint32_t objects(struct device *device, const struct named *named, struct
 				     &known);
 			span->open = !known;
 			span->least = known ? span->end : named->addresses[i] - a->base + 1;
+			span->guest = true;
+			a->guests += pass;
 			count++;
 		}
 	}

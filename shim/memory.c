@@ -142,12 +142,30 @@ static CUresult map_all(struct device *device, struct allocation *allocation)
 	return result;
 }
 
+/* The allocation that begins here, taken out of everybody's reach; NULL: none of ours, or freed
+ * twice. */
+static struct allocation *claim(struct device *device, CUdeviceptr dptr)
+{
+	struct allocation *allocation;
+
+	pthread_mutex_lock(&device->lock);
+	allocation = alloc_map_find(&device->map, dptr);
+	if (allocation && (allocation->base != dptr || allocation->leaving))
+		allocation = NULL;
+	if (allocation)
+		allocation->leaving = true;
+	pthread_mutex_unlock(&device->lock);
+	return allocation;
+}
+
+/* Of an allocation that was claimed. */
 static void take_apart(struct device *device, struct allocation *allocation, uint32_t first,
 		       uint32_t chunks)
 {
 	struct message request;
 	struct reply reply;
 
+	residency_wait_unnamed(device, allocation);
 	pthread_mutex_lock(&device->lock);
 	device->ending = allocation;
 	pthread_cond_signal(&device->work);
@@ -209,6 +227,7 @@ static CUresult allocate_paged(struct device *device, CUdeviceptr *dptr, size_t 
 		if (atomic_load(&device->paging))
 			result = announce_slots(device, device->slots_allowed);
 		if (result) {
+			claim(device, base);
 			take_apart(device, allocation, first, (uint32_t)chunks);
 			return result;
 		}
@@ -266,22 +285,6 @@ static CUresult free_direct(struct device *device, struct allocation *allocation
 		set_slots(device, slots_beside(device, device->direct));
 	pthread_mutex_unlock(&device->allocate);
 	return result;
-}
-
-/* The allocation that begins here, taken out of everybody's reach; NULL: none of ours, or freed
- * twice. */
-static struct allocation *claim(struct device *device, CUdeviceptr dptr)
-{
-	struct allocation *allocation;
-
-	pthread_mutex_lock(&device->lock);
-	allocation = alloc_map_find(&device->map, dptr);
-	if (allocation && (allocation->base != dptr || allocation->leaving))
-		allocation = NULL;
-	if (allocation)
-		allocation->leaving = true;
-	pthread_mutex_unlock(&device->lock);
-	return allocation;
 }
 
 static void unclaim(struct device *device, struct allocation *allocation)

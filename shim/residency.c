@@ -301,6 +301,11 @@ CUresult residency_hold(struct device *device, struct span *spans, uint32_t coun
 			hold_add_arrival(hold, chunk->arrival);
 	}
 out:
+	for (uint32_t s = 0; s < count; s++)
+		if (spans[s].guest)
+			spans[s].allocation->guests--;
+	if (result)
+		pthread_cond_broadcast(&device->changed);
 	pthread_mutex_unlock(&device->lock);
 	drop_extents(device, dropped, dropped_count);
 	free(dropped);
@@ -433,6 +438,23 @@ void residency_cancel(struct device *device, struct hold *hold)
 	pthread_cond_broadcast(&device->changed);
 	pthread_mutex_unlock(&device->lock);
 	hold_free(hold);
+}
+
+static bool named(const struct device *device, const struct allocation *a)
+{
+	bool held = a->guests;
+
+	for (uint32_t c = a->first; c < a->first + a->chunks && !held; c++)
+		held = device->chunks[c].holds;
+	return held;
+}
+
+void residency_wait_unnamed(struct device *device, const struct allocation *allocation)
+{
+	pthread_mutex_lock(&device->lock);
+	while (named(device, allocation))
+		pthread_cond_wait(&device->changed, &device->lock);
+	pthread_mutex_unlock(&device->lock);
 }
 
 void residency_begin_paging(struct device *device)

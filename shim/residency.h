@@ -53,6 +53,7 @@ struct span {
 	bool open; /* the end is a guess: as much as fits will do, from begin to at least least */
 	uint64_t least;
 	bool overwritten; /* chunks wholly inside need not be fetched */
+	bool guest; /* counted in the allocation's guests, until residency_hold() has returned */
 };
 
 #define HOLD_INLINE 256
@@ -158,6 +159,13 @@ void residency_fix(struct device *device, struct hold *hold);
 
 /* The call was not made after all, or is already over: what it named may leave. */
 void residency_cancel(struct device *device, struct hold *hold);
+
+/*
+ * Wait until nothing names the allocation, which is leaving. A launch may name
+ * it without being wrong: what looks like an address in its parameters need not
+ * be one.
+ */
+void residency_wait_unnamed(struct device *device, const struct allocation *allocation);
 
 /* From now on every launch and copy is looked at. Returns once none is unseen; in no lock. */
 void residency_begin_paging(struct device *device);

@@ -37,7 +37,7 @@ def test_the_latest_use_of_a_stream_is_remembered(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("late", ["0", "1"])
-@pytest.mark.parametrize("mode", ["alloc", "stream", "room"])
+@pytest.mark.parametrize("mode", ["alloc", "stream", "room", "names"])
 def test_threads_that_page_at_once(runner: Runner, softcuda: Path, mode: str, late: str) -> None:
     program = build("tiers", runner.folder, softcuda)
     execute = f"import os; os.execv({str(program)!r}, [{str(program)!r}, '3', {mode!r}])"

@@ -9,6 +9,7 @@
  * alloc: some launch while others allocate and free
  * stream: all launch into one stream, and read chunks that all share
  * room: one needs all of VRAM while another copies
+ * names: parameters hold, by accident, the address of what another frees
  */
 #include <pthread.h>
 #include <stdatomic.h>
@@ -52,6 +53,7 @@ static CUfunction fill_u32, add_u32;
 static CUstream common; /* NULL: each has its own */
 static CUdeviceptr shared[8];
 static atomic_bool over;
+static _Atomic CUdeviceptr latest; /* of what comes and goes */
 
 static CUdeviceptr allocate(size_t bytes)
 {
@@ -136,6 +138,37 @@ static void *copies(void *arg)
 	return NULL;
 }
 
+static void *comes_and_goes(void *arg)
+{
+	(void)arg;
+	CHECK(cuCtxSetCurrent(context));
+	while (!over) {
+		latest = allocate(2 * MIB);
+		nanosleep(&(struct timespec){ .tv_nsec = 300000 }, NULL); /* to be named */
+		CHECK(cuMemFree_v2(latest));
+	}
+	return NULL;
+}
+
+static void *names(void *arg)
+{
+	CUdeviceptr own[8];
+
+	(void)arg;
+	CHECK(cuCtxSetCurrent(context));
+	for (int i = 0; i < 8; i++)
+		own[i] = allocate(8 * MIB);
+	for (uint32_t i = 0; !over; i++) {
+		uint64_t packed[] = { own[i % 8], 256, i, latest }; /* it takes the first three */
+		size_t bytes = sizeof(packed);
+		void *extra[] = { CU_LAUNCH_PARAM_BUFFER_POINTER, packed,
+				  CU_LAUNCH_PARAM_BUFFER_SIZE, &bytes, CU_LAUNCH_PARAM_END };
+
+		CHECK(cuLaunchKernel(fill_u32, 1, 1, 1, 1, 1, 1, 0, NULL, NULL, extra));
+	}
+	return NULL;
+}
+
 static void *needs_all(void *arg)
 {
 	CUdeviceptr a[6];
@@ -182,6 +215,9 @@ int main(int argc, char **argv)
 		pthread_create(&threads[n++], NULL, allocates, NULL);
 		pthread_create(&threads[n++], NULL, launches, (void *)1);
 		pthread_create(&threads[n++], NULL, launches, (void *)2);
+	} else if (!strcmp(argv[2], "names")) {
+		pthread_create(&threads[n++], NULL, comes_and_goes, NULL);
+		pthread_create(&threads[n++], NULL, names, NULL);
 	} else {
 		pthread_create(&threads[n++], NULL, copies, NULL);
 		pthread_create(&threads[n++], NULL, needs_all, NULL);
