@@ -7,8 +7,6 @@ import errno
 import mmap
 import os
 import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,58 +14,14 @@ import trio
 import trio.testing
 
 from tests.unit.nvme_harness import as_nobody, limited
+from tests.unit.ring_harness import MIB, PAGE, Pipe, mapped_memory, scratch
 from tierd.nvme import ringsetup
 from tierd.nvme.errors import MemlockError, NoSpace, RingError
 from tierd.nvme.ring import Ring, RingBuffer, RingFile, open_ring
 
 pytestmark = pytest.mark.usefixtures("no_leaked_fds")
 
-PAGE = 4096
-MIB = 1 << 20
-
-
-@pytest.fixture
-def memory() -> Iterator[memoryview]:
-    with mmap.mmap(-1, 16 * MIB) as mapping:
-        view = memoryview(mapping)
-        yield view
-        view.release()  # fails while the ring has it
-
-
-@contextmanager
-def scratch(directory: Path, flags: int = 0) -> Iterator[int]:
-    """An empty file without a name."""
-    fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | flags, 0o600)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-class Pipe:
-    """A pipe whose read end is in a ring: a read lasts until somebody writes."""
-
-    def __init__(self, ring: Ring) -> None:
-        self._read, self._write = os.pipe()
-        self.file = ring.add_file(self._read)
-
-    def __enter__(self) -> Pipe:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._read)
-        os.close(self._write)  # a read that still waits ends here, so a test that fails ends too
-
-    def send(self, content: bytes) -> None:
-        assert os.write(self._write, content) == len(content)
-
-    def left(self) -> bytes:
-        """What nobody read."""
-        os.set_blocking(self._read, False)
-        try:
-            return os.read(self._read, 1 << 20)
-        except BlockingIOError:
-            return b""
+memory = pytest.fixture(mapped_memory)
 
 
 @pytest.mark.parametrize("setup", range(len(ringsetup.SETUPS)))

@@ -166,6 +166,39 @@ void gb_ring_cancel(struct gb_ring *ring, uint32_t number)
 		poke(ring);
 }
 
+/*
+ * A piece on the submission queue that the kernel refused for want of memory
+ * still names entries of the tables, which may belong to others when it goes:
+ * it becomes an operation that does nothing.
+ */
+static void withdraw(struct gb_ring *ring, uint32_t number)
+{
+	struct io_uring_sq *sq = &ring->uring.sq;
+
+	for (uint32_t i = *sq->khead; i != sq->sqe_tail; i++) {
+		struct io_uring_sqe *sqe = &sq->sqes[i & sq->ring_mask];
+		uint32_t index = sqe->user_data;
+
+		if (ring->pieces[index].request != number)
+			continue;
+		io_uring_prep_nop(sqe);
+		io_uring_sqe_set_data64(sqe, index);
+	}
+}
+
+void gb_ring_abandon(struct gb_ring *ring, uint32_t number)
+{
+	struct request *request = &ring->requests[number];
+
+	if (!request->pieces && request->sent == request->length)
+		return; /* ended: gb_ring_reap() is about to say so */
+	fail(ring, number, -ETIMEDOUT);
+	withdraw(ring, number);
+	finish_if_done(ring, number);
+	if (!request->pieces)
+		poke(ring);
+}
+
 static void complete(struct gb_ring *ring, uint32_t index, int32_t res)
 {
 	struct piece *piece = &ring->pieces[index];

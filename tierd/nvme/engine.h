@@ -62,6 +62,15 @@ int gb_ring_start(struct gb_ring *ring, int write, uint32_t file, uint32_t buffe
 void gb_ring_cancel(struct gb_ring *ring, uint32_t request);
 
 /*
+ * Ends the request now as far as the caller is concerned: no further piece of
+ * it is sent, short transfers are not continued, and its file and buffer may be
+ * taken out of their tables at once. What the kernel has it keeps, with
+ * references of its own to the file and to the pages of a fixed buffer. The
+ * request's number stays taken until gb_ring_reap() reports it.
+ */
+void gb_ring_abandon(struct gb_ring *ring, uint32_t request);
+
+/*
  * Takes completions, continues short transfers, sends waiting pieces. Fills in
  * the requests that ended and their results, 0 or -errno, and returns how many;
  * both arrays have `depth` elements. A negative return means that the kernel

@@ -14,12 +14,23 @@ the kernel. Cancelling the task that waits cannot shorten that, because a transf
 accepted cannot be recalled. So a cancelled task keeps waiting: the pieces not yet submitted are
 dropped, those with the kernel are waited for, and only then does trio.Cancelled come out of
 read() or write(). Whoever holds a buffer may reuse it as soon as the call is over, however it ended.
+
+The exception is a device that stalls: nobody should have to wait for it who has something better to
+do. A call that is abandoned (Ring.abandon_writes(), Ring.stalled) ends at once, while the kernel
+keeps the request for as long as it likes. That is safe for memory and files, though not for what is
+in them: the kernel has its own references to the file and, from registration on, to the pages of a
+fixed buffer, so both may be removed from the ring, unmapped and closed. But the device may yet write
+the region of the file, or the pages, so these are not to be used for anything else before `late` is
+called. Pages that are not fixed are looked up whenever the kernel gets to it, which would put late
+bytes into whatever is mapped there by then. So a read into such a buffer is never abandoned. A write
+from one may be: bytes of another kind then reach a region that holds nothing.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -30,6 +41,7 @@ import outcome
 import trio
 
 from ._uring import ffi, lib
+from .call import Abandoned, Call
 from .errors import RingError
 from .ringsetup import buffer_error, new_ring
 from .table import Table
@@ -40,6 +52,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_ENTRIES",
     "DEFAULT_PIECE",
+    "Abandoned",
     "Ring",
     "RingBuffer",
     "RingFile",
@@ -63,7 +76,8 @@ class RingStatistics:
     entries: int  #: pieces with the kernel, and requests, at most
     piece: int  #: bytes
     setup_flags: int  #: IORING_SETUP_*, as far as the kernel had them
-    requests: int  #: started and not complete
+    requests: int  #: started and not complete, those abandoned not counted
+    abandoned: int  #: requests that the kernel has and nobody waits for
     wakeups: int  #: times that the pump ran
     completed: int  #: requests
 
@@ -123,8 +137,12 @@ class Ring:
         self._eventfd = lib.gb_ring_eventfd(self._ring)
         self._ended = ffi.new("uint32_t[]", entries)
         self._results = ffi.new("int32_t[]", entries)
-        self._slots = trio.Semaphore(entries)
-        self._waiters: dict[int, trio.lowlevel.Task] = {}
+        self._unused = entries  # request numbers
+        self._queue: deque[Call] = deque()  # calls without a number, while none is unused
+        self._waiting: dict[int, Call] = {}  # by number, in the order in which they were started
+        self._abandoned: dict[int, Call] = {}  # by number: the kernel has them still
+        self._late: list[Callable[[], None]] = []  # to be called by the pump
+        self._stalled = False
         self._buffer_table = Table(buffers)
         self._file_table = Table(files)
         self._buffers: set[RingBuffer] = set()
@@ -143,11 +161,13 @@ class Ring:
         """Gives the ring back to the kernel; closing twice is allowed.
 
         Raises trio.BusyResourceError while a request is under way: run() ends only when none is.
+        Requests that were abandoned do not count. The kernel takes the ring apart when it is done
+        with them, of which nobody is told: `late` is not called any more.
         """
         if self._eventfd == -1:
             return
-        if self._waiters:
-            raise trio.BusyResourceError(f"{len(self._waiters)} requests are under way on this ring")
+        if self._waiting:
+            raise trio.BusyResourceError(f"{len(self._waiting)} requests are under way on this ring")
         self._open = False
         self._eventfd = -1
         lib.gb_ring_free(self._ring)
@@ -161,7 +181,8 @@ class Ring:
             entries=self._entries,
             piece=self._piece,
             setup_flags=self._setup_flags,
-            requests=len(self._waiters),
+            requests=len(self._waiting),
+            abandoned=len(self._abandoned),
             wakeups=self._wakeups,
             completed=self._completed,
         )
@@ -221,14 +242,25 @@ class Ring:
     # Transfers
 
     async def read(
-        self, file: RingFile, buffer: RingBuffer, buffer_offset: int, length: int, file_offset: int
+        self,
+        file: RingFile,
+        buffer: RingBuffer,
+        buffer_offset: int,
+        length: int,
+        file_offset: int,
+        *,
+        late: Callable[[], None] | None = None,
     ) -> None:
         """Reads exactly `length` bytes at `file_offset` into the buffer at `buffer_offset`.
 
         On a file opened with O_DIRECT all three are multiples of the block size. Raises OSError;
         what the buffer then holds is undefined. The end of the file is an error too (EIO).
+
+        `late`, which must not raise, is called once if the request was abandoned, as soon as the
+        kernel is done with it: only then may the memory be used for something else. It is called by
+        run(), after this call has raised, and not at all when the call ended in any other way.
         """
-        await self._transfer(False, file, buffer, buffer_offset, length, file_offset, None)
+        await self._transfer(False, file, buffer, buffer_offset, length, file_offset, None, late)
 
     async def write(
         self,
@@ -239,13 +271,16 @@ class Ring:
         file_offset: int,
         *,
         meanwhile: Callable[[], None] | None = None,
+        late: Callable[[], None] | None = None,
     ) -> None:
         """Writes exactly `length` bytes at `file_offset` from the buffer at `buffer_offset`.
 
         `meanwhile` is called once, when the kernel has the request: it may read the same bytes
         while the device does. Raises OSError; what the file then holds there is undefined.
+        `late` is as in read(): until it is called, the file may still change there. Raises Abandoned,
+        which is an OSError with ETIMEDOUT, when abandon_writes() ends the call.
         """
-        await self._transfer(True, file, buffer, buffer_offset, length, file_offset, meanwhile)
+        await self._transfer(True, file, buffer, buffer_offset, length, file_offset, meanwhile, late)
 
     async def _transfer(
         self,
@@ -256,59 +291,167 @@ class Ring:
         length: int,
         file_offset: int,
         meanwhile: Callable[[], None] | None,
+        late: Callable[[], None] | None,
     ) -> None:
         if length <= 0 or buffer_offset < 0 or buffer_offset + length > buffer.length or file_offset < 0:
             place = f"{buffer_offset} of a buffer of {buffer.length}, at {file_offset} of the file"
             raise ValueError(f"no transfer of {length} bytes at {place}")
         await trio.lowlevel.checkpoint_if_cancelled()
-        # Without this the common case would pay a round through trio's scheduler.
-        try:
-            self._slots.acquire_nowait()
-        except trio.WouldBlock:
-            await self._slots.acquire()
+        call = Call(write, trio.current_time(), trio.lowlevel.current_task(), late)
+        if self._unused:
+            self._unused -= 1
+        else:
+            await self._queue_for_number(call)
         try:
             self._check_open()
             if file.index < 0 or buffer.first < 0:
                 raise ValueError("the file or the buffer was removed from the ring")
-            request = lib.gb_ring_start(
+            number = lib.gb_ring_start(
                 self._ring, write, file.index, buffer.first, buffer_offset, length, file_offset
             )
-            if request < 0:
-                raise OSError(-request, os.strerror(-request))
-            file.busy += 1
-            buffer.busy += 1
-            try:
-                await self._complete(request, meanwhile)
-            finally:
-                file.busy -= 1
-                buffer.busy -= 1
+            if number < 0:
+                raise OSError(-number, os.strerror(-number))
+        except BaseException:
+            self._number_is_unused()
+            raise
+        call.number = number
+        call.started = trio.current_time()
+        call.keeps = not (write or buffer.fixed)
+        file.busy += 1
+        buffer.busy += 1
+        self._waiting[number] = call
+        try:
+            await self._complete(call, meanwhile)
         finally:
-            self._slots.release()
+            file.busy -= 1
+            buffer.busy -= 1
 
-    async def _complete(self, request: int, meanwhile: Callable[[], None] | None) -> None:
+    async def _queue_for_number(self, call: Call) -> None:
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._queue.remove(call)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        self._check_open()
+        self._queue.append(call)
+        try:
+            await trio.lowlevel.wait_task_rescheduled(abort)
+        except Abandoned:
+            self._has_left(call)
+            raise
+
+    def _number_is_unused(self) -> None:
+        """It goes to the call that has waited longest, if any does."""
+        if self._queue:
+            trio.lowlevel.reschedule(self._queue.popleft().task)
+        else:
+            self._unused += 1
+
+    async def _complete(self, call: Call, meanwhile: Callable[[], None] | None) -> None:
         try:
             if meanwhile is not None:
                 meanwhile()
         finally:  # the kernel has the buffer: whatever happened above, wait
-            await self._wait(request)
+            await self._wait(call)
 
-    async def _wait(self, request: int) -> None:
-        cancelled: Callable[[], NoReturn] | None = None
-
+    async def _wait(self, call: Call) -> None:
         def abort(raise_cancel: Callable[[], NoReturn]) -> trio.lowlevel.Abort:
-            nonlocal cancelled
-            cancelled = raise_cancel
-            lib.gb_ring_cancel(self._ring, request)
+            call.cancelled = raise_cancel
+            if self._stalled and not call.keeps:
+                self._abandon(call)
+                return trio.lowlevel.Abort.SUCCEEDED
+            lib.gb_ring_cancel(self._ring, call.number)
             return trio.lowlevel.Abort.FAILED
 
-        self._waiters[request] = trio.lowlevel.current_task()
-        error = -(await trio.lowlevel.wait_task_rescheduled(abort))
+        try:
+            error = -(await trio.lowlevel.wait_task_rescheduled(abort))
+        finally:
+            if call.abandoned:
+                self._has_left(call)
         if error == errno.ECANCELED:
-            if cancelled is not None:
-                cancelled()
+            if call.cancelled is not None:
+                call.cancelled()
             raise trio.ClosedResourceError("the ring was closed")
         if error:
             raise OSError(error, os.strerror(error))
+
+    # Abandoning
+
+    @property
+    def oldest(self) -> float | None:
+        """trio's time at which the oldest request under way was started; None when there is none.
+
+        Not counted are requests that were abandoned and calls that wait for a free entry.
+        """
+        for call in self._waiting.values():
+            return call.started
+        return None
+
+    def abandon_writes(self, before: float) -> int:
+        """Ends every write() that was started before `before`, of trio's time; returns how many.
+
+        Each raises Abandoned, and nothing of it is sent any more. The kernel keeps what it has; see
+        `late` of write(). A write() that waits for a free entry counts from when it was called.
+        """
+        queued = [call for call in self._queue if call.write and call.started < before]
+        for call in queued:
+            self._queue.remove(call)
+            call.abandoned = call.done = True  # the kernel never had it
+        started = [call for call in self._waiting.values() if call.write and call.started < before]
+        for call in started:
+            self._abandon(call)
+        for call in queued + started:
+            error = Abandoned(errno.ETIMEDOUT, "the device has not answered in time")
+            trio.lowlevel.reschedule(call.task, outcome.Error(error))
+        return len(queued) + len(started)
+
+    @property
+    def stalled(self) -> bool:
+        """Whether a task in read() or write() that is cancelled is let go at once. The owner sets it.
+
+        Setting it lets go those too that were cancelled before and still wait for the kernel, and,
+        once run() was cancelled, all others, with trio.ClosedResourceError.
+        """
+        return self._stalled
+
+    @stalled.setter
+    def stalled(self, stalled: bool) -> None:
+        self._stalled = stalled
+        if stalled:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        closed = trio.ClosedResourceError("the ring was closed")
+        for call in [call for call in self._waiting.values() if not call.keeps]:
+            if call.cancelled is not None:
+                result: outcome.Outcome[int] = outcome.capture(call.cancelled)
+            elif not self._open:
+                result = outcome.Error(closed)
+            else:
+                continue
+            self._abandon(call)
+            trio.lowlevel.reschedule(call.task, result)
+
+    def _abandon(self, call: Call) -> None:
+        call.abandoned = True
+        self._abandoned[call.number] = self._waiting.pop(call.number)
+        lib.gb_ring_abandon(self._ring, call.number)
+        self._wake_pump()  # which may wait for nothing but this call
+
+    def _has_left(self, call: Call) -> None:
+        """The task of an abandoned call goes on from here."""
+        call.left = True
+        if call.done:
+            self._is_late(call)
+
+    def _is_late(self, call: Call) -> None:
+        # Through the pump, so that the caller has handled its exception by then.
+        if call.late is not None:
+            self._late.append(call.late)
+            self._wake_pump()
+
+    def _wake_pump(self) -> None:
+        if self._eventfd != -1:
+            os.eventfd_write(self._eventfd, 1)
 
     # The pump
 
@@ -317,7 +460,8 @@ class Ring:
 
         Requests make progress only while this runs, so it is the first task to be started and the
         last to end: once cancelled it refuses new requests, drops what the kernel does not have,
-        and returns when the kernel has let go of every buffer. The ring can be closed then.
+        and returns when the kernel has let go of every buffer, requests that were abandoned aside.
+        The ring can be closed then.
         """
         self._check_open()
         task_status.started()
@@ -327,29 +471,47 @@ class Ring:
                 self._reap()
         finally:
             self._open = False
-            for request in self._waiters:
-                lib.gb_ring_cancel(self._ring, request)
+            while self._queue:
+                closed = trio.ClosedResourceError("the ring was closed")
+                trio.lowlevel.reschedule(self._queue.popleft().task, outcome.Error(closed))
+            if self._stalled:
+                self._let_go()
+            for number in self._waiting:
+                lib.gb_ring_cancel(self._ring, number)
             with trio.CancelScope(shield=True):
-                while self._waiters:
+                while self._waiting:
                     await trio.lowlevel.wait_readable(self._eventfd)
                     self._reap()
 
     def _reap(self) -> None:
         self._wakeups += 1
+        late, self._late = self._late, []
+        for callback in late:
+            callback()
         ended = lib.gb_ring_reap(self._ring, self._ended, self._results)
         if ended < 0:
             self._break(-ended)
         for i in range(ended):
-            task = self._waiters.pop(self._ended[i])
-            trio.lowlevel.reschedule(task, outcome.Value(self._results[i]))
+            self._end(self._ended[i], self._results[i])
         self._completed += ended
+
+    def _end(self, number: int, result: int) -> None:
+        self._number_is_unused()
+        call = self._waiting.pop(number, None)
+        if call is not None:
+            trio.lowlevel.reschedule(call.task, outcome.Value(result))
+            return
+        call = self._abandoned.pop(number)
+        call.done = True
+        if call.left:
+            self._is_late(call)
 
     def _break(self, error: int) -> NoReturn:
         """The kernel refuses the ring itself, which only a fault of this program can bring about."""
         self._open = False
-        for task in self._waiters.values():
-            trio.lowlevel.reschedule(task, outcome.Value(-error))
-        self._waiters.clear()
+        for call in self._waiting.values():
+            trio.lowlevel.reschedule(call.task, outcome.Value(-error))
+        self._waiting.clear()
         raise RingError(error, f"the kernel refuses the ring: {os.strerror(error)}")
 
     def _check_open(self) -> None:

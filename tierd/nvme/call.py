@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One transfer through a ring, as the task that asked for it and the kernel see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn
+
+import trio
+
+__all__ = ["Abandoned", "Call"]
+
+
+class Abandoned(TimeoutError):
+    """Ring.abandon_writes() ended the call before the kernel was done; errno is ETIMEDOUT.
+
+    A class of its own because a device may report ETIMEDOUT too, and then `late` is never called.
+    """
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """A call of Ring.read() or Ring.write()."""
+
+    write: bool
+    started: float  #: trio's time: first of the call, then when the request was started
+    task: trio.lowlevel.Task
+    late: Callable[[], None] | None
+    number: int = -1  #: the request's in the ring; -1 while it waits for one
+    keeps: bool = False  #: the kernel has no hold of its own on the memory: it cannot be abandoned
+    cancelled: Callable[[], NoReturn] | None = None  #: raises the task's trio.Cancelled
+    abandoned: bool = False  #: the task does not wait for the kernel any more
+    left: bool = False  #: the task has gone on since then
+    done: bool = False  #: the kernel has let go of what was abandoned
