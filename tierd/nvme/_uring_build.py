@@ -18,12 +18,14 @@ from cffi import FFI
 
 _ROOT = Path(__file__).resolve().parents[2]
 _HERE = Path("tierd", "nvme")
+_SOURCES = ("engine.c", "engine_setup.c", "memory.c")
+_HEADERS = ("engine.h", "memory.h")
 
 
 def _declarations() -> str:
-    """What engine.h declares, so that it is written down once."""
-    header = (_ROOT / _HERE / "engine.h").read_text(encoding="utf-8")
-    return header.split("/* cffi: begin */")[1].split("/* cffi: end */")[0]
+    """What the headers declare, so that it is written down once."""
+    headers = [(_ROOT / _HERE / name).read_text(encoding="utf-8") for name in _HEADERS]
+    return "".join(h.split("/* cffi: begin */")[1].split("/* cffi: end */")[0] for h in headers)
 
 
 def _static_liburing() -> str | None:
@@ -46,10 +48,10 @@ def _builder(here: Path) -> FFI:
     builder.cdef(_declarations())
     builder.set_source(
         "tierd.nvme._uring",
-        '#include "engine.h"',
-        sources=[str(here / name) for name in ("engine.c", "engine_setup.c")],
+        "".join(f'#include "{name}"\n' for name in _HEADERS),
+        sources=[str(here / name) for name in _SOURCES],
         include_dirs=[str(here)],
-        depends=[str(here / name) for name in ("engine.h", "engine_internal.h")],
+        depends=[str(here / name) for name in (*_HEADERS, "engine_internal.h")],
         extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
         extra_objects=[archive] if archive else [],
         libraries=[] if archive else ["uring"],
