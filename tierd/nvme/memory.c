@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "memory.h"
 
+#include <errno.h>
 #include <string.h>
+#include <sys/mman.h>
 
 /* Small enough for the first-level cache, large enough for memcpy() to be at its best. */
 #define BLOCK 4096
@@ -31,4 +33,9 @@ void gb_fill(void *memory, size_t length, uint64_t word)
 	for (; length - done >= BLOCK; done += BLOCK)
 		memcpy(bytes + done, bytes, BLOCK);
 	memcpy(bytes + done, bytes, length - done);
+}
+
+int gb_lock(void *memory, size_t length)
+{
+	return mlock(memory, length) ? -errno : 0;
 }
