@@ -14,7 +14,11 @@ static void poke(struct gb_ring *ring)
 	eventfd_write(ring->eventfd, 1);
 }
 
-/* Puts a piece on the submission queue, which has room: it is as deep as there are pieces. */
+/*
+ * Puts a piece on the submission queue, which has room: it is as deep as there
+ * are pieces, or twice that. The kernel's thread says what it has taken only at
+ * the end of a batch, when all of that may have come back and gone out again.
+ */
 static void prepare(struct gb_ring *ring, uint32_t index)
 {
 	struct piece *piece = &ring->pieces[index];
@@ -81,6 +85,8 @@ static void feed(struct gb_ring *ring)
 	ret = io_uring_submit(&ring->uring);
 	if (ret < 0 && ret != -EINTR && ret != -EAGAIN && ret != -EBUSY)
 		ring->broken = ret;
+	if (sqpoll(ring) && !ring->broken)
+		return; /* its thread takes them in its own time */
 	/* The kernel is out of memory for the moment; what it left in the queue goes next time. */
 	if (ring->broken || io_uring_sq_ready(&ring->uring))
 		poke(ring);
@@ -175,6 +181,8 @@ static void withdraw(struct gb_ring *ring, uint32_t number)
 {
 	struct io_uring_sq *sq = &ring->uring.sq;
 
+	if (sqpoll(ring))
+		return; /* the queue is its thread's; see settle() */
 	for (uint32_t i = *sq->khead; i != sq->sqe_tail; i++) {
 		struct io_uring_sqe *sqe = &sq->sqes[i & sq->ring_mask];
 		uint32_t index = sqe->user_data;
@@ -234,8 +242,11 @@ static bool drain(struct gb_ring *ring)
 	unsigned int head, n = 0;
 	int ret;
 
-	/* Under DEFER_TASKRUN completions are posted only while their thread is in here. */
-	ret = io_uring_get_events(&ring->uring);
+	/*
+	 * Under DEFER_TASKRUN completions are posted only while their thread is in
+	 * here, and under IOPOLL this is what asks the device.
+	 */
+	ret = sqpoll(ring) ? 0 : io_uring_get_events(&ring->uring);
 	if (ret < 0 && ret != -EINTR && ret != -EAGAIN && ret != -EBUSY)
 		ring->broken = ret;
 	io_uring_for_each_cqe(&ring->uring, head, cqe)

@@ -28,6 +28,8 @@ struct gb_ring_options {
 	uint32_t setup_flags; /* IORING_SETUP_* */
 	uint32_t buffers; /* entries of the registered buffer table */
 	uint32_t files; /* entries of the registered file table */
+	uint32_t idle_ms; /* with IORING_SETUP_SQPOLL: its thread sleeps after so long without work
+			   */
 };
 
 int gb_ring_new(const struct gb_ring_options *options, struct gb_ring **ring);
@@ -35,7 +37,11 @@ int gb_ring_new(const struct gb_ring_options *options, struct gb_ring **ring);
 /* Everything started must have been reaped: the kernel may still write otherwise. */
 void gb_ring_free(struct gb_ring *ring);
 
-/* Readable whenever gb_ring_reap() has something to do. */
+/*
+ * Readable whenever gb_ring_reap() has something to do. Not so with
+ * IORING_SETUP_IOPOLL: there it has to be called again and again while requests
+ * are under way, because it is what looks for completions.
+ */
 int gb_ring_eventfd(const struct gb_ring *ring);
 
 /*

@@ -56,6 +56,11 @@ struct gb_ring {
 	uint32_t waiting, waiting_last; /* requests with bytes not sent yet, in order of arrival */
 };
 
+static inline bool sqpoll(const struct gb_ring *ring)
+{
+	return ring->options.setup_flags & IORING_SETUP_SQPOLL;
+}
+
 static inline uint32_t min_u32(uint64_t a, uint64_t b)
 {
 	return a < b ? a : b;

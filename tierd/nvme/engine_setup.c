@@ -5,10 +5,14 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <sys/uio.h>
 #include <unistd.h>
+
+/* How long the kernel's thread may take to look at the queue. */
+#define SETTLE_MS 1000
 
 static uint32_t segments(uint64_t length)
 {
@@ -53,7 +57,11 @@ static struct gb_ring *allocate(const struct gb_ring_options *options)
 
 int gb_ring_new(const struct gb_ring_options *options, struct gb_ring **out)
 {
-	struct io_uring_params params = { .flags = options->setup_flags };
+	struct io_uring_params params = {
+		.flags = options->setup_flags,
+		.sq_thread_idle = options->idle_ms,
+	};
+	uint32_t entries = options->depth;
 	struct gb_ring *ring;
 	int err;
 
@@ -67,7 +75,9 @@ int gb_ring_new(const struct gb_ring_options *options, struct gb_ring **out)
 		err = -errno;
 		goto free_ring;
 	}
-	err = io_uring_queue_init_params(options->depth, &ring->uring, &params);
+	if (sqpoll(ring))
+		entries *= 2; /* see prepare() */
+	err = io_uring_queue_init_params(entries, &ring->uring, &params);
 	if (err)
 		goto free_ring;
 	err = io_uring_register_buffers_sparse(&ring->uring, options->buffers);
@@ -100,6 +110,29 @@ int gb_ring_eventfd(const struct gb_ring *ring)
 	return ring->eventfd;
 }
 
+/*
+ * The kernel's thread looks an entry of a table up when it takes what names it,
+ * which may be after the request was abandoned. Entries must not change before.
+ */
+static int settle(struct gb_ring *ring)
+{
+	if (!sqpoll(ring))
+		return 0;
+	for (int i = 0; io_uring_sq_ready(&ring->uring); i++) {
+		int ret = io_uring_submit(&ring->uring); /* wakes it */
+
+		if (ret < 0 && ret != -EINTR && ret != -EAGAIN && ret != -EBUSY)
+			return ret;
+		if (i == SETTLE_MS)
+			return -EBUSY;
+		if (i)
+			usleep(1000);
+		else
+			sched_yield();
+	}
+	return 0;
+}
+
 static int update_buffer(struct gb_ring *ring, uint32_t index, void *base, size_t length)
 {
 	struct iovec iov = { .iov_base = base, .iov_len = length };
@@ -111,8 +144,10 @@ static int update_buffer(struct gb_ring *ring, uint32_t index, void *base, size_
 
 int gb_ring_clear_buffer(struct gb_ring *ring, uint32_t first, uint64_t length)
 {
-	int err = 0;
+	int err = settle(ring);
 
+	if (err)
+		return err;
 	for (uint32_t i = first; i < first + segments(length); i++) {
 		if (ring->buffers[i].fixed) {
 			int ret = update_buffer(ring, i, NULL, 0);
@@ -153,8 +188,10 @@ int gb_ring_set_buffer(struct gb_ring *ring, uint32_t first, void *base, uint64_
 
 int gb_ring_set_file(struct gb_ring *ring, uint32_t index, int fd)
 {
-	int ret = io_uring_register_files_update(&ring->uring, index, &fd, 1);
+	int ret = settle(ring);
 
+	if (!ret)
+		ret = io_uring_register_files_update(&ring->uring, index, &fd, 1);
 	return ret < 0 ? ret : 0;
 }
 

@@ -43,7 +43,7 @@ import trio
 from ._uring import ffi, lib
 from .call import Abandoned, Call
 from .errors import RingError
-from .ringsetup import buffer_error, new_ring
+from .ringsetup import Poll, buffer_error, cannot_poll, new_ring
 from .table import Table
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ __all__ = [
     "DEFAULT_ENTRIES",
     "DEFAULT_PIECE",
     "Abandoned",
+    "Poll",
     "Ring",
     "RingBuffer",
     "RingFile",
@@ -119,6 +120,12 @@ class Ring:
     requests are cut. `buffers` bounds the
     buffers, counted by GiB begun, and `files` the files that can be added.
 
+    `poll` says who looks after the device. "none": it interrupts when it is done. "io": run() asks it
+    again and again while requests are under way, and trio's other tasks in turn; that keeps one core
+    busy, and works only with O_DIRECT and a device that has queues for it. "sq": a thread of the
+    kernel's submits, so that this one seldom enters the kernel; it spins while there is work and a
+    little longer.
+
     Raises RingError where io_uring cannot be used.
     """
 
@@ -129,10 +136,12 @@ class Ring:
         piece: int = DEFAULT_PIECE,
         buffers: int = 4096,
         files: int = 16,
+        poll: Poll = "none",
     ) -> None:
         self._entries = entries
         self._piece = piece
-        self._ring, self._setup_flags = new_ring(entries, piece, buffers, files)
+        self._poll = poll
+        self._ring, self._setup_flags = new_ring(entries, piece, buffers, files, poll)
         self._open = True  # requests are taken
         self._eventfd = lib.gb_ring_eventfd(self._ring)
         self._ended = ffi.new("uint32_t[]", entries)
@@ -205,7 +214,7 @@ class Ring:
     def remove_file(self, file: RingFile) -> None:
         """Lets go of a file. Raises trio.BusyResourceError while a request uses it."""
         self._check_idle(file.busy, file.index)
-        lib.gb_ring_set_file(self._ring, file.index, -1)
+        self._check_settled(lib.gb_ring_set_file(self._ring, file.index, -1))
         self._file_table.give_back(file.index, 1)
         file.index = -1
 
@@ -234,7 +243,7 @@ class Ring:
     def remove_buffer(self, buffer: RingBuffer) -> None:
         """Unpins a buffer. Raises trio.BusyResourceError while a request uses it."""
         self._check_idle(buffer.busy, buffer.first)
-        lib.gb_ring_clear_buffer(self._ring, buffer.first, buffer.length)
+        self._check_settled(lib.gb_ring_clear_buffer(self._ring, buffer.first, buffer.length))
         self._buffer_table.give_back(buffer.first, buffer.segments)
         self._buffers.discard(buffer)
         buffer.release()
@@ -320,6 +329,8 @@ class Ring:
         file.busy += 1
         buffer.busy += 1
         self._waiting[number] = call
+        if self._poll == "io" and len(self._waiting) == 1:
+            self._wake_pump()
         try:
             await self._complete(call, meanwhile)
         finally:
@@ -371,6 +382,8 @@ class Ring:
             if call.cancelled is not None:
                 call.cancelled()
             raise trio.ClosedResourceError("the ring was closed")
+        if error == errno.EOPNOTSUPP and self._poll == "io":
+            raise cannot_poll()
         if error:
             raise OSError(error, os.strerror(error))
 
@@ -467,7 +480,7 @@ class Ring:
         task_status.started()
         try:
             while True:
-                await trio.lowlevel.wait_readable(self._eventfd)
+                await self._wait_for_kernel()
                 self._reap()
         finally:
             self._open = False
@@ -480,8 +493,15 @@ class Ring:
                 lib.gb_ring_cancel(self._ring, number)
             with trio.CancelScope(shield=True):
                 while self._waiting:
-                    await trio.lowlevel.wait_readable(self._eventfd)
+                    await self._wait_for_kernel()
                     self._reap()
+
+    async def _wait_for_kernel(self) -> None:
+        """Until there is something to reap, or, where that has to be found out, until others had a turn."""
+        if self._poll == "io" and (self._waiting or self._abandoned):
+            await trio.lowlevel.checkpoint()
+        else:
+            await trio.lowlevel.wait_readable(self._eventfd)
 
     def _reap(self) -> None:
         self._wakeups += 1
@@ -514,6 +534,10 @@ class Ring:
         self._waiting.clear()
         raise RingError(error, f"the kernel refuses the ring: {os.strerror(error)}")
 
+    def _check_settled(self, error: int) -> None:
+        if error == -errno.EBUSY:
+            raise trio.BusyResourceError("the kernel's thread has not taken what was abandoned yet")
+
     def _check_open(self) -> None:
         if not self._open:
             raise trio.ClosedResourceError("the ring was closed")
@@ -529,10 +553,15 @@ class Ring:
 
 @asynccontextmanager
 async def open_ring(
-    *, entries: int = DEFAULT_ENTRIES, piece: int = DEFAULT_PIECE, buffers: int = 4096, files: int = 16
+    *,
+    entries: int = DEFAULT_ENTRIES,
+    piece: int = DEFAULT_PIECE,
+    buffers: int = 4096,
+    files: int = 16,
+    poll: Poll = "none",
 ) -> AsyncIterator[Ring]:
     """A ring with its pump running; for those who have no nursery to start Ring.run() in."""
-    with Ring(entries=entries, piece=piece, buffers=buffers, files=files) as ring:
+    with Ring(entries=entries, piece=piece, buffers=buffers, files=files, poll=poll) as ring:
         async with trio.open_nursery() as nursery:
             await nursery.start(ring.run)
             yield ring

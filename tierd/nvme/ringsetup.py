@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tierd.model import format_size
 
@@ -16,9 +16,13 @@ from .errors import MemlockError, RingError
 if TYPE_CHECKING:
     from ._uring import CData
 
-__all__ = ["SETUPS", "buffer_error", "new_ring"]
+__all__ = ["SETUPS", "Poll", "buffer_error", "cannot_poll", "new_ring"]
+
+Poll = Literal["none", "io", "sq"]
 
 # include/uapi/linux/io_uring.h
+IOPOLL = 1 << 0
+SQPOLL = 1 << 1
 SUBMIT_ALL = 1 << 7
 COOP_TASKRUN = 1 << 8
 SINGLE_ISSUER = 1 << 12
@@ -35,6 +39,13 @@ thread asks for them, many at once; with COOP_TASKRUN whenever the thread enters
 with neither it interrupts the thread for each.
 """
 
+SQ_SETUPS = (SQPOLL | SUBMIT_ALL | SINGLE_ISSUER, SQPOLL | SUBMIT_ALL)
+"""The same where a thread of the kernel's submits. DEFER_TASKRUN and COOP_TASKRUN are about the
+thread that submits, so they mean nothing here and are refused."""
+
+SQ_IDLE_MS = 50
+"""Milliseconds: chunks follow each other faster than that, and a thread that spins costs a core."""
+
 _REFUSALS = {
     errno.EPERM: "this process may not use io_uring; set the sysctl kernel.io_uring_disabled to 0, "
     "and in a container use a seccomp profile that allows io_uring_setup",
@@ -47,21 +58,36 @@ _REFUSALS = {
 }
 
 
-def new_ring(entries: int, piece: int, buffers: int, files: int) -> tuple[CData, int]:
+def new_ring(entries: int, piece: int, buffers: int, files: int, poll: Poll = "none") -> tuple[CData, int]:
     """The best ring that the kernel makes, and its setup flags. Raises RingError.
 
     Found by trying: versions say little about kernels that distributions patch.
     """
     ring = ffi.new("struct gb_ring **")
     error = 0
-    for flags in SETUPS:
-        options = ffi.new("struct gb_ring_options *", (entries, piece, flags, buffers, files))
+    for setup in SQ_SETUPS if poll == "sq" else SETUPS:
+        flags = setup | IOPOLL if poll == "io" else setup
+        options = ffi.new("struct gb_ring_options *", (entries, piece, flags, buffers, files, SQ_IDLE_MS))
         error = -lib.gb_ring_new(options, ring)
         if not error:
             return ring[0], flags
         if error != errno.EINVAL:
             break
+    if poll == "sq" and error == errno.EPERM:
+        raise RingError(
+            error, "this process may not have a thread in the kernel that submits; grant CAP_SYS_NICE"
+        )
     raise RingError(error, _REFUSALS.get(error, f"io_uring cannot be set up: {os.strerror(error)}"))
+
+
+def cannot_poll() -> RingError:
+    """For a transfer on a ring that polls, with a file that cannot be polled."""
+    return RingError(
+        errno.EOPNOTSUPP,
+        "this file cannot be polled for completions: it has to be opened with O_DIRECT, on a device with "
+        "queues for polling, which an NVMe device has with nvme.poll_queues=2 on the kernel's command "
+        "line (or in /etc/modprobe.d); or leave polling out",
+    )
 
 
 def buffer_error(error: int, size: int) -> OSError:
