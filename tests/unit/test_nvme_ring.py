@@ -14,7 +14,7 @@ import trio
 import trio.testing
 
 from tests.unit.nvme_harness import as_nobody, limited
-from tests.unit.ring_harness import MIB, PAGE, Pipe, mapped_memory, scratch
+from tests.unit.ring_harness import MIB, PAGE, FullPipe, Pipe, mapped_memory, scratch
 from tierd.nvme import ringsetup
 from tierd.nvme.errors import MemlockError, NoSpace, RingError
 from tierd.nvme.ring import Ring, RingBuffer, RingFile, open_ring
@@ -137,6 +137,42 @@ async def test_meanwhile_runs_before_the_completion(memory: memoryview, tmp_path
             with pytest.raises(ZeroDivisionError):
                 await ring.write(file, buffer, 0, PAGE, 0, meanwhile=fail)
             assert ring.statistics().requests == 0
+
+
+@pytest.mark.parametrize("length", [PAGE, 3 * MIB])
+async def test_a_write_with_sync(length: int, memory: memoryview, tmp_path: Path) -> None:
+    content = os.urandom(length)
+    memory[:length] = content
+    with scratch(tmp_path) as fd:
+        async with open_ring(entries=2, piece=MIB) as ring:
+            file, buffer = ring.add_file(fd), ring.add_buffer(memory)
+            await ring.write(file, buffer, 0, length, 0, sync=True)
+            assert os.pread(fd, length + 1, 0) == content
+            assert ring.statistics().completed == 1
+
+
+@pytest.mark.parametrize("piece", [PAGE, PAGE // 4])
+async def test_an_error_of_the_fdatasync_is_the_writes(piece: int, memory: memoryview) -> None:
+    """A pipe takes the bytes but cannot be synced, which shows that it is asked to, and when."""
+    async with open_ring(entries=2, piece=piece) as ring:
+        buffer = ring.add_buffer(memory)
+        with FullPipe(ring) as pipe:
+            pipe.drain()
+            await ring.write(pipe.file, buffer, 0, PAGE, 0)
+            with pytest.raises(OSError, match="Invalid argument") as caught:
+                await ring.write(pipe.file, buffer, 0, PAGE, 0, sync=True)
+            assert caught.value.errno == errno.EINVAL
+            assert len(pipe.drain()) == 2 * PAGE
+        assert (buffer.busy, ring.statistics().requests) == (0, 0)
+
+
+async def test_no_fdatasync_after_a_failed_write(memory: memoryview, tmp_path: Path) -> None:
+    with scratch(tmp_path, os.O_DIRECT) as fd:
+        async with open_ring(entries=2, piece=64 * PAGE) as ring:
+            file, buffer = ring.add_file(fd), ring.add_buffer(memory)
+            with limited(resource.RLIMIT_FSIZE, MIB), pytest.raises(OSError, match="large") as caught:
+                await ring.write(file, buffer, 0, 8 * MIB, 0, sync=True)
+            assert caught.value.errno == errno.EFBIG
 
 
 async def read_one(ring: Ring, pipe: Pipe, buffer: RingBuffer, length: int, outcomes: list[str]) -> None:

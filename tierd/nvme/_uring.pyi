@@ -21,6 +21,9 @@ class _FFI(Protocol):
     def unpack(self, cdata: CData, length: int) -> list[int]: ...
 
 class _Lib(Protocol):
+    GB_WRITE: int
+    GB_SYNC: int
+
     def gb_ring_new(self, options: CData, ring: CData) -> int: ...
     def gb_ring_free(self, ring: CData) -> None: ...
     def gb_ring_eventfd(self, ring: CData) -> int: ...
@@ -30,7 +33,7 @@ class _Lib(Protocol):
     def gb_ring_start(
         self,
         ring: CData,
-        write: int,
+        flags: int,
         file: int,
         buffer: int,
         buffer_offset: int,

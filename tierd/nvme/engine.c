@@ -30,7 +30,9 @@ static void prepare(struct gb_ring *ring, uint32_t index)
 	char *address = buffer->base + (offset & (SEGMENT_SIZE - 1));
 	uint64_t position = request->file_offset + piece->offset;
 
-	if (buffer->fixed && request->write)
+	if (!piece->length)
+		io_uring_prep_fsync(sqe, request->file, IORING_FSYNC_DATASYNC);
+	else if (buffer->fixed && request->write)
 		io_uring_prep_write_fixed(sqe, request->file, address, piece->length, position,
 					  slot);
 	else if (buffer->fixed)
@@ -44,6 +46,14 @@ static void prepare(struct gb_ring *ring, uint32_t index)
 	io_uring_sqe_set_data64(sqe, index);
 }
 
+static struct piece *take_piece(struct gb_ring *ring)
+{
+	struct piece *piece = &ring->pieces[ring->unused_pieces];
+
+	ring->unused_pieces = piece->next;
+	return piece;
+}
+
 /* Cuts the next piece off a request; a piece lies in one registered buffer. */
 static void cut(struct gb_ring *ring, uint32_t number)
 {
@@ -51,10 +61,8 @@ static void cut(struct gb_ring *ring, uint32_t number)
 	uint64_t offset = request->buffer_offset + request->sent;
 	uint64_t left = request->length - request->sent;
 	uint32_t room = min_u32(SEGMENT_SIZE - (offset & (SEGMENT_SIZE - 1)), ring->options.piece);
-	uint32_t index = ring->unused_pieces;
-	struct piece *piece = &ring->pieces[index];
+	struct piece *piece = take_piece(ring);
 
-	ring->unused_pieces = piece->next;
 	*piece = (struct piece){
 		.offset = request->sent,
 		.length = min_u32(left, room),
@@ -62,7 +70,25 @@ static void cut(struct gb_ring *ring, uint32_t number)
 	};
 	request->sent += piece->length;
 	request->pieces++;
-	prepare(ring, index);
+	prepare(ring, piece - ring->pieces);
+}
+
+/*
+ * Makes durable what a request wrote. Sent when the last piece is in, not linked
+ * to it with IOSQE_IO_LINK: that would save one call into the kernel before an
+ * operation of a millisecond, but a piece that comes back short breaks the link,
+ * several pieces cannot be linked without going one after the other, and the
+ * kernel looks a linked operation's file up only when its turn comes, after the
+ * request may have been abandoned.
+ */
+static void sync(struct gb_ring *ring, uint32_t number)
+{
+	struct piece *piece = take_piece(ring);
+
+	*piece = (struct piece){ .request = number };
+	ring->requests[number].sync = false;
+	ring->requests[number].pieces++;
+	prepare(ring, piece - ring->pieces);
 }
 
 /* Sends what waits, oldest request first, so that a chunk arrives whole as early as it can. */
@@ -130,7 +156,7 @@ static void finish_if_done(struct gb_ring *ring, uint32_t number)
 		ring->done[ring->done_count++] = number;
 }
 
-int gb_ring_start(struct gb_ring *ring, int write, uint32_t file, uint32_t buffer,
+int gb_ring_start(struct gb_ring *ring, int flags, uint32_t file, uint32_t buffer,
 		  uint64_t buffer_offset, uint64_t length, uint64_t file_offset)
 {
 	uint32_t number = ring->unused;
@@ -149,7 +175,8 @@ int gb_ring_start(struct gb_ring *ring, int write, uint32_t file, uint32_t buffe
 		.file = file,
 		.buffer = buffer,
 		.next = NONE,
-		.write = write,
+		.write = flags & GB_WRITE,
+		.sync = flags & GB_SYNC,
 	};
 	if (ring->waiting_last == NONE)
 		ring->waiting = number;
@@ -211,8 +238,9 @@ static void complete(struct gb_ring *ring, uint32_t index, int32_t res)
 {
 	struct piece *piece = &ring->pieces[index];
 	uint32_t number = piece->request;
+	struct request *request = &ring->requests[number];
 
-	if (!ring->requests[number].result) {
+	if (!request->result) {
 		if ((res == -EINTR || res == -EAGAIN) && ++piece->retries < MAX_RETRIES) {
 			prepare(ring, index);
 			return;
@@ -227,11 +255,14 @@ static void complete(struct gb_ring *ring, uint32_t index, int32_t res)
 	}
 	/* Nothing moved means that the file ends here: it was made shorter, or its device is gone.
 	 */
-	if (res <= 0)
+	if (res < 0 || (!res && piece->length))
 		fail(ring, number, res ? res : -EIO);
 	piece->next = ring->unused_pieces;
 	ring->unused_pieces = index;
-	ring->requests[number].pieces--;
+	request->pieces--;
+	if (request->sync && !request->result && !request->pieces &&
+	    request->sent == request->length)
+		sync(ring, number);
 	finish_if_done(ring, number);
 }
 

@@ -56,8 +56,11 @@ int gb_ring_clear_buffer(struct gb_ring *ring, uint32_t first, uint64_t length);
 /* fd -1 empties the entry. The ring holds a reference to the file, not the fd. */
 int gb_ring_set_file(struct gb_ring *ring, uint32_t index, int fd);
 
-/* A request to the file (write != 0) or from it; its number, or -EBUSY when all are taken. */
-int gb_ring_start(struct gb_ring *ring, int write, uint32_t file, uint32_t buffer,
+#define GB_WRITE 1 /* to the file; otherwise from it */
+#define GB_SYNC 2 /* with GB_WRITE: what was written is durable when the request ends */
+
+/* Starts a request; its number, or -EBUSY when all are taken. */
+int gb_ring_start(struct gb_ring *ring, int flags, uint32_t file, uint32_t buffer,
 		  uint64_t buffer_offset, uint64_t length, uint64_t file_offset);
 
 /*

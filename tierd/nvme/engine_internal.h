@@ -32,11 +32,12 @@ struct request {
 	uint32_t next; /* in `waiting` or `unused` */
 	int32_t result;
 	bool write;
+	bool sync; /* an fdatasync is still to be sent */
 };
 
 struct piece {
 	uint64_t offset; /* from the start of its request */
-	uint32_t length;
+	uint32_t length; /* 0 for an fdatasync */
 	uint32_t request;
 	uint32_t next; /* in `unused_pieces` */
 	uint32_t retries;

@@ -269,7 +269,7 @@ class Ring:
         kernel is done with it: only then may the memory be used for something else. It is called by
         run(), after this call has raised, and not at all when the call ended in any other way.
         """
-        await self._transfer(False, file, buffer, buffer_offset, length, file_offset, None, late)
+        await self._transfer(0, file, buffer, buffer_offset, length, file_offset, None, late)
 
     async def write(
         self,
@@ -281,6 +281,7 @@ class Ring:
         *,
         meanwhile: Callable[[], None] | None = None,
         late: Callable[[], None] | None = None,
+        sync: bool = False,
     ) -> None:
         """Writes exactly `length` bytes at `file_offset` from the buffer at `buffer_offset`.
 
@@ -288,12 +289,19 @@ class Ring:
         while the device does. Raises OSError; what the file then holds there is undefined.
         `late` is as in read(): until it is called, the file may still change there. Raises Abandoned,
         which is an OSError with ETIMEDOUT, when abandon_writes() ends the call.
+
+        With `sync` the bytes are durable when the call returns: an fdatasync of the file follows the
+        last of them, and its failure is the call's. A ring that polls for completions cannot do that
+        (ValueError).
         """
-        await self._transfer(True, file, buffer, buffer_offset, length, file_offset, meanwhile, late)
+        if sync and self._poll == "io":
+            raise ValueError("no fdatasync can be sent on a ring that polls for completions")
+        flags = lib.GB_WRITE | (lib.GB_SYNC if sync else 0)
+        await self._transfer(flags, file, buffer, buffer_offset, length, file_offset, meanwhile, late)
 
     async def _transfer(
         self,
-        write: bool,
+        flags: int,
         file: RingFile,
         buffer: RingBuffer,
         buffer_offset: int,
@@ -306,6 +314,7 @@ class Ring:
             place = f"{buffer_offset} of a buffer of {buffer.length}, at {file_offset} of the file"
             raise ValueError(f"no transfer of {length} bytes at {place}")
         await trio.lowlevel.checkpoint_if_cancelled()
+        write = bool(flags & lib.GB_WRITE)
         call = Call(write, trio.current_time(), trio.lowlevel.current_task(), late)
         if self._unused:
             self._unused -= 1
@@ -316,7 +325,7 @@ class Ring:
             if file.index < 0 or buffer.first < 0:
                 raise ValueError("the file or the buffer was removed from the ring")
             number = lib.gb_ring_start(
-                self._ring, write, file.index, buffer.first, buffer_offset, length, file_offset
+                self._ring, flags, file.index, buffer.first, buffer_offset, length, file_offset
             )
             if number < 0:
                 raise OSError(-number, os.strerror(-number))
