@@ -150,7 +150,7 @@ class Ring:
         self._queue: deque[Call] = deque()  # calls without a number, while none is unused
         self._waiting: dict[int, Call] = {}  # by number, in the order in which they were started
         self._abandoned: dict[int, Call] = {}  # by number: the kernel has them still
-        self._late: list[Callable[[], None]] = []  # to be called by the pump
+        self._late: deque[Callable[[], None]] = deque()  # to be called by the pump
         self._stalled = False
         self._buffer_table = Table(buffers)
         self._file_table = Table(files)
@@ -514,15 +514,14 @@ class Ring:
 
     def _reap(self) -> None:
         self._wakeups += 1
-        late, self._late = self._late, []
-        for callback in late:
-            callback()
         ended = lib.gb_ring_reap(self._ring, self._ended, self._results)
         if ended < 0:
             self._break(-ended)
         for i in range(ended):
             self._end(self._ended[i], self._results[i])
         self._completed += ended
+        while self._late:
+            self._late.popleft()()
 
     def _end(self, number: int, result: int) -> None:
         self._number_is_unused()
