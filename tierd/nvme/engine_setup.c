@@ -188,7 +188,7 @@ int gb_ring_set_buffer(struct gb_ring *ring, uint32_t first, void *base, uint64_
 
 int gb_ring_set_file(struct gb_ring *ring, uint32_t index, int fd)
 {
-	int ret = settle(ring);
+	int ret = fd < 0 ? settle(ring) : 0;
 
 	if (!ret)
 		ret = io_uring_register_files_update(&ring->uring, index, &fd, 1);

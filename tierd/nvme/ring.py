@@ -69,6 +69,9 @@ cost less processor time, smaller ones let a request that was cancelled end soon
 
 _GIB = 1 << 30
 
+_LATE_POLL = 0.01
+"""Seconds between looks at what was abandoned on a ring that polls for completions."""
+
 
 @dataclass(frozen=True, slots=True)
 class RingStatistics:
@@ -212,7 +215,11 @@ class Ring:
         return RingFile(index)
 
     def remove_file(self, file: RingFile) -> None:
-        """Lets go of a file. Raises trio.BusyResourceError while a request uses it."""
+        """Lets go of a file. Raises trio.BusyResourceError while a request uses it.
+
+        Also when one was abandoned and, with poll="sq", the kernel's thread has not even looked at it
+        for a second.
+        """
         self._check_idle(file.busy, file.index)
         self._check_settled(lib.gb_ring_set_file(self._ring, file.index, -1))
         self._file_table.give_back(file.index, 1)
@@ -241,7 +248,7 @@ class Ring:
         return buffer
 
     def remove_buffer(self, buffer: RingBuffer) -> None:
-        """Unpins a buffer. Raises trio.BusyResourceError while a request uses it."""
+        """Unpins a buffer. Raises trio.BusyResourceError as remove_file() does."""
         self._check_idle(buffer.busy, buffer.first)
         self._check_settled(lib.gb_ring_clear_buffer(self._ring, buffer.first, buffer.length))
         self._buffer_table.give_back(buffer.first, buffer.segments)
@@ -507,10 +514,13 @@ class Ring:
 
     async def _wait_for_kernel(self) -> None:
         """Until there is something to reap, or, where that has to be found out, until others had a turn."""
-        if self._poll == "io" and (self._waiting or self._abandoned):
-            await trio.lowlevel.checkpoint()
-        else:
+        if self._poll != "io" or not (self._waiting or self._abandoned):
             await trio.lowlevel.wait_readable(self._eventfd)
+        elif self._waiting:
+            await trio.lowlevel.checkpoint()
+        else:  # nobody waits for what was abandoned, so it is no reason to keep a core busy
+            with trio.move_on_after(_LATE_POLL):
+                await trio.lowlevel.wait_readable(self._eventfd)
 
     def _reap(self) -> None:
         self._wakeups += 1
