@@ -24,6 +24,7 @@ class Call:
     def __init__(self) -> None:
         self.ends: list[str] = []
         self.late = 0
+        self.owed = False
         self.scope = trio.CancelScope()
 
     async def run(self, ring: Ring, write: bool, file: RingFile, buffer: RingBuffer) -> None:
@@ -38,6 +39,8 @@ class Call:
                 raise
             else:
                 self.ends.append("done")
+            finally:
+                self.owed = ring.owes(self.on_late)
 
     def on_late(self) -> None:
         assert self.ends in (["abandoned"], ["cancelled"])
@@ -91,9 +94,9 @@ async def play(steps: list[str]) -> None:
                     await trio.testing.wait_all_tasks_blocked()
             ring.remove_buffer(buffer)
     assert all(len(call.ends) == 1 for call in calls)
-    assert all(call.late == 0 for call in calls if call.ends == ["done"])
-    assert all(call.late == 1 for call in calls if call.ends == ["abandoned"])
-    assert all(call.late <= 1 for call in calls)
+    assert all(call.late == call.owed for call in calls)
+    assert not any(call.owed for call in calls if call.ends == ["done"])
+    assert all(call.owed for call in calls if call.ends == ["abandoned"])
     assert Counter(call.ends[0] for call in calls)["abandoned"] == abandoned
 
 

@@ -25,6 +25,7 @@ class Caller:
     def __init__(self, ring: Ring, file: RingFile, buffer: RingBuffer) -> None:
         self.ring, self.file, self.buffer = ring, file, buffer
         self.events: list[str] = []
+        self.owed: bool | None = None  # what the ring said when the call had ended
 
     async def write(self, length: int = PAGE) -> None:
         await self._call(True, length)
@@ -35,7 +36,7 @@ class Caller:
     async def _call(self, write: bool, length: int) -> None:
         call = self.ring.write if write else self.ring.read
         try:
-            await call(self.file, self.buffer, 0, length, 0, late=lambda: self.events.append("late"))
+            await call(self.file, self.buffer, 0, length, 0, late=self._late)
         except Abandoned as error:
             self.events.append("abandoned" if error.errno == errno.ETIMEDOUT else str(error))
         except trio.ClosedResourceError:
@@ -45,6 +46,11 @@ class Caller:
             raise
         else:
             self.events.append("done")
+        finally:
+            self.owed = self.ring.owes(self._late)
+
+    def _late(self) -> None:
+        self.events.append("late")
 
 
 async def test_a_write_that_stalls_is_abandoned(
@@ -120,6 +126,7 @@ async def test_calls_that_wait_for_an_entry_are_abandoned_too(memory: memoryview
             await settled()
             assert ring.abandon_writes(trio.current_time() + 1) == 2
             await settled()
+            assert (first.owed, second.owed) == (True, True)
             assert first.events == ["abandoned"]
             assert second.events == ["abandoned", "late"]
             nursery.start_soon(third.write)  # the only entry is the kernel's
@@ -128,6 +135,7 @@ async def test_calls_that_wait_for_an_entry_are_abandoned_too(memory: memoryview
             await settled()
             assert first.events == ["abandoned", "late"]
             assert third.events == ["done"]
+            assert not third.owed
 
 
 async def test_reads_are_not_abandoned_by_time(memory: memoryview) -> None:
@@ -163,6 +171,8 @@ async def test_cancelled_while_stalled(stalled_first: bool, memory: memoryview) 
             pipe.send(b"x" * PAGE)
             await settled()
             assert caller.events == ["cancelled", "late"]
+            assert caller.owed
+            assert not ring.owes(caller._late)
             assert memory[:PAGE] == b"x" * PAGE
 
 
@@ -253,3 +263,21 @@ async def test_late_comes_after_the_callers_exception_was_handled(memory: memory
                 await settled()
                 assert caller.events == ["abandoned", "late"]
             ring.remove_buffer(buffer)
+
+
+async def test_cancelled_before_it_was_started_nothing_is_owed(memory: memoryview) -> None:
+    async with open_ring(entries=1) as ring:
+        buffer = ring.add_buffer(memory)
+        ring.stalled = True
+        with Pipe(ring) as pipe:
+            first, second = Caller(ring, pipe.file, buffer), Caller(ring, pipe.file, buffer)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(first.read)
+                await settled()
+                nursery.start_soon(second.read)
+                await settled()
+                nursery.cancel_scope.cancel()
+            assert (first.owed, second.owed) == (True, False)
+            pipe.send(bytes(PAGE))
+            await settled()
+            assert (first.events, second.events) == (["cancelled", "late"], ["cancelled"])

@@ -63,8 +63,9 @@ __all__ = [
 
 DEFAULT_ENTRIES = 64
 DEFAULT_PIECE = 2 << 20
-"""Bytes. 1, 2 and 4 MiB were within 2% of each other and of fio on a disk of 10 GB/s; larger pieces
-cost less processor time, smaller ones let a request that was cancelled end sooner.
+"""Bytes. 1, 2 and 4 MiB were within 2% of each other and of fio on a disk of 10 GB/s. Every piece is a
+wake-up of 50 to 100 us: requests of 16 MiB cost 0.05 core a GB/s in pieces of 2 MiB and 0.02 in one.
+Smaller ones let a request that was cancelled end sooner, and keep what is queued in the device short.
 """
 
 _GIB = 1 << 30
@@ -274,7 +275,8 @@ class Ring:
 
         `late`, which must not raise, is called once if the request was abandoned, as soon as the
         kernel is done with it: only then may the memory be used for something else. It is called by
-        run(), after this call has raised, and not at all when the call ended in any other way.
+        run(), after this call has raised, and not at all when the call ended in any other way; owes()
+        tells which of them it was.
         """
         await self._transfer(0, file, buffer, buffer_offset, length, file_offset, None, late)
 
@@ -432,6 +434,14 @@ class Ring:
             error = Abandoned(errno.ETIMEDOUT, "the device has not answered in time")
             trio.lowlevel.reschedule(call.task, outcome.Error(error))
         return len(queued) + len(started)
+
+    def owes(self, late: Callable[[], None]) -> bool:
+        """Whether `late` is still to be called, so that the kernel may have the request it came with.
+
+        For who handles an exception of read() or write(): trio.Cancelled does not tell whether the
+        request was abandoned. Asked before the next checkpoint the answer is exact.
+        """
+        return late in self._late or any(call.late == late for call in self._abandoned.values())
 
     @property
     def stalled(self) -> bool:
