@@ -11,6 +11,11 @@
     [[spill]]
     path = "/mnt/nvme0/greenboost.spill"
     size = "200GiB"
+    weight = 1.0               # multiplies the share of the traffic that its speed gives it
+    encrypt = false            # with a key that is never written anywhere
+    daily_writes = "500GB"     # what should be written to it a day at most; none if not given
+    deadline = 10              # seconds after which a device that does not answer is set aside
+    poll = "none"              # "io" or "sq": poll for completions, or for submissions
 
 Every refusal names where the value stands: ``FILE:LINE:``, the variable, or the flag.
 """
@@ -21,11 +26,11 @@ import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from . import tomlfile
-from .model import MAX_CHUNK, MIN_CHUNK, SizeError, format_size, parse_size
+from .model import MAX_CHUNK, MIN_CHUNK, POLLS, SizeError, SpillOptions, format_size, parse_size
 
 __all__ = [
     "DEFAULT_CHUNK",
@@ -38,6 +43,7 @@ __all__ = [
     "default_socket",
     "load",
     "parse_spill",
+    "spill_options",
 ]
 
 DEFAULT_FILE = Path("/etc/greenboost/tierd.toml")
@@ -53,7 +59,9 @@ _TABLES = {
     "tierd": {"socket": "socket", "chunk": "chunk", "view": "view"},
     "ram": {"limit": "ram", "arena": "arena"},
 }
-_SPILL_KEYS = ("path", "size")
+_SPILL_KEYS = ("path", "size", "weight", "encrypt", "daily_writes", "deadline", "poll")
+_MAX_WEIGHT = 1000.0
+_MAX_DEADLINE = 3600.0
 
 
 class ConfigError(Exception):
@@ -67,6 +75,7 @@ class SpillSpec:
     path: Path
     size: int | None  #: bytes; None: what the device has, or what the file system can spare
     where: str  #: where it was asked for, for messages
+    options: SpillOptions = field(default_factory=SpillOptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +175,48 @@ def _spill_from_file(file: tomlfile.TomlFile) -> list[SpillSpec]:
         size = None
         if "size" in entry:
             size = _size(_Setting(entry["size"], file.where("spill", index, "size")))
-        specs.append(SpillSpec(path, size, where))
+        given = {
+            key: _Setting(value, file.where("spill", index, key))
+            for key, value in entry.items()
+            if key not in ("path", "size")
+        }
+        specs.append(SpillSpec(path, size, where, _options(given)))
     return specs
+
+
+def spill_options(given: Mapping[str, object], where: Mapping[str, str]) -> SpillOptions:
+    """How a spill path is to be used: keys as in [[spill]]. Raises ConfigError, naming `where`."""
+    return _options({key: _Setting(value, where[key]) for key, value in given.items()})
+
+
+def _options(given: Mapping[str, _Setting]) -> SpillOptions:
+    options = SpillOptions()
+    for key, setting in given.items():
+        value, where = setting.value, setting.where
+        match key:
+            case "weight":
+                options = replace(options, weight=_number(setting, 0.001, _MAX_WEIGHT))
+            case "deadline":
+                options = replace(options, deadline=_number(setting, 0.1, _MAX_DEADLINE))
+            case "encrypt":
+                if not isinstance(value, bool):
+                    raise ConfigError(f"{where}: encrypt is true or false, not {value!r}")
+                options = replace(options, encrypt=value)
+            case "daily_writes":
+                options = replace(options, daily_writes=_size(setting))
+            case "poll":
+                if not isinstance(value, str) or value not in POLLS:
+                    raise ConfigError(f"{where}: poll is one of {', '.join(POLLS)}, not {value!r}")
+                options = replace(options, poll=POLLS[value])
+    return options
+
+
+def _number(setting: _Setting, low: float, high: float) -> float:
+    value = setting.value
+    # TOML has inf and nan, which pass no comparison with both bounds.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise ConfigError(f"{setting.where}: a number from {low:g} to {high:g} is wanted, not {value!r}")
+    return float(value)
 
 
 def _overlay(

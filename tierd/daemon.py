@@ -23,9 +23,10 @@ from .model import AllocationSnapshot, EndedSession, Snapshot, printable
 from .notify import notify
 from .nvme.errors import SpillPathError
 from .nvme.spillfile import SpillFile
-from .nvme.stripe import SpillSet
+from .nvme.spillset import SpillSet
 from .server import ControlError, Peer, serve_connections
 from .session import Identity, Session
+from .spillcontrol import SpillControl
 from .startup import MountError, SpillStartupError, StartupError
 from .statemap import StateError, StateMap
 from .tiers import Tiers
@@ -66,7 +67,7 @@ async def serve(
         # Outside of the tasks that wait for transfers: it ends after them.
         async with trio.open_nursery() as pump:
             await pump.start(store.run)
-            daemon = _Daemon(config, Tiers(pool, store), pool, store)
+            daemon = _Daemon(config, Tiers(pool, store), pool, store, ephemeral=life_fd is not None)
             async with trio.open_nursery() as nursery:
                 daemon.nursery = nursery
                 nursery.start_soon(daemon.watch_signals, signals)
@@ -101,12 +102,16 @@ def _open_spill(config: Config, *, ephemeral: bool) -> Iterator[SpillSet]:
         files = []
         for spec in config.spill:
             try:
-                file = SpillFile.open(str(spec.path), spec.size, config.chunk, ephemeral=ephemeral)
+                file = SpillFile.open(
+                    str(spec.path), spec.size, config.chunk, ephemeral=ephemeral, options=spec.options
+                )
             except SpillPathError as error:
                 raise SpillStartupError(f"{spec.where}: {error}") from error
             files.append(undo.enter_context(file))
         try:
             store = SpillSet(files, chunk=config.chunk)
+        except SpillPathError as error:
+            raise SpillStartupError(f"{config.spill[0].where}: {error}") from error
         except OSError as error:
             raise SpillStartupError(f"{config.spill[0].where}: {error.strerror or error}") from error
         with store:
@@ -116,7 +121,9 @@ def _open_spill(config: Config, *, ephemeral: bool) -> Iterator[SpillSet]:
 class _Daemon:
     """What the daemon knows of itself; the server's Control."""
 
-    def __init__(self, config: Config, tiers: Tiers, pool: ArenaPool, store: SpillSet) -> None:
+    def __init__(
+        self, config: Config, tiers: Tiers, pool: ArenaPool, store: SpillSet, *, ephemeral: bool
+    ) -> None:
         self.nursery: trio.Nursery
         self._config = config
         self._tiers = tiers
@@ -126,6 +133,10 @@ class _Daemon:
         self._ids = itertools.count(1)
         self._ended: deque[EndedSession] = deque(maxlen=_ENDED_KEPT)
         self._view: _View | None = None
+        spills = SpillControl(tiers, ephemeral=ephemeral)
+        self.spill_add = spills.add
+        self.spill_drain = spills.drain
+        self.spill_remove = spills.remove
 
     # Sessions
 

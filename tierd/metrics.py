@@ -83,6 +83,14 @@ def to_dict(snapshot: Snapshot) -> dict[str, Any]:
                 "used_bytes": path.used,
                 "written_bytes": path.written,
                 "read_bytes": path.read,
+                "state": path.state,
+                "weight": path.weight,
+                "rate_bytes_per_second": path.rate,
+                "errors": path.errors,
+                "retired_bytes": path.retired,
+                "encrypted": path.encrypted,
+                "daily_writes_bytes": path.daily_writes,
+                "written_today_bytes": path.written_today,
             }
             for path in snapshot.spill_paths
         ],

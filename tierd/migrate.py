@@ -8,23 +8,15 @@ its arenas.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from .arena import Arena
 from .nvme.errors import NoSpace, SpillWriteError
-from .nvme.extents import Extent
-from .nvme.stripe import SpillSet
+from .nvme.spillset import SpillSet, Stored
 from .policy import Refused
 
 __all__ = ["Migrator", "MigratorStatistics"]
-
-
-_log = logging.getLogger(__name__)
-
-_TRIES = 3
-"""Extents that a chunk is written to before the device, and not the extent, is held to be bad."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +43,7 @@ class Migrator:
         self._store = store
         self._reserve = reserve
         self._returned = returned
-        self._extents: dict[int, Extent] = {}
+        self._stored: dict[int, Stored] = {}
         self._moving: set[int] = set()
         self._spilling = 0
         self._most_held = 0
@@ -60,7 +52,7 @@ class Migrator:
 
     def statistics(self) -> MigratorStatistics:
         """The figures now."""
-        held = len(self._extents) + self._spilling
+        held = len(self._stored) + self._spilling
         return MigratorStatistics(self._written, self._read, held, self._most_held, len(self._moving))
 
     async def spill(self, chunk: int, arena: Arena, slot: int) -> None:
@@ -69,40 +61,31 @@ class Migrator:
         Raises Refused: EBUSY, EEXIST when T3 holds the chunk already, ENOSPC, EIO.
         """
         self._check_idle(chunk)
-        if chunk in self._extents:
+        if chunk in self._stored:
             raise Refused("EEXIST", f"T3 holds chunk {chunk} already: fetch or drop it first")
         self._moving.add(chunk)
         self._spilling += 1
         try:
-            extent = await self._write(chunk, arena, slot)
+            stored = await self._write(chunk, arena, slot)
         finally:
             self._spilling -= 1
             self._moving.discard(chunk)
-        self._extents[chunk] = extent
-        self._most_held = max(self._most_held, len(self._extents))
+        self._stored[chunk] = stored
+        self._most_held = max(self._most_held, len(self._stored))
         self._written += arena.chunk
 
-    async def _write(self, chunk: int, arena: Arena, slot: int) -> Extent:
-        """The extent that holds the slot's bytes now."""
-        for tries_left in reversed(range(_TRIES)):
-            self._reserve()
-            extent = None
-            try:
-                extent = self._store.take()
-                await self._store.store(extent, arena, slot)
-                return extent
-            except BaseException as error:
-                if extent is not None:
-                    self._store.give_back(extent)
-                self._returned(1)
-                if isinstance(error, NoSpace):
-                    raise Refused("ENOSPC", str(error)) from error
-                if not isinstance(error, SpillWriteError):
-                    raise
-                _log.warning("an extent of %s is out of use: %s", error.filename, error.strerror)
-                if not tries_left:
-                    raise Refused("EIO", f"chunk {chunk} could not be written: {error.strerror}") from error
-        raise AssertionError("the last try returns or raises")
+    async def _write(self, chunk: int, arena: Arena, slot: int) -> Stored:
+        """Where the slot's bytes are stored now."""
+        self._reserve()
+        try:
+            return await self._store.store(arena, slot)
+        except BaseException as error:
+            self._returned(1)
+            if isinstance(error, NoSpace):
+                raise Refused("ENOSPC", str(error)) from error
+            if isinstance(error, SpillWriteError):
+                raise Refused("EIO", f"chunk {chunk} could not be written: {error.strerror}") from error
+            raise
 
     async def fetch(self, chunk: int, arena: Arena, slot: int) -> None:
         """Read `chunk` into the slot and give its extent back.
@@ -110,12 +93,12 @@ class Migrator:
         Raises Refused: EBUSY, ENOENT when T3 does not hold it, EIO (T3 then still holds it).
         """
         self._check_idle(chunk)
-        extent = self._extents.get(chunk)
-        if extent is None:
+        stored = self._stored.get(chunk)
+        if stored is None:
             raise Refused("ENOENT", f"T3 does not hold chunk {chunk}")
         self._moving.add(chunk)
         try:
-            await self._store.load(extent, arena, slot)
+            await self._store.load(stored, arena, slot)
         except OSError as error:
             raise Refused("EIO", f"chunk {chunk} could not be read: {error}") from error
         finally:
@@ -126,17 +109,17 @@ class Migrator:
     def drop(self, chunk: int) -> None:
         """Forget what T3 holds of `chunk`, if anything. Raises Refused: EBUSY."""
         self._check_idle(chunk)
-        if chunk in self._extents:
+        if chunk in self._stored:
             self._give_back(chunk)
 
     def drop_range(self, first: int, chunks: int) -> None:
         """Forget what T3 holds of a freed allocation. Raises Refused: EBUSY; nothing is forgotten then."""
         after = first + chunks
         # The smaller of the two: an allocation may have a million chunks and T3 hold ten of them.
-        if chunks < len(self._extents):
-            held = [chunk for chunk in range(first, after) if chunk in self._extents]
+        if chunks < len(self._stored):
+            held = [chunk for chunk in range(first, after) if chunk in self._stored]
         else:
-            held = [chunk for chunk in self._extents if first <= chunk < after]
+            held = [chunk for chunk in self._stored if first <= chunk < after]
         for chunk in self._moving:
             if first <= chunk < after:
                 raise Refused("EBUSY", f"chunk {chunk} is being moved")
@@ -146,7 +129,7 @@ class Migrator:
     def close(self) -> None:
         """Give every extent back. Nothing may be under way."""
         assert not self._moving
-        for chunk in tuple(self._extents):
+        for chunk in tuple(self._stored):
             self._give_back(chunk)
 
     def _check_idle(self, chunk: int) -> None:
@@ -154,5 +137,5 @@ class Migrator:
             raise Refused("EBUSY", f"chunk {chunk} is being moved")
 
     def _give_back(self, chunk: int) -> None:
-        self._store.give_back(self._extents.pop(chunk))
+        self._store.give_back(self._stored.pop(chunk))
         self._returned(1)

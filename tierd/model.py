@@ -11,16 +11,20 @@ import enum
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 __all__ = [
     "MAX_CHUNK",
     "MIN_CHUNK",
+    "POLLS",
     "AllocationSnapshot",
     "ChunkState",
     "EndedSession",
+    "Poll",
     "SessionSnapshot",
     "SizeError",
     "Snapshot",
+    "SpillOptions",
     "SpillPathSnapshot",
     "Tier",
     "TierSnapshot",
@@ -116,6 +120,10 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
+Poll = Literal["none", "io", "sq"]
+POLLS: Mapping[str, Poll] = {"none": "none", "io": "io", "sq": "sq"}
+
+
 @dataclass(frozen=True, slots=True)
 class TierSnapshot:
     """One tier over all sessions."""
@@ -123,6 +131,17 @@ class TierSnapshot:
     tier: Tier
     total: int  #: bytes it may hold; for T1 the sum of the sessions' limits
     used: int  #: bytes of chunks in it
+
+
+@dataclass(frozen=True, slots=True)
+class SpillOptions:
+    """How a spill path is to be used."""
+
+    weight: float = 1.0  #: multiplies the share of the traffic that its speed gives it
+    encrypt: bool = False  #: with a key that is only in memory
+    daily_writes: int | None = None  #: bytes that should be written to it a day at most
+    deadline: float = 10.0  #: seconds without an answer after which its device counts as stalled
+    poll: Poll = "none"  #: see nvme.ring.Ring
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +153,14 @@ class SpillPathSnapshot:
     used: int  #: bytes of extents in use
     written: int  #: bytes written since it was opened
     read: int  #: bytes read since it was opened
+    state: str = "active"  #: see nvme.health.PathState
+    weight: float = 1.0
+    rate: int | None = None  #: measured, bytes/s; None while it is the only path
+    errors: int = 0  #: transfers that failed
+    retired: int = 0  #: bytes of extents that are out of use
+    encrypted: bool = False
+    daily_writes: int | None = None  #: bytes that may be written a day
+    written_today: int = 0  #: bytes of them
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import assert_never
 
-from .capacity import Limits, Session, feasible, room, targets
+from .capacity import Limits, Session, extents_needed, feasible, room, targets
 
 __all__ = [
     "Action",
@@ -30,10 +30,12 @@ __all__ = [
     "ArenaAsked",
     "ArenaReturned",
     "ArenaWaitOver",
+    "BudgetTurned",
     "Deny",
     "Event",
     "ExtentsChanged",
     "ExtentsReturned",
+    "ExtentsWithdrawn",
     "Freed",
     "Grant",
     "Joined",
@@ -67,6 +69,7 @@ class State:
     sessions: Mapping[int, Session] = field(default_factory=lambda: MappingProxyType({}))
     waiting: tuple[int, ...] = ()  #: sessions that wait for an arena, in order; no arena is free then
     next_arena: int = 1
+    budget_spent: bool = False  #: T3 has been written as much today as it should be
 
     @property
     def free_arenas(self) -> int:
@@ -133,6 +136,20 @@ class ExtentsChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class ExtentsWithdrawn:
+    """So many extents are to be taken out of use, if what lies below T1 still has a place then."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetTurned:
+    """What T3 should be written a day at most is used up, or a new day has begun."""
+
+    spent: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ArenaAsked:
     session: int
 
@@ -169,6 +186,8 @@ Event = (
     | SpillAsked
     | ExtentsReturned
     | ExtentsChanged
+    | ExtentsWithdrawn
+    | BudgetTurned
     | ArenaAsked
     | ArenaReturned
     | RecallFailed
@@ -255,6 +274,11 @@ def _allocated(state: State, event: Allocated) -> Transition:
     grown = replace(session, committed=session.committed + event.chunks)
     after = _with(state, event.session, grown)
     # What VRAM holds alone needs nothing of us, even when T3 has failed under the others.
+    if grown.overflow > session.overflow and state.budget_spent:
+        # What was promised must be kept, whatever it writes; no more is promised today.
+        unwritten = replace(state.limits, extents=state.extents_used)
+        if not feasible(unwritten, after.sessions):
+            raise Refused("ENOMEM", "only NVMe has room for that, and its daily budget of writes is used up")
     if grown.overflow and not _feasible(after):
         below = room(state.limits, state.sessions, event.session) - session.overflow
         left = max(0, session.vram - session.committed) + below
@@ -272,6 +296,8 @@ def _spill_asked(state: State, event: SpillAsked) -> Transition:
     session = state.sessions[event.session]
     if state.extents_used >= state.limits.extents:
         raise Refused("ENOSPC", "every extent is in use")
+    if state.budget_spent and state.free_arenas > 0:
+        raise Refused("ENOSPC", "the daily budget of writes is used up, and RAM has room")
     after = _with(state, event.session, replace(session, extents=session.extents + 1))
     if not _feasible(after):
         raise Refused("ENOSPC", "the extents left are kept for chunks that have no other place")
@@ -286,6 +312,22 @@ def _extents_returned(state: State, event: ExtentsReturned) -> Transition:
 
 def _extents_changed(state: State, event: ExtentsChanged) -> Transition:
     return replace(state, limits=replace(state.limits, extents=event.extents)), ()
+
+
+def _extents_withdrawn(state: State, event: ExtentsWithdrawn) -> Transition:
+    left = state.limits.extents - event.count
+    after = replace(state, limits=replace(state.limits, extents=left))
+    needed = extents_needed(after.limits, after.sessions.values())
+    if needed is None or needed > left:
+        raise Refused(
+            "ENOSPC",
+            f"applications may need {needed or state.extents_used} extents, and {left} would be left",
+        )
+    return after, ()
+
+
+def _budget_turned(state: State, event: BudgetTurned) -> Transition:
+    return replace(state, budget_spent=event.spent), ()
 
 
 def _arena_asked(state: State, event: ArenaAsked) -> Transition:
@@ -392,6 +434,10 @@ def apply(state: State, event: Event) -> Transition:
             return _freed(state, event)
         case ExtentsChanged():
             return _extents_changed(state, event)
+        case ExtentsWithdrawn():
+            return _extents_withdrawn(state, event)
+        case BudgetTurned():
+            return _budget_turned(state, event)
         case ArenaAsked():
             return _arena_asked(state, event)
         case ArenaReturned():

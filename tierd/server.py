@@ -69,6 +69,15 @@ class Control(Protocol):
     async def unmount(self) -> None:
         """Unmount the view."""
 
+    async def spill_add(self, request: Request, /) -> None:
+        """Take a spill path into use, or call its drain off."""
+
+    def spill_drain(self, path: str, /) -> object:
+        """Begin to move what a spill path holds elsewhere."""
+
+    async def spill_remove(self, path: str, /) -> None:
+        """The same; returns once it is empty and closed."""
+
     def stop(self) -> None:
         """Begin to end the daemon."""
 
@@ -172,6 +181,12 @@ async def _serve_control(connection: Connection, control: Control, peer: Peer) -
                 await control.mount(request.text("dir"))
             elif name == "unmount":
                 await control.unmount()
+            elif name == "spill_add":
+                await control.spill_add(request)
+            elif name == "spill_drain":
+                control.spill_drain(request.text("path"))
+            elif name == "spill_remove":
+                await control.spill_remove(request.text("path"))
             elif name != "stop":
                 raise ControlError("EISCONN", f"{name} was said already")
             await connection.answer(request)

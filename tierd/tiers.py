@@ -12,15 +12,18 @@ import trio
 from .arena import Arena, ArenaError, ArenaPool
 from .capacity import Limits
 from .nvme.errors import NoSpace
-from .nvme.stripe import SpillSet
+from .nvme.path import SpillPath
+from .nvme.spillset import SpillSet
 from .policy import (
     ArenaAsked,
     ArenaReturned,
     ArenaWaitOver,
+    BudgetTurned,
     Deny,
     Event,
     ExtentsChanged,
     ExtentsReturned,
+    ExtentsWithdrawn,
     Grant,
     Joined,
     Left,
@@ -105,7 +108,9 @@ class Tiers:
     def apply(self, event: Event) -> None:
         """Let `event` happen and begin what follows. Raises policy.Refused; nothing happened then."""
         if self.store.total != self._state.limits.extents:
-            self._step(ExtentsChanged(self.store.total))  # extents failed
+            self._step(ExtentsChanged(self.store.total))  # extents failed, or a path was added
+        if self.store.budget_spent is not self._state.budget_spent:
+            self._step(BudgetTurned(self.store.budget_spent))
         self._step(event)
 
     def _step(self, event: Event) -> None:
@@ -127,6 +132,12 @@ class Tiers:
     def return_extents(self, id: int, count: int) -> None:
         """A session gave extents back."""
         self.apply(ExtentsReturned(id, count))
+
+    def withdraw(self, path: SpillPath) -> None:
+        """Begin to move what a spill path holds elsewhere. Raises policy.Refused: ENOSPC."""
+        if path.counts:
+            self.apply(ExtentsWithdrawn(path.extents.total))
+        self.store.drain(path)
 
     async def reserve_arena(self, id: int) -> int:
         """The id of an arena that the session may have, after recalling one from another if need be.

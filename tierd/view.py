@@ -3,7 +3,8 @@
 
     VIEW/version  pid  socket  chunk_bytes  arena_bytes  arenas
     VIEW/tiers/{vram,ram,nvme}/{total_bytes,used_bytes}
-    VIEW/spill/<n>/{path,total_bytes,used_bytes,written_bytes,read_bytes}
+    VIEW/spill/<n>/{path,total_bytes,used_bytes,written_bytes,read_bytes,
+                    state,errors,retired_bytes,written_today_bytes}
     VIEW/sessions/<id>/{pid,uid,name,vram_slots,vram_bytes,committed_chunks}
     VIEW/sessions/<id>/{t1_bytes,t2_bytes,t3_bytes,nvme_written_bytes,nvme_read_bytes}
     VIEW/sessions/<id>/counters/<name>

@@ -112,6 +112,10 @@ def _spill(path: SpillPathSnapshot) -> Directory:
             "used_bytes": _value(path.used),
             "written_bytes": _value(path.written),
             "read_bytes": _value(path.read),
+            "state": _value(path.state),
+            "errors": _value(path.errors),
+            "retired_bytes": _value(path.retired),
+            "written_today_bytes": _value(path.written_today),
         }
     )
 

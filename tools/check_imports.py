@@ -23,6 +23,7 @@ TIERD: Layers = (
     ("__main__",),
     ("cli",),
     ("daemon",),
+    ("spillcontrol",),
     ("server session listener", "pressure", "view viewtree fusemount", "metrics"),
     ("migrate tiers", "statemap"),
     ("policy capacity", "arena", "nvme", "wire", "config tomlfile", "startup", "notify"),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,9 +17,12 @@ from tierd.policy import (
     ArenaAsked,
     ArenaReturned,
     ArenaWaitOver,
+    BudgetTurned,
     Deny,
     Event,
+    ExtentsChanged,
     ExtentsReturned,
+    ExtentsWithdrawn,
     Freed,
     Grant,
     Joined,
@@ -174,6 +178,23 @@ class Policy(RuleBasedStateMachine):
         assert self.happen(Left(id))
         del self.below[id]
 
+    # Spill paths
+
+    @rule(count=st.integers(1, 6))
+    def add_path(self, count: int) -> None:
+        assert self.happen(ExtentsChanged(self.state.limits.extents + count))
+
+    @rule(data=st.data())
+    def drain_path(self, data: st.DataObject) -> None:
+        count = data.draw(st.integers(0, self.state.limits.extents))
+        limits = replace(self.state.limits, extents=self.state.limits.extents - count)
+        # What it holds has a place elsewhere, or it stays.
+        assert self.happen(ExtentsWithdrawn(count)) is feasible(limits, self.state.sessions)
+
+    @rule(spent=st.booleans())
+    def budget(self, spent: bool) -> None:
+        assert self.happen(BudgetTurned(spent))
+
     @precondition(lambda self: self.state.sessions)
     @rule(data=st.data(), slots=st.integers(0, 8))
     def vram(self, data: st.DataObject, slots: int) -> None:
@@ -187,6 +208,10 @@ class Policy(RuleBasedStateMachine):
         session = self.state.sessions[id]
         left = room(self.state.limits, self.state.sessions, id)
         fits = session.committed + chunks <= session.vram + left
+        if fits and self.state.budget_spent:
+            grown = replace(session, committed=session.committed + chunks)
+            today = replace(self.state.limits, extents=self.state.extents_used)
+            fits = grown.overflow <= session.overflow or feasible(today, {**self.state.sessions, id: grown})
         assert self.happen(Allocated(id, chunks)) is fits
 
     @precondition(lambda self: self.state.sessions)
@@ -265,6 +290,8 @@ class Policy(RuleBasedStateMachine):
         self.below[id] -= min(max(0, session.vram - in_vram), max(0, self.below[id] - kept))
         while self.below[id] > kept:
             if not self.happen(SpillAsked(id)):
+                if self.state.budget_spent and self.state.free_arenas:
+                    return False  # nobody needs the arena any more
                 # Since the recall the session has become entitled to the arena, so it may keep it.
                 session = self.state.sessions[id]
                 assert len(session.arenas) <= targets(self.state.limits, self.state.sessions)[id]

@@ -11,6 +11,7 @@ import pytest
 
 from tierd import config, tomlfile
 from tierd.config import ConfigError, SpillSpec
+from tierd.model import SpillOptions
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -121,6 +122,12 @@ def test_variables_win_over_the_file_and_flags_over_both(tmp_path: Path) -> None
         ("[[spill]]\npath='/a'\nsize='80%'", 3, "a percentage has no meaning here"),
         ("[[spill]]\npath='/a'\nsize='5 apples'", 3, "unknown unit 'apples'"),
         ("[[spill]]\npath='/a'\nsize='1MiB'", 2, "/a: 1.0 MiB is too small, one chunk is 16.0 MiB"),
+        ("[[spill]]\npath='/a'\nweight=0", 3, "a number from 0.001 to 1000 is wanted, not 0"),
+        ("[[spill]]\npath='/a'\nweight=nan", 3, "a number from 0.001 to 1000 is wanted, not nan"),
+        ("[[spill]]\npath='/a'\ndeadline='soon'", 3, "a number from 0.1 to 3600 is wanted, not 'soon'"),
+        ("[[spill]]\npath='/a'\nencrypt=1", 3, "encrypt is true or false, not 1"),
+        ("[[spill]]\npath='/a'\npoll='fast'", 3, "poll is one of none, io, sq, not 'fast'"),
+        ("[[spill]]\npath='/a'\ndaily_writes='much'", 3, "'much' is not a size"),
         ("[[spill]]\npath='/a'\n[[spill]]\npath='/x/../a'", 4, "/a is a spill path already"),
         (
             "[tierd]\nchunk = '3MiB'",
@@ -296,3 +303,20 @@ def test_default_socket(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert config.default_socket({"XDG_RUNTIME_DIR": "/x"}) == Path("/x/greenboost/tierd.sock")
     assert config.default_socket({}) == Path("/run/user/1000/greenboost/tierd.sock")
+
+
+def test_how_a_spill_path_is_used(tmp_path: Path) -> None:
+    text = """
+        [[spill]]
+        path = "/a"
+        weight = 2
+        encrypt = true
+        daily_writes = "500GB"
+        deadline = 2.5
+        poll = "sq"
+        [[spill]]
+        path = "/b"
+    """
+    first, second = config.check(write(tmp_path, text)).spill
+    assert first.options == SpillOptions(2.0, True, 500 * 1000**3, 2.5, "sq")
+    assert second.options == SpillOptions()

@@ -94,6 +94,14 @@ def test_keys_are_stable_and_values_are_json() -> None:
         "used_bytes": 2 * MIB,
         "written_bytes": 6 * MIB,
         "read_bytes": 4 * MIB,
+        "state": "active",
+        "weight": 1.0,
+        "rate_bytes_per_second": None,
+        "errors": 0,
+        "retired_bytes": 0,
+        "encrypted": False,
+        "daily_writes_bytes": None,
+        "written_today_bytes": 0,
     }
     common = {
         "id",

@@ -111,6 +111,13 @@ async def test_files_that_cannot_be_polled(flags: int, memory: memoryview) -> No
             assert ring.statistics().requests == 0
 
 
+def test_whether_a_file_can_be_polled_is_found_out_when_it_is_opened(tmp_path: Path) -> None:
+    with scratch(Path("/dev/shm"), os.O_DIRECT) as fd, Ring(poll="io") as ring:
+        file = ring.add_file(fd)
+        with pytest.raises(RingError, match=r"nvme\.poll_queues=2"):
+            ring.check_polling(file)
+
+
 async def test_polling_for_completions(tmp_path: Path, memory: memoryview) -> None:
     refused = False
     with scratch(tmp_path, os.O_DIRECT) as fd:

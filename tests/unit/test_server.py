@@ -129,6 +129,17 @@ class FakeControl:
     async def unmount(self) -> None:
         self.asked.append("unmount")
 
+    async def spill_add(self, request: Request) -> None:
+        self.asked.append(f"add {request.text('path')} {request.uint('size')}")
+
+    def spill_drain(self, path: str) -> None:
+        self.asked.append(f"drain {path}")
+
+    async def spill_remove(self, path: str) -> None:
+        if path == "/nowhere":
+            raise ControlError("ENOENT", "no such path")
+        self.asked.append(f"remove {path}")
+
     def stop(self) -> None:
         self.ended.set()
 

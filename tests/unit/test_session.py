@@ -16,8 +16,7 @@ from tests.unit.daemon_harness import CHUNK, RawPeer, running, status, wait_unti
 from tests.unit.fake_shim import connect_shim, new_state
 from tierd import session, tiers
 from tierd.arena import Arena
-from tierd.nvme.extents import Extent
-from tierd.nvme.stripe import SpillSet
+from tierd.nvme.spillset import SpillSet, Stored
 from tierd.wire import Connection, Disconnected, RemoteError, Request, WireError
 
 pytestmark = pytest.mark.usefixtures("no_leaked_fds")
@@ -70,13 +69,13 @@ async def test_bytes_go_to_t3_and_come_back(tmp_path: Path) -> None:
         arena = await shim.arena()
         assert arena.slots == 2
         for chunk in range(8):
-            arena.write(0, b"chunk %d " % chunk)
+            arena.write(0, b"chunk %d. " % chunk)
             await shim.call("spill", chunk=chunk, arena=arena.id, slot=0)
         arena.write(0, b"-")
         assert (await status(conf))["tiers"]["nvme"] == {"total_bytes": 8 * CHUNK, "used_bytes": 8 * CHUNK}
         for chunk in reversed(range(8)):
             await shim.call("fetch", chunk=chunk, arena=arena.id, slot=1)
-            expected = b"chunk %d " % chunk
+            expected = b"chunk %d. " % chunk
             assert arena.read(1) == (expected * CHUNK)[:CHUNK]
         (path,) = (await status(conf))["spill"]
         assert (path["used_bytes"], path["written_bytes"], path["read_bytes"]) == (0, 8 * CHUNK, 8 * CHUNK)
@@ -192,10 +191,10 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
     gate = Gate()
     load = SpillSet.load
 
-    async def gated(self: SpillSet, extent: Extent, arena: Arena, slot: int) -> None:
+    async def gated(self: SpillSet, stored: Stored, arena: Arena, slot: int) -> None:
         gate.entered.set()
         await gate.open.wait()
-        await load(self, extent, arena, slot)
+        await load(self, stored, arena, slot)
 
     monkeypatch.setattr(SpillSet, "load", gated)
     return gate

@@ -38,7 +38,16 @@ def test_every_op_is_declared_once_for_its_sender() -> None:
             "drop",
             "bye",
         },
-        Sender.CONTROL: {"hello", "status", "mount", "unmount", "stop"},
+        Sender.CONTROL: {
+            "hello",
+            "status",
+            "mount",
+            "unmount",
+            "spill_add",
+            "spill_drain",
+            "spill_remove",
+            "stop",
+        },
         Sender.DAEMON: {"recall"},
     }
 

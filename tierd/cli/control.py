@@ -26,10 +26,12 @@ def daemon_socket(flag: str | None) -> Path:
         raise UsageError(str(error)) from None
 
 
-def ask(socket: Path, op: str, **fields: object) -> dict[str, object]:
+def ask(
+    socket: Path, op: str, *, timeout: float | None = wire.PATIENCE, **fields: object
+) -> dict[str, object]:
     """The daemon's answer to one request. Raises CommandError, saying what to do."""
     try:
-        with wire.connect(socket) as client:
+        with wire.connect(socket, timeout=timeout) as client:
             return client.call(op, **fields)
     except wire.NoDaemonError as error:
         raise CommandError(f"{error}; start one with 'greenboost daemon', or name its --socket") from None

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the commands' argument parsers share."""
+"""What the commands' argument parsers and tables share."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-__all__ = ["Commands", "add_command", "add_socket", "add_tiers"]
+__all__ = ["Commands", "add_command", "add_socket", "add_tiers", "columns"]
 
 # Quoted: argparse's class takes a parameter for type checkers only.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -47,3 +47,11 @@ def add_tiers(parser: argparse.ArgumentParser) -> None:
         help="a file or block device for what RAM cannot hold; may be repeated",
     )
     parser.add_argument("--view", metavar="DIR", help="mount the view on this empty directory")
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The rows as lines whose cells stand one below the other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ..model import format_size
 from .control import daemon_socket, status_of
-from .parsers import Commands, add_command, add_socket
+from .parsers import Commands, add_command, add_socket, columns
 
 __all__ = ["add_to"]
 
@@ -45,17 +45,17 @@ def _text(status: Mapping[str, Any]) -> str:
         (name, format_size(tier["used_bytes"]), format_size(tier["total_bytes"]))
         for name, tier in status["tiers"].items()
     ]
-    lines += ["", *_columns(rows)]
+    lines += ["", *columns(rows)]
     if status["spill"]:
         paths = [("SPILL PATH", "USED", "TOTAL", "WRITTEN", "READ")]
         paths += [
             (path["path"], *(format_size(path[f"{k}_bytes"]) for k in ("used", "total", "written", "read")))
             for path in status["spill"]
         ]
-        lines += ["", *_columns(paths)]
+        lines += ["", *columns(paths)]
     if status["sessions"]:
         header = ("SESSION", "PID", "NAME", "VRAM", "RAM", "NVME", "FOUND", "WAITED FOR")
-        lines += ["", *_columns([header, *map(_session, status["sessions"])])]
+        lines += ["", *columns([header, *map(_session, status["sessions"])])]
     return "\n".join(lines)
 
 
@@ -69,10 +69,3 @@ def _session(session: Mapping[str, Any]) -> tuple[str, ...]:
         f"{counters.get('chunk_hits', 0):,}",
         f"{counters.get('chunk_stalls', 0):,}",
     )
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]

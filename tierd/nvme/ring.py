@@ -29,6 +29,7 @@ from one may be: bytes of another kind then reach a region that holds nothing.
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -40,10 +41,12 @@ from typing import TYPE_CHECKING, NoReturn, Self
 import outcome
 import trio
 
+from tierd.model import Poll
+
 from ._uring import ffi, lib
 from .call import Abandoned, Call
 from .errors import RingError
-from .ringsetup import Poll, buffer_error, cannot_poll, new_ring
+from .ringsetup import buffer_error, cannot_poll, new_ring
 from .table import Table
 
 if TYPE_CHECKING:
@@ -214,6 +217,28 @@ class Ring:
             self._file_table.give_back(index, 1)
             raise OSError(-error, f"io_uring cannot register file descriptor {fd}: {os.strerror(-error)}")
         return RingFile(index)
+
+    def check_polling(self, file: RingFile) -> None:
+        """Reads the file's first block, before run(), where the ring polls for completions.
+
+        Raises RingError where it cannot be polled, which the kernel says only when it is tried, and
+        OSError where it cannot be read.
+        """
+        if self._poll != "io":
+            return
+        with mmap.mmap(-1, mmap.PAGESIZE) as page, memoryview(page) as memory:
+            buffer = self.add_buffer(memory, fixed=False)
+            try:
+                lib.gb_ring_start(self._ring, 0, file.index, buffer.first, 0, mmap.PAGESIZE, 0)
+                while not lib.gb_ring_reap(self._ring, self._ended, self._results):
+                    pass
+                error = -self._results[0]
+            finally:
+                self.remove_buffer(buffer)
+        if error == errno.EOPNOTSUPP:
+            raise cannot_poll()
+        if error:
+            raise OSError(error, os.strerror(error))
 
     def remove_file(self, file: RingFile) -> None:
         """Lets go of a file. Raises trio.BusyResourceError while a request uses it.

@@ -6,9 +6,9 @@ from __future__ import annotations
 import errno
 import os
 import resource
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from tierd.model import format_size
+from tierd.model import Poll, format_size
 
 from ._uring import ffi, lib
 from .errors import MemlockError, RingError
@@ -16,9 +16,7 @@ from .errors import MemlockError, RingError
 if TYPE_CHECKING:
     from ._uring import CData
 
-__all__ = ["SETUPS", "Poll", "buffer_error", "cannot_poll", "new_ring"]
-
-Poll = Literal["none", "io", "sq"]
+__all__ = ["SETUPS", "buffer_error", "cannot_poll", "new_ring"]
 
 # include/uapi/linux/io_uring.h
 IOPOLL = 1 << 0

@@ -6,19 +6,24 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
+
+from tierd.model import SpillOptions
 
 from .ring import Ring, RingBuffer, RingFile
 from .slots import Arena, slot_offset
 from .spillpath import DATA_OFFSET, OpenPath, is_same_file, open_spill_path, write_superblock
 from .superblock import State
 
-__all__ = ["SpillFile"]
+__all__ = ["SpillFile", "open_spill_files"]
 
 _log = logging.getLogger(__name__)
+
+_DEFAULTS = SpillOptions()
 
 
 class SpillFile:
@@ -28,8 +33,9 @@ class SpillFile:
     that checking a configuration takes. Transfers need a ring: see attach().
     """
 
-    def __init__(self, opened: OpenPath, chunk: int) -> None:
+    def __init__(self, opened: OpenPath, chunk: int, options: SpillOptions) -> None:
         self.path = opened.path
+        self.options = options
         self.chunk = chunk  #: bytes of an extent
         self.extents = (opened.size - DATA_OFFSET) // chunk
         self.size = opened.size  #: bytes in all
@@ -44,12 +50,21 @@ class SpillFile:
         self._buffers: dict[int, RingBuffer] = {}
 
     @classmethod
-    def open(cls, path: str, size: int | None, chunk: int, *, ephemeral: bool = False) -> Self:
+    def open(
+        cls,
+        path: str,
+        size: int | None,
+        chunk: int,
+        *,
+        ephemeral: bool = False,
+        force: bool = False,
+        options: SpillOptions = _DEFAULTS,
+    ) -> Self:
         """Opens or creates a spill path; see open_spill_path(). Raises SpillPathError."""
-        opened = open_spill_path(path, size, chunk, ephemeral=ephemeral)
+        opened = open_spill_path(path, size, chunk, ephemeral=ephemeral, force=force)
         if opened.adopted:
             _log.info("spill path %s was not closed in order; its space is used again", path)
-        return cls(opened, chunk)
+        return cls(opened, chunk, options)
 
     def __enter__(self) -> Self:
         return self
@@ -89,7 +104,9 @@ class SpillFile:
 
     def attach(self, ring: Ring) -> None:
         """Makes transfers go through this ring, whose pump runs. Raises OSError."""
-        self._file = ring.add_file(self._fd)
+        file = ring.add_file(self._fd)
+        ring.check_polling(file)
+        self._file = file
         self._ring = ring
 
     def detach(self) -> None:
@@ -119,19 +136,27 @@ class SpillFile:
         del self._buffers[arena.id]
 
     async def write(
-        self, index: int, arena: Arena, slot: int, *, meanwhile: Callable[[], None] | None = None
+        self,
+        index: int,
+        arena: Arena,
+        slot: int,
+        *,
+        meanwhile: Callable[[], None] | None = None,
+        late: Callable[[], None] | None = None,
     ) -> None:
         """Writes a slot to extent `index`. Raises OSError; see Ring.write()."""
         ring, file, buffer = self._prepare(index, arena)
-        await ring.write(
-            file, buffer, slot_offset(arena, slot), self.chunk, self._position(index), meanwhile=meanwhile
-        )
+        offset, position = slot_offset(arena, slot), self._position(index)
+        await ring.write(file, buffer, offset, self.chunk, position, meanwhile=meanwhile, late=late)
         self.bytes_written += self.chunk
 
-    async def read(self, index: int, arena: Arena, slot: int) -> None:
+    async def read(
+        self, index: int, arena: Arena, slot: int, *, late: Callable[[], None] | None = None
+    ) -> None:
         """Reads extent `index` into a slot. Raises OSError; see Ring.read()."""
         ring, file, buffer = self._prepare(index, arena)
-        await ring.read(file, buffer, slot_offset(arena, slot), self.chunk, self._position(index))
+        offset, position = slot_offset(arena, slot), self._position(index)
+        await ring.read(file, buffer, offset, self.chunk, position, late=late)
         self.bytes_read += self.chunk
 
     def _position(self, index: int) -> int:
@@ -152,3 +177,13 @@ class SpillFile:
         if self._ring is None or self._file is None:
             raise RuntimeError(f"{self.path} has no ring: attach() it first")
         return self._ring, self._file
+
+
+def open_spill_files(
+    paths: Iterable[tuple[str, int | None]], chunk: int, *, ephemeral: bool = False
+) -> list[SpillFile]:
+    """Opens every path with its size, or none: see SpillFile.open(). Raises SpillPathError."""
+    with ExitStack() as undo:
+        files = [undo.enter_context(SpillFile.open(p, size, chunk, ephemeral=ephemeral)) for p, size in paths]
+        undo.pop_all()
+    return files

@@ -58,6 +58,7 @@ class _Wanted:
     size: int | None
     chunk: int
     ephemeral: bool
+    force: bool
 
     @property
     def minimum(self) -> int:
@@ -67,15 +68,18 @@ class _Wanted:
         return SpillPathError(self.path, wrong, remedy)
 
 
-def open_spill_path(path: str, size: int | None, chunk: int, *, ephemeral: bool = False) -> OpenPath:
+def open_spill_path(
+    path: str, size: int | None, chunk: int, *, ephemeral: bool = False, force: bool = False
+) -> OpenPath:
     """Opens a file, directory or block device to hold extents of `chunk` bytes.
 
     `size`, in bytes, is needed where a file has to be created; on something that exists it is an
     upper bound for a device, and a file is extended to it. With `ephemeral` a file that has to be
-    created never gets a name, so that nothing is left behind even by SIGKILL. Blocks for as long as
+    created never gets a name, so that nothing is left behind even by SIGKILL. `force` takes a block
+    device whatever it holds; it changes nothing for files, which can be deleted. Blocks for as long as
     the file system takes to allocate. Raises SpillPathError.
     """
-    wanted = _Wanted(path, size, chunk, ephemeral)
+    wanted = _Wanted(path, size, chunk, ephemeral, force)
     if size is not None:
         _check_size(wanted, size)
     # Twice at most: a file may appear or go between two system calls when another daemon starts or
@@ -203,11 +207,12 @@ def _open_device(wanted: _Wanted, undo: ExitStack) -> OpenPath:
     whole = os.lseek(fd, 0, os.SEEK_END)
     size = whole if wanted.size is None else min(wanted.size, whole)
     _check_size(wanted, size)
-    previous = _read_superblock(wanted, fd)
-    if previous is None and not _is_blank(wanted, fd, whole):
+    previous = _device_superblock(wanted, fd)
+    if previous is None and not wanted.force and not _is_blank(wanted, fd, whole):
         raise wanted.refuse(
             "is a block device that holds something else: a file system or a partition table, maybe",
-            "make sure that nobody needs it, then wipe it with 'wipefs --all' and 'blkdiscard --zeroout'",
+            "make sure that nobody needs it, then use 'greenboost spill add --force', or wipe it with "
+            "'wipefs --all' and 'blkdiscard --zeroout'",
         )
     superblock = _next_superblock(wanted, previous, created=False)
     _write_first(wanted, fd, superblock)
@@ -309,6 +314,15 @@ def _read_superblock(wanted: _Wanted, fd: int) -> Superblock | None:
         return Superblock.unpack(_read(wanted, fd, BLOCK, 0))
     except SuperblockError as error:
         raise wanted.refuse(str(error), "delete the file, or wipe the device, if nobody needs it") from error
+
+
+def _device_superblock(wanted: _Wanted, fd: int) -> Superblock | None:
+    try:
+        return _read_superblock(wanted, fd)
+    except SpillPathError:
+        if wanted.force:
+            return None
+        raise
 
 
 def _is_blank(wanted: _Wanted, fd: int, whole: int) -> bool:

@@ -6,7 +6,7 @@ descriptors over a socket, connection is the daemon's side in trio and client th
 command line.
 """
 
-from .client import Client, NoDaemonError, connect
+from .client import PATIENCE, Client, NoDaemonError, connect
 from .codec import Answer, RemoteError, Request, WireError
 from .connection import Connection
 from .packet import Disconnected, close_fds
@@ -33,6 +33,7 @@ __all__ = [
     "MAX_STATE_CHUNKS",
     "MAX_UNDER_WAY",
     "OPS",
+    "PATIENCE",
     "PROTOCOL_VERSION",
     "STATE_HEADER_BYTES",
     "STATE_MAGIC",

@@ -15,9 +15,9 @@ from .codec import Answer, RemoteError, WireError
 from .packet import Disconnected, close_fds, receive_packet, send_packet
 from .schema import OPS, PROTOCOL_VERSION, Sender
 
-__all__ = ["Client", "NoDaemonError", "connect"]
+__all__ = ["PATIENCE", "Client", "NoDaemonError", "connect"]
 
-_PATIENCE = 30.0
+PATIENCE = 30.0
 """Seconds for the daemon to answer: a mount or the end of a large daemon are the longest."""
 
 
@@ -25,10 +25,11 @@ class NoDaemonError(ConnectionError):
     """No daemon listens; the message names the socket and the reason."""
 
 
-def connect(path: Path | str, *, timeout: float = _PATIENCE) -> Client:
+def connect(path: Path | str, *, timeout: float | None = PATIENCE) -> Client:
     """A control connection to the daemon at socket `path`.
 
-    Raises NoDaemonError when there is none, RemoteError when it refuses us.
+    `timeout`, in seconds, is for every answer. Raises NoDaemonError when there is none, RemoteError
+    when it refuses us.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:

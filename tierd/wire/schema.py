@@ -111,6 +111,7 @@ _FIRST = _uint("first", MAX_STATE_CHUNKS - 1)
 _ARENA = _uint("arena", U32)
 _SLOT = _uint("slot", U32)
 _PLACE = (_CHUNK, _ARENA, _SLOT)
+_PATH = _text("path", 4096)
 _HELLO = (_uint("v", U32), _text("role", 16))
 
 _DECLARED = (
@@ -139,6 +140,22 @@ _DECLARED = (
     Op("status", Sender.CONTROL, answer=(_uint("bytes"),), answer_fds=1),
     Op("mount", Sender.CONTROL, request=(_text("dir", 4096),)),
     Op("unmount", Sender.CONTROL),
+    Op(
+        "spill_add",
+        Sender.CONTROL,
+        request=(
+            _PATH,
+            _uint("size"),  # bytes; 0: not given
+            _uint("weight", U32, low=1),  # thousandths
+            _uint("encrypt", 1),
+            _uint("daily_writes"),  # bytes; 0: no limit
+            _uint("deadline", U32, low=1),  # milliseconds
+            _text("poll", 16),
+            _uint("force", 1),
+        ),
+    ),
+    Op("spill_drain", Sender.CONTROL, request=(_PATH,)),
+    Op("spill_remove", Sender.CONTROL, request=(_PATH,)),
     Op("stop", Sender.CONTROL),
 )
 

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One spill path in use: its extents, what is stored in them, and how its device fares.
+
+Invariants, across every await:
+
+- An extent is free, or holds one chunk (owners), or is being written, or is retired.
+- An extent that the kernel may still read or write is *pinned*, and free only once it is not: a late
+  write of a device that had stalled must not land in the next owner's bytes.
+- A read returns what was written, or raises.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import trio
+
+from tierd.model import SpillPathSnapshot
+
+from .budget import Budget
+from .checksum import Checksums, digest_in_thread_if_large, digest_while
+from .crypt import Cipher
+from .errors import ExtentError
+from .extents import ExtentAllocator
+from .health import Health, PathState
+from .notice import Notice
+from .ring import Abandoned, Ring
+from .slots import Arena, slot_memory
+from .spillfile import SpillFile
+from .transit import Transit
+
+__all__ = ["SpillPath", "Stored"]
+
+_log = logging.getLogger(__name__)
+
+_READ_TRIES = 2
+"""Times that a read is tried: a bus may fail once, and a bit may flip on the way."""
+
+
+class Stored:
+    """Where a chunk is in T3; its owner loads it and gives it back, and it may be moved meanwhile.
+
+    `path` is None for what no device holds: then `index` is the word that fills the chunk, or -1
+    once it was given back.
+    """
+
+    __slots__ = ("index", "path")
+
+    def __init__(self, path: SpillPath | None, index: int) -> None:
+        self.path = path
+        self.index = index  #: the extent
+
+
+class SpillPath:
+    """A file or device that is open, with its ring.
+
+    `changed` is told whenever there may be room, or a chunk to move, where there was none.
+    """
+
+    def __init__(
+        self,
+        file: SpillFile,
+        ring: Ring,
+        ciphering: Transit,
+        changed: Notice,
+    ) -> None:
+        self.file = file
+        self.ring = ring
+        self.options = file.options
+        self.extents = ExtentAllocator(file.extents)
+        self.owners: list[Stored | None] = [None] * file.extents
+        self.health = Health()
+        self.budget = Budget(file.options.daily_writes, file.chunk)
+        self.rate: float | None = None  #: measured, bytes/s; see probe.py
+        self.assumed_rate = 1.0  #: where it could not be measured
+        self.credit = 0.0  # striping's
+        self.ready = True  #: False while nothing but measuring may use it
+        self.leave = trio.Event()  #: it is to be taken out of use
+        self.gone = trio.Event()  #: nothing drives its ring any more
+        self._cipher = Cipher() if file.options.encrypt else None
+        self._ciphering = ciphering
+        self._changed = changed
+        self._checksums = Checksums(file.extents)
+        self._pins: dict[int, int] = {}
+        self._leaving: set[int] = set()  # extents to be given back once they are not pinned
+
+    def close(self) -> None:
+        """Forgets the key, if there is one. The file and the ring are closed by whoever made them."""
+        if self._cipher is not None:
+            self._cipher.close()
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self.file.path
+
+    @property
+    def state(self) -> PathState:
+        """What it is good for."""
+        return self.health.state
+
+    @property
+    def takes(self) -> bool:
+        """Whether a chunk can be written to it now."""
+        return self.ready and self.state is PathState.ACTIVE and self.extents.free > 0
+
+    @property
+    def counts(self) -> bool:
+        """Whether its room may be promised to anybody."""
+        return self.ready and not self.empties
+
+    @property
+    def empties(self) -> bool:
+        """Whether what it holds is to be moved elsewhere."""
+        return self.state in (PathState.DRAINING, PathState.FAILED)
+
+    @property
+    def share(self) -> float:
+        """See stripe.Striped."""
+        return (self.rate or self.assumed_rate) * self.options.weight
+
+    def set_stalled(self, stalled: bool) -> None:
+        """The device does not answer, or answers again."""
+        self.health.stall(stalled)
+        self.ring.stalled = stalled
+        self._changed.tell()
+
+    @property
+    def under_way(self) -> int:
+        """Extents that the kernel may still read or write."""
+        return len(self._pins)
+
+    def snapshot(self) -> SpillPathSnapshot:
+        """The path at this moment."""
+        chunk = self.file.chunk
+        return SpillPathSnapshot(
+            path=self.name,
+            total=self.extents.total * chunk,
+            used=self.extents.owned * chunk,
+            written=self.file.bytes_written,
+            read=self.file.bytes_read,
+            state=self.state.value,
+            weight=self.options.weight,
+            rate=None if self.rate is None else round(self.rate),
+            errors=self.health.errors,
+            retired=self.extents.retired * chunk,
+            encrypted=self._cipher is not None,
+            daily_writes=self.options.daily_writes,
+            written_today=self.budget.written_today(time.time()),
+        )
+
+    # Storing. What is stored is the caller's from here on.
+
+    async def store(self, arena: Arena, slot: int) -> Stored:
+        """Writes a slot, which must not change meanwhile, to an extent. Raises OSError and NoSpace.
+
+        After any exception, trio.Cancelled too, nothing is stored.
+        """
+        index = self.extents.take()
+        try:
+            await self._write(index, arena, slot)
+        except BaseException as error:
+            if isinstance(error, OSError) and not isinstance(error, Abandoned):
+                self._erred(error, write=True)
+                self.extents.retire(index)
+            self._release(index)
+            raise
+        self.health.succeeded(write=True)
+        self.budget.wrote(time.time())
+        stored = Stored(self, index)
+        self.owners[index] = stored
+        return stored
+
+    async def _write(self, index: int, arena: Arena, slot: int) -> None:
+        if self._cipher is None:
+            with slot_memory(arena, slot) as memory:
+                self._checksums[index] = await digest_while(
+                    memory, lambda meanwhile: self._send(index, arena, slot, meanwhile)
+                )
+            return
+        async with self._ciphering.slot() as place:
+            with slot_memory(arena, slot) as plain, slot_memory(*place) as secret:
+                # Of the plain bytes: so a wrong key or tweak is found out as well.
+                self._checksums[index] = await digest_in_thread_if_large(plain)
+                await trio.to_thread.run_sync(
+                    self._cipher.encrypt, index, self.extents.generation(index), plain, secret
+                )
+            await self._send(index, *place, None)
+
+    async def _send(self, index: int, arena: Arena, slot: int, meanwhile: Callable[[], None] | None) -> None:
+        with self._pinned(index) as late:
+            await self.file.write(index, arena, slot, meanwhile=meanwhile, late=late)
+
+    # Loading
+
+    async def load(self, index: int, arena: Arena, slot: int) -> None:
+        """Reads what an extent holds into a slot and proves it right; the extent keeps it.
+
+        Raises OSError: EIO also when the device returned other bytes than were written. The extent
+        is then retired. After any exception the slot's content is undefined.
+        """
+        expected = self._checksums.get(index)
+        if expected is None:
+            raise ExtentError(f"nothing is stored in extent {index} of {self.name}")
+        generation = self.extents.generation(index)
+        self._pin(index)  # for all tries, and against its being moved meanwhile
+        try:
+            for tries_left in reversed(range(_READ_TRIES)):
+                try:
+                    await self._read(index, generation, expected, arena, slot)
+                    self.health.succeeded(write=False)
+                    return
+                except OSError as error:
+                    if tries_left:
+                        _log.warning("%s: reading extent %d again: %s", self.name, index, error.strerror)
+                        continue
+                    self._erred(error, write=False)
+                    self.extents.retire(index)
+                    raise OSError(error.errno or errno.EIO, error.strerror, self.name) from error
+        finally:
+            self._unpin(index)
+
+    async def _read(self, index: int, generation: int, expected: int, arena: Arena, slot: int) -> None:
+        with self._pinned(index) as late:
+            await self.file.read(index, arena, slot, late=late)
+        with slot_memory(arena, slot) as memory:
+            if self._cipher is not None:
+                await trio.to_thread.run_sync(self._cipher.decrypt, index, generation, memory, memory)
+            if await digest_in_thread_if_large(memory) != expected:
+                raise OSError(errno.EIO, "the device returned other bytes than were written", self.name)
+
+    def release(self, stored: Stored) -> None:
+        """The extent is no longer wanted by whoever had it stored."""
+        assert self.owners[stored.index] is stored
+        self.owners[stored.index] = None
+        self._release(stored.index)
+
+    # Extents
+
+    @contextmanager
+    def _pinned(self, index: int) -> Iterator[Callable[[], None]]:
+        """Pins the extent for a transfer that is told of the `late` it gives: see Ring.read()."""
+        late = partial(self._unpin, index)
+        self._pin(index)
+        try:
+            yield late
+        finally:
+            if not self.ring.owes(late):
+                late()
+
+    def _pin(self, index: int) -> None:
+        self._pins[index] = self._pins.get(index, 0) + 1
+
+    def _unpin(self, index: int) -> None:
+        self._pins[index] -= 1
+        if not self._pins[index]:
+            del self._pins[index]
+            if index in self._leaving:
+                self._leaving.discard(index)
+                self._free(index)
+
+    def _release(self, index: int) -> None:
+        if index in self._pins:
+            self._leaving.add(index)
+        else:
+            self._free(index)
+
+    def _free(self, index: int) -> None:
+        del self._checksums[index]
+        self.extents.give_back(index)
+        self._changed.tell()
+
+    def _erred(self, error: OSError, *, write: bool) -> None:
+        before = self.state
+        self.health.erred(error.errno, write=write)
+        what = "writing" if write else "reading"
+        _log.warning("%s: %s failed: %s", self.name, what, error.strerror)
+        if self.state is not before:
+            _log.error("%s: %s; it takes no more chunks, and those it holds are moved", self.name, self.state)
+            self._changed.tell()
