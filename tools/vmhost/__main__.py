@@ -33,7 +33,7 @@ example:
 
 The guest sees this system's files. Only what it writes into the checkout stays; the rest, /tmp
 included, is in its memory. The first --nvme is /dev/tier0, the second /dev/tier1. modprobe works.
-The environment is PATH, HOME, LANG and GREENBOOST_VM (the kernel's version); use env for more.
+The environment is PATH, HOME, LANG, TZ and GREENBOOST_VM (the kernel's version); use env for more.
 
 exit status: the command's; 124 when --timeout is over; 125 when the machine did not start, the guest's
 kernel complained (panic, oops, BUG, WARNING; its log is printed) or went away before the command ended.
@@ -126,6 +126,8 @@ def _settings(options: argparse.Namespace, chosen: kernel.Kernel, mark: str) -> 
     """What init.sh and guest.sh are told, as shell text."""
     environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     environment |= {"HOME": "/root", "GREENBOOST_VM": chosen.version}
+    # There is no udev, and dmsetup only thinks so where udev never was: it is to make its own nodes.
+    environment["DM_DISABLE_UDEV"] = "1"
     run = ["env", "-i", *(f"{name}={value}" for name, value in environment.items()), *options.command]
     return (
         f"repository={shlex.quote(str(ROOT))}\n"
