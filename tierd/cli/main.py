@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Never
 
 from .. import __version__
-from . import config, daemon, doctor, mount, run, spill, status
+from . import bench, config, daemon, doctor, mount, run, spill, status
 from .errors import CommandError
 
 __all__ = ["main"]
@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"greenboost {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (run, daemon, status, spill, doctor, mount, config):
+    for command in (run, daemon, status, spill, doctor, mount, config, bench):
         command.add_to(commands)
     return parser
 
