@@ -16,6 +16,9 @@ from .schema import MAX_UNDER_WAY, OPS, Op, Sender
 
 __all__ = ["Connection"]
 
+_BURST = 16
+"""Packets that are taken one after the other before everybody else has a turn."""
+
 
 class _Call:
     """A request of ours that waits for its answer."""
@@ -44,7 +47,7 @@ class Connection:
         self._calls: dict[int, _Call] = {}
         self._next_id = 1
         self._closed = False
-        self._waited = False  # the last packet was not there when it was asked for
+        self._burst = 0  # packets since one had to be waited for
 
     async def __aenter__(self) -> Connection:
         return self
@@ -111,19 +114,19 @@ class Connection:
 
     async def _receive_message(self) -> tuple[dict[str, object], tuple[int, ...]]:
         """The next message, unchecked but for its being a map, and its descriptors."""
-        # A peer that never stops sending must not starve the others. Where the last packet had to be
-        # waited for, the wait below was or will be the checkpoint, and one more would cost a round of
-        # the scheduler for each request.
-        if not self._waited:
+        # A peer that never stops sending must not starve the others. Mostly the wait below is the
+        # checkpoint, and one more for each packet would cost a round of the scheduler.
+        if self._burst == _BURST:
+            self._burst = 0
             await trio.lowlevel.checkpoint()
-        self._waited = False
         while True:
             try:
                 packet, fds = receive_packet(self._sock)
+                self._burst += 1
                 break
             except BlockingIOError:
+                self._burst = 0
                 await self._wait(trio.lowlevel.wait_readable)
-                self._waited = True
             except Disconnected:
                 self._end_calls()
                 raise

@@ -20,6 +20,9 @@ __all__ = ["Disconnected", "close_fds", "receive_packet", "send_packet"]
 _INT = array.array("i").itemsize
 # CMSG_LEN and not CMSG_SPACE: the padding of the latter would let a ninth descriptor in.
 _ANCILLARY = socket.CMSG_LEN(MAX_FDS * _INT)
+# Plain integers: an enum's operators are Python, and cost as much as the system call's own code.
+_CLOEXEC, _NOSIGNAL = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_NOSIGNAL)
+_TRUNC, _CTRUNC = int(socket.MSG_TRUNC), int(socket.MSG_CTRUNC)
 
 
 class Disconnected(ConnectionError):
@@ -40,7 +43,7 @@ def receive_packet(sock: socket.socket) -> tuple[bytes, tuple[int, ...]]:
     """
     try:
         # One byte more than is allowed: a packet of exactly the limit is not yet a truncated one.
-        packet, ancillary, flags, _ = sock.recvmsg(MAX_PACKET + 1, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+        packet, ancillary, flags, _ = sock.recvmsg(MAX_PACKET + 1, _ANCILLARY, _CLOEXEC)
     except (BlockingIOError, TimeoutError):
         raise
     except OSError as error:
@@ -49,10 +52,10 @@ def receive_packet(sock: socket.socket) -> tuple[bytes, tuple[int, ...]]:
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(data[: len(data) - len(data) % _INT])
-    if flags & socket.MSG_CTRUNC:
+    if flags & _CTRUNC:
         close_fds(fds)
         raise WireError(f"a packet may carry {MAX_FDS} file descriptors, more came or could not be opened")
-    if flags & socket.MSG_TRUNC or len(packet) > MAX_PACKET:
+    if flags & _TRUNC or len(packet) > MAX_PACKET:
         close_fds(fds)
         raise WireError(f"a packet may have {MAX_PACKET} bytes, this one is larger", name="EMSGSIZE")
     if not packet:
@@ -66,7 +69,7 @@ def send_packet(sock: socket.socket, packet: bytes, fds: Sequence[int] = ()) -> 
     """Send `packet`; `fds` stay the caller's. Raises Disconnected, or BlockingIOError as above."""
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     try:
-        sock.sendmsg([packet], ancillary, socket.MSG_NOSIGNAL)
+        sock.sendmsg([packet], ancillary, _NOSIGNAL)
     except (BlockingIOError, TimeoutError):
         raise
     except OSError as error:
