@@ -111,7 +111,7 @@ def _summary(jobs: Sequence[dict[str, Any]]) -> FioRun:
         sides = [job[side] for side in ("read", "write") if job[side]["io_bytes"]]
         moved = sum(side["io_bytes"] for side in sides)
         # Milliseconds, and a run of nothing but a few chunks may take none.
-        seconds = max(1, *(side["runtime"] for side in sides), 0) / 1000
+        seconds = max([1, *(side["runtime"] for side in sides)]) / 1000
         rate += moved / seconds
         cpu += (job["usr_cpu"] + job["sys_cpu"]) / 100 * job["job_runtime"] / 1000
         size += moved
