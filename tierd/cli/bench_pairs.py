@@ -136,11 +136,11 @@ def measure_latency(target: Target) -> Latency:
     theirs: list[FioRun] = []
 
     def fetch() -> None:
-        chunks = _prepare(session, fetches, target.lanes)
+        chunks = _prepare(session, session.chunks, target.lanes)[:fetches]  # from anywhere, as fio's
         ours.append(session.run([Move("fetch", chunk) for chunk in chunks], 1))
 
     def read() -> None:
-        _prepare(session, fetches, target.lanes)
+        _prepare(session, session.chunks, target.lanes)
         theirs.append(
             run_fio(
                 target.jobs[:1], "read", chunk=session.chunk, depth=1, offset=target.offset, requests=fetches
