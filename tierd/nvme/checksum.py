@@ -15,7 +15,7 @@ import xxhash
 
 __all__ = ["Checksums", "digest", "digest_in_thread_if_large", "digest_while"]
 
-_INLINE = 8 << 20
+_INLINE = 16 << 20
 """Up to here, bytes, a checksum takes less time than handing it to a thread and back is worth."""
 
 

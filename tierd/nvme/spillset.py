@@ -242,6 +242,8 @@ class SpillSet:
     @property
     def budget_spent(self) -> bool:
         """Whether every path that takes chunks has been written as much today as it should be."""
+        if not any(path.options.daily_writes for path in self._paths):
+            return False
         now = time.time()
         taking = [path for path in self._paths if path.takes]
         return bool(taking) and all(path.budget.spent(now) for path in taking)
