@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a launch costs more under the shim while nothing overflows.
 
-    python tools/bench/launch.py [--pairs N] [--json]
+    python tools/bench/launch.py [--gpu] [--pairs N] [--json]
 
 Runs the same C program (launch.c) bare and under `greenboost run` in turn, N pairs, on the software
-device; the difference of the two is the shim's, whatever the device. Nanoseconds.
+device or on a GPU; the difference of the two is the shim's. Nanoseconds.
 """
 
 from __future__ import annotations
@@ -22,12 +22,24 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 SOFTCUDA = ROOT / "tools/softcuda/build"
 
+PTX = """.version 6.3
+.target sm_75
+.address_size 64
+.visible .entry noop() { ret; }
+"""
 
-def measure(program: Path, *before: str) -> float:
+
+def measure(program: Path, *before: str, gpu: bool) -> float:
     """Nanoseconds a launch, as the program prints it."""
-    environ = {**os.environ, "LD_LIBRARY_PATH": str(SOFTCUDA), "SOFTCUDA_VRAM": "512MiB"}
+    soft = {"LD_LIBRARY_PATH": str(SOFTCUDA), "SOFTCUDA_VRAM": "512MiB"}
+    environ = {**os.environ, **({} if gpu else soft)}
     done = subprocess.run(
-        [*before, str(program)], env=environ, cwd=ROOT, capture_output=True, text=True, check=False
+        [*before, str(program), PTX if gpu else "softcuda"],
+        env=environ,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         sys.exit(f"{program.name} failed: {done.stderr}")
@@ -37,6 +49,7 @@ def measure(program: Path, *before: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Cost of a launch under the shim while all is resident.")
     parser.add_argument("--pairs", type=int, default=9, help="bare and shimmed runs, in turn (default 9)")
+    parser.add_argument("--gpu", action="store_true", help="on NVIDIA's driver, not on the software device")
     parser.add_argument("--json", action="store_true", help="one JSON object, nanoseconds")
     options = parser.parse_args()
     greenboost = [sys.executable, "-m", "tierd.cli", "run", "--vram", "256MiB", "--ram", "64MiB"]
@@ -47,8 +60,8 @@ def main() -> None:
             ["cc", "-O2", "-Wall", "-o", program, ROOT / "tools/bench/launch.c", "-ldl"], check=True
         )
         for _ in range(options.pairs):
-            bare.append(measure(program))
-            shimmed.append(measure(program, *greenboost, "--"))
+            bare.append(measure(program, gpu=options.gpu))
+            shimmed.append(measure(program, *greenboost, "--", gpu=options.gpu))
     difference = [s - b for s, b in zip(shimmed, bare, strict=True)]
     figures = {
         "bare_ns": statistics.median(bare),
