@@ -142,19 +142,44 @@ static uint32_t start_rank(const struct allocation *a, uint64_t offset)
 	return low;
 }
 
+/*
+ * What is weighed here: an object that is taken for wider than it is costs
+ * bandwidth, one that is taken for narrower is not all there when a kernel runs
+ * over it, which faults. A tensor filled whole, of which a view is then filled and
+ * used, looks just as two small tensors in memory that a big one had before, as
+ * PyTorch's allocator hands it out: so both are one object until the memory is
+ * freed or filled whole again. Tensors uploaded one by one into one buffer, as by
+ * llama.cpp, overlap in nothing and stay apart, unless the buffer was cleared
+ * first; then it is one object, which is cut where it does not fit (*known is
+ * false). A tensor filled in pieces of which one is used by itself is the case
+ * that remains: it cannot be told from tensors side by side.
+ */
 void alloc_note_write(struct allocation *a, uint64_t offset, uint64_t bytes)
 {
+	uint64_t end = offset + bytes, reach = end;
 	uint32_t at = start_rank(a, offset);
-	uint32_t through = start_rank(a, offset + bytes - 1);
+	uint32_t through = start_rank(a, end - 1);
+	struct start *into = at ? &a->starts[at - 1] : NULL;
+	bool doubtful = false;
 
 	/* One copy does not fill two objects: starts inside what it wrote were none. */
+	for (uint32_t i = at; i < through; i++)
+		if (a->starts[i].reach > reach)
+			reach = a->starts[i].reach;
+	doubtful = reach > end;
 	if (through > at) {
 		memmove(a->starts + at, a->starts + through,
 			(a->start_count - through) * sizeof(*a->starts));
 		a->start_count -= through - at;
 	}
-	if (at && a->starts[at - 1].offset == offset)
+	if (into && (into->offset == offset || into->reach > offset)) {
+		/* Filled whole by this one write it is one object, whatever it was. */
+		into->doubtful =
+			doubtful || into->offset < offset || (into->doubtful && into->reach > end);
+		if (reach > into->reach)
+			into->reach = reach;
 		return;
+	}
 	if (a->start_count == a->start_room) {
 		uint32_t room = a->start_room ? 2 * a->start_room : 16;
 		struct start *grown;
@@ -168,7 +193,7 @@ void alloc_note_write(struct allocation *a, uint64_t offset, uint64_t bytes)
 		a->start_room = room;
 	}
 	memmove(a->starts + at + 1, a->starts + at, (a->start_count - at) * sizeof(*a->starts));
-	a->starts[at] = (struct start){ .offset = offset };
+	a->starts[at] = (struct start){ .offset = offset, .reach = reach, .doubtful = doubtful };
 	a->start_count++;
 }
 
@@ -176,12 +201,12 @@ void alloc_object(struct allocation *a, uint64_t offset, uint64_t *begin, uint64
 		  bool *known)
 {
 	uint32_t after = start_rank(a, offset);
-	uint32_t i;
+	struct start *in = after ? &a->starts[after - 1] : NULL;
 
-	if (after && a->starts[after - 1].offset == offset)
-		a->starts[after - 1].named = true;
+	if (in && in->offset == offset)
+		in->named = true;
 	*begin = offset;
-	for (i = after; i-- > 0;) {
+	for (uint32_t i = after; i-- > 0;) {
 		if (a->starts[i].named) {
 			*begin = a->starts[i].offset;
 			break;
@@ -189,10 +214,14 @@ void alloc_object(struct allocation *a, uint64_t offset, uint64_t *begin, uint64
 	}
 	*end = a->bytes;
 	*known = false;
-	for (i = after; i < a->start_count; i++) {
+	/* What no host copy filled has no end that copies could tell: a start behind it may be a
+	 * view of its own that was filled. */
+	if (!in || in->reach <= offset)
+		return;
+	for (uint32_t i = after; i < a->start_count; i++) {
 		if (a->starts[i].named) {
 			*end = a->starts[i].offset;
-			*known = true;
+			*known = !in->doubtful;
 			break;
 		}
 	}

@@ -11,13 +11,16 @@
 #include <stdint.h>
 
 /*
- * An address where a host copy or memset began. Once a launch has named it too,
- * an object starts there; piecewise uploads (copied to, never named) and views
- * (named, never copied to) do not cut objects.
+ * Bytes that host copies and memsets wrote, from where the first of them began.
+ * Once a launch has named that address too, an object starts there; piecewise
+ * uploads (copied to, never named) and views (named, never copied to) do not cut
+ * objects. A write that begins inside an older one widens it and starts nothing:
+ * it may have filled a part of a tensor that was filled whole before.
  */
 struct start {
-	uint64_t offset;
+	uint64_t offset, reach; /* [offset, reach); those of two starts never overlap */
 	bool named;
+	bool doubtful; /* more than one write made it: it may be several objects */
 };
 
 struct allocation {
@@ -51,14 +54,13 @@ struct allocation *alloc_map_find(const struct alloc_map *map, uint64_t address)
  * none. */
 uint32_t alloc_map_room(const struct alloc_map *map, uint32_t chunks, uint32_t limit);
 
-/* A copy or memset wrote [offset, offset + bytes): it begins an object or runs through old starts.
- */
+/* A copy or memset wrote [offset, offset + bytes): it begins an object or belongs to older ones. */
 void alloc_note_write(struct allocation *allocation, uint64_t offset, uint64_t bytes);
 
 /*
  * A launch named this offset: which bytes does that mean? [*begin, *end) of the
- * allocation. *known: a later object start is known, so the end is certain;
- * else it is the end of the allocation.
+ * allocation, and rather too many than too few. *known: a later object start is
+ * known, so that is certain; else it is the widest that can be meant.
  */
 void alloc_object(struct allocation *allocation, uint64_t offset, uint64_t *begin, uint64_t *end,
 		  bool *known);

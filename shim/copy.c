@@ -115,7 +115,6 @@ static struct span piece_span(const struct end *end, uint64_t at, uint64_t bytes
 		.allocation = end->allocation,
 		.begin = end->offset + at,
 		.end = end->offset + at + bytes,
-		.least = end->offset + at + bytes,
 		.overwritten = overwritten,
 	};
 }

@@ -38,8 +38,7 @@ static CUresult begin_rows(struct launch *held, const struct extent *sides, uint
 			device = owner;
 			spans[n++] = (struct span){ .allocation = a,
 						    .begin = sides[i].begin - a->base,
-						    .end = sides[i].end - a->base,
-						    .least = sides[i].end - a->base };
+						    .end = sides[i].end - a->base };
 		}
 		pthread_mutex_unlock(&owner->lock);
 	}

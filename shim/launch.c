@@ -106,7 +106,7 @@ static uint32_t objects(struct device *device, const struct named *named, struct
 			alloc_object(a, named->addresses[i] - a->base, &span->begin, &span->end,
 				     &known);
 			span->open = !known;
-			span->least = known ? span->end : named->addresses[i] - a->base + 1;
+			span->named = named->addresses[i] - a->base;
 			span->guest = true;
 			a->guests += pass;
 			count++;
@@ -121,7 +121,7 @@ static void say_too_large(const struct device *device, const struct span *spans,
 	uint64_t least = 0;
 
 	for (uint32_t i = 0; i < count; i++)
-		least += spans[i].least - spans[i].begin;
+		least += spans[i].open ? device->chunk : spans[i].end - spans[i].begin;
 	log_warn("a launch needs at least %llu MiB in VRAM at once, and %llu MiB of chunks fit; "
 		 "give it more VRAM "
 		 "or, if there is, a smaller chunk",

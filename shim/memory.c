@@ -129,9 +129,7 @@ static struct allocation *enter(struct device *device, CUdeviceptr base, size_t 
  */
 static CUresult map_all(struct device *device, struct allocation *allocation)
 {
-	struct span span = { .allocation = allocation,
-			     .end = allocation->bytes,
-			     .least = allocation->bytes };
+	struct span span = { .allocation = allocation, .end = allocation->bytes };
 	struct hold hold;
 	CUresult result = residency_hold(device, &span, 1, &hold);
 

@@ -48,22 +48,22 @@ static uint64_t now_ns(void)
 
 /*
  * The chunks of a span when an open one is cut to `window` chunks: first to
- * first + result - 1.
+ * first + result - 1. What lies before the address that was named goes first:
+ * kernels read on from an address, hardly ever back.
  */
 static uint32_t span_chunks(const struct device *device, const struct span *span, uint32_t window,
 			    uint32_t *first)
 {
 	uint32_t from = (uint32_t)(span->begin / device->chunk);
 	uint32_t to = (uint32_t)((span->end - 1) / device->chunk);
-	uint32_t least = (uint32_t)((span->least - 1) / device->chunk);
+	uint32_t named = (uint32_t)(span->named / device->chunk);
 	uint32_t count = to - from + 1;
 
-	*first = span->allocation->first + from;
 	if (span->open && count > window) {
-		count = window;
-		if (count < least - from + 1)
-			count = least - from + 1;
+		from = named;
+		count = to - from + 1 < window ? to - from + 1 : window;
 	}
+	*first = span->allocation->first + from;
 	return count;
 }
 

@@ -50,8 +50,8 @@ struct chunk {
 struct span {
 	struct allocation *allocation;
 	uint64_t begin, end; /* bytes of the allocation */
-	bool open; /* the end is a guess: as much as fits will do, from begin to at least least */
-	uint64_t least;
+	bool open; /* a guess: as much as fits will do, from where it was named */
+	uint64_t named; /* of an open one, in [begin, end) */
 	bool overwritten; /* chunks wholly inside need not be fetched */
 	bool guest; /* counted in the allocation's guests, until residency_hold() has returned */
 };

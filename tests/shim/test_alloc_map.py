@@ -17,6 +17,13 @@ CHUNK = 16
 LIMIT = 64
 
 
+def ask(handle: object, offset: int) -> tuple[int, int, bool]:
+    """What a launch that names this offset means: begin, end, whether that is certain."""
+    begin, end, known = ffi.new("uint64_t *"), ffi.new("uint64_t *"), ffi.new("bool *")
+    lib.alloc_object(handle, offset, begin, end, known)
+    return begin[0], end[0], known[0]
+
+
 @dataclass
 class Modelled:
     base: int
@@ -24,7 +31,23 @@ class Modelled:
     first: int
     chunks: int
     handle: object
-    starts: dict[int, bool] = field(default_factory=dict)  # offset -> named
+    writes: list[range] = field(default_factory=list)  # in the order they came
+    named: set[int] = field(default_factory=set)  # starts that a launch named
+
+    def objects(self) -> list[tuple[range, bool]]:
+        """What the writes run together to, and whether one of them alone filled it."""
+        merged: list[range] = []
+        for w in sorted(self.writes, key=lambda w: (w.start, -w.stop)):
+            if merged and w.start < merged[-1].stop:
+                merged[-1] = range(merged[-1].start, max(merged[-1].stop, w.stop))
+            else:
+                merged.append(w)
+        return [(m, self._filled_by_one(m)) for m in merged]
+
+    def _filled_by_one(self, m: range) -> bool:
+        inside = [w for w in self.writes if w.start in m]
+        last = max((i for i, w in enumerate(inside) if w == m), default=None)
+        return last is not None and all(w.start == m.start for w in inside[last:])
 
 
 class AllocMap(RuleBasedStateMachine):
@@ -73,24 +96,23 @@ class AllocMap(RuleBasedStateMachine):
         offset = data.draw(st.integers(0, a.size - 1))
         size = data.draw(st.integers(1, a.size - offset))
         lib.alloc_note_write(a.handle, offset, size)
-        a.starts = {o: n for o, n in a.starts.items() if not offset < o < offset + size}
-        a.starts.setdefault(offset, False)
+        a.writes.append(range(offset, offset + size))
+        a.named &= {m.start for m, _ in a.objects()}
 
     @precondition(lambda self: self.allocations)
     @rule(data=st.data())
     def name(self, data: st.DataObject) -> None:
         a = data.draw(st.sampled_from(self.allocations))
         offset = data.draw(st.integers(0, a.size - 1))
-        if offset in a.starts:
-            a.starts[offset] = True
-        begin, end, known = ffi.new("uint64_t *"), ffi.new("uint64_t *"), ffi.new("bool *")
-        lib.alloc_object(a.handle, offset, begin, end, known)
-        named = sorted(o for o, n in a.starts.items() if n)
-        before = [o for o in named if o <= offset]
-        after = [o for o in named if o > offset]
-        assert begin[0] == (before[-1] if before else offset)
-        assert end[0] == (after[0] if after else a.size)
-        assert known[0] == bool(after)
+        if offset in {m.start for m, _ in a.objects()}:
+            a.named.add(offset)
+        begin, end, known = ask(a.handle, offset)
+        before = [o for o in a.named if o <= offset]
+        after = [o for o in a.named if o > offset]
+        home = [one for m, one in a.objects() if offset in m]
+        assert begin == (max(before) if before else offset)
+        assert end == (min(after) if home and after else a.size)
+        assert known == bool(home and after and home[0])
 
     @invariant()
     def bounds_hold_every_paged_address(self) -> None:
@@ -111,11 +133,55 @@ def test_piecewise_uploads_do_not_cut_objects(offsets: list[int]) -> None:
     """Copied to in pieces, named only at its first byte: one object to the end."""
     the_map = ffi.new("struct alloc_map *")
     a = lib.alloc_map_add(the_map, 4096, 1000, 0, 1)
-    begin, end, known = ffi.new("uint64_t *"), ffi.new("uint64_t *"), ffi.new("bool *")
     for offset in [0, *offsets]:
         lib.alloc_note_write(a, offset, 1)
-    lib.alloc_object(a, 0, begin, end, known)
-    assert (begin[0], end[0], known[0]) == (0, 1000, False)
+    assert ask(a, 0) == (0, 1000, False)
+    lib.alloc_map_remove(the_map, a)
+
+
+views = st.lists(st.tuples(st.integers(0, 900), st.integers(1, 100)), max_size=8)
+
+
+@given(before=views, after=views, whole=st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_views_that_are_filled_and_used_do_not_cut_their_tensor(
+    before: list[tuple[int, int]], after: list[tuple[int, int]], whole: bool
+) -> None:
+    """Whether a copy filled it whole, before or after, or a kernel, which nobody sees."""
+    the_map = ffi.new("struct alloc_map *")
+    a = lib.alloc_map_add(the_map, 4096, 1000, 0, 1)
+    for offset, size in before if whole else ():
+        lib.alloc_note_write(a, offset, size)
+        ask(a, offset)
+    if whole:
+        lib.alloc_note_write(a, 0, 1000)
+    for offset, size in after:
+        lib.alloc_note_write(a, offset or 1, size)
+        ask(a, offset or 1)
+    assert ask(a, 0)[:2] == (0, 1000)
+    lib.alloc_map_remove(the_map, a)
+
+
+@given(sizes=st.lists(st.integers(1, 50), min_size=2, max_size=20), data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_tensors_uploaded_one_by_one_stay_apart(sizes: list[int], data: st.DataObject) -> None:
+    """Each whole, in any order, some written to again here and there."""
+    the_map = ffi.new("struct alloc_map *")
+    a = lib.alloc_map_add(the_map, 4096, 1000, 0, 1)
+    tensors = [(sum(sizes[:i]), size) for i, size in enumerate(sizes)]
+    for offset, size in data.draw(st.permutations(tensors)):
+        lib.alloc_note_write(a, offset, size)
+    for offset, _ in tensors:
+        ask(a, offset)
+    certain = [True] * len(tensors)
+    for i in data.draw(st.lists(st.integers(0, len(tensors) - 2))):
+        offset, size = tensors[i]
+        at = data.draw(st.integers(0, size - 1))
+        lib.alloc_note_write(a, offset + at, 1)
+        certain[i] = certain[i] and (at == 0 or size == 1)
+    for (offset, size), one in list(zip(tensors, certain, strict=True))[:-1]:
+        assert ask(a, offset) == (offset, offset + size, one)
+    assert ask(a, tensors[-1][0]) == (tensors[-1][0], 1000, False)
     lib.alloc_map_remove(the_map, a)
 
 

@@ -351,3 +351,72 @@ print(list(got))
 def test_work_for_a_stream_of_another_context_keeps_its_chunks(runner: Runner) -> None:
     result = runner.tiered(SMALL, "-c", ELSEWHERE, SOFTCUDA_DEVICES="2")
     assert (result.status, result.out) == (0, "[9, 9, 9, 9]\n"), result.err
+
+
+VIEW = (
+    BEGIN
+    + """
+MIB = 1 << 20
+module, function, a, other = c_void_p(), c_void_p(), c_uint64(), c_uint64()
+assert cuda.cuModuleLoadData(byref(module), b"softcuda") == 0
+assert cuda.cuModuleGetFunction(byref(function), module, b"fill_u32") == 0
+
+def fill(at, n, value):
+    params = c_uint64(at), c_uint64(n), ctypes.c_uint(value)
+    pointers = (c_void_p * 3)(*(ctypes.addressof(p) for p in params))
+    assert cuda.cuLaunchKernel(function, 1, 1, 1, 1, 1, 1, 0, None, pointers, None) == 0
+
+def evict():
+    for address in others:
+        assert cuda.cuMemsetD8_v2(address, ctypes.c_ubyte(1), c_size_t(16 * MIB)) == 0
+
+def read(at):
+    got = ctypes.c_uint()
+    assert cuda.cuMemcpyDtoH_v2(byref(got), c_uint64(at), c_size_t(4)) == 0
+    return got.value
+
+others = [c_uint64() for _ in range(4)]
+for address in others:
+    assert cuda.cuMemAlloc_v2(byref(address), c_size_t(16 * MIB)) == 0
+"""
+)
+
+WHOLE = (
+    VIEW
+    + """
+import sys
+assert cuda.cuMemAlloc_v2(byref(a), c_size_t(16 * MIB)) == 0
+if "copied" in sys.argv:
+    assert cuda.cuMemsetD8_v2(a, ctypes.c_ubyte(2), c_size_t(16 * MIB)) == 0
+assert cuda.cuMemsetD8_v2(c_uint64(a.value + 8 * MIB), ctypes.c_ubyte(2), c_size_t(8 * MIB)) == 0
+fill(a.value + 8 * MIB, 1, 3)
+evict()
+fill(a.value, 4 * MIB, 4)
+evict()
+print({read(a.value + at) for at in range(0, 16 * MIB, MIB)})
+"""
+)
+
+
+@pytest.mark.parametrize("filled", ["copied", "by-kernels"])
+def test_a_view_that_is_filled_and_used_leaves_its_tensor_whole(runner: Runner, filled: str) -> None:
+    result = runner.tiered(SMALL, "-c", WHOLE, filled)
+    assert (result.status, result.out) == (0, "{4}\n"), result.err
+
+
+FAR = (
+    VIEW
+    + """
+assert cuda.cuMemAlloc_v2(byref(a), c_size_t(96 * MIB)) == 0
+assert cuda.cuMemsetD8_v2(a, ctypes.c_ubyte(2), c_size_t(96 * MIB)) == 0
+fill(a.value, 1, 3)
+evict()
+fill(a.value + 60 * MIB, 4 * MIB, 4)
+print({read(a.value + at) for at in range(60 * MIB, 76 * MIB, MIB)})
+"""
+)
+
+
+def test_of_what_is_larger_than_vram_the_part_behind_the_address_is_there(runner: Runner) -> None:
+    result = runner.tiered(SMALL, "-c", FAR)
+    assert (result.status, result.out) == (0, "{4}\n"), result.err
