@@ -190,7 +190,7 @@ static void drop_done(void *arg, const struct reply *reply)
 	(void)reply; /* at worst the extent stays taken until the allocation is freed */
 }
 
-/* Tell the daemon before any of these can be spilled anew: they are still held. */
+/* Tell the daemon. While they are held, so that none can be spilled anew before. */
 static void drop_extents(struct device *device, const uint32_t *dropped, uint32_t count)
 {
 	for (uint32_t i = 0; i < count; i++) {
@@ -253,12 +253,15 @@ CUresult residency_hold(struct device *device, struct span *spans, uint32_t coun
 		pthread_cond_wait(&device->changed, &device->lock);
 	}
 	for (uint32_t s = 0; s < count; s++) {
+		uint32_t *grown;
+
 		if (!spans[s].overwritten)
 			continue;
-		dropped = realloc(dropped,
-				  (dropped_count + spans[s].allocation->chunks) * sizeof(*dropped));
-		if (!dropped)
+		grown = realloc(dropped,
+				(dropped_count + spans[s].allocation->chunks) * sizeof(*dropped));
+		if (!grown)
 			break; /* then it is fetched for nothing */
+		dropped = grown;
 		dropped_count += forget_overwritten(device, &spans[s], dropped + dropped_count);
 	}
 
@@ -284,6 +287,11 @@ CUresult residency_hold(struct device *device, struct span *spans, uint32_t coun
 		pthread_cond_broadcast(&device->changed);
 		device_count(device, COUNTER_STALL_NS, now_ns() - started);
 	}
+	if (dropped_count) {
+		pthread_mutex_unlock(&device->lock);
+		drop_extents(device, dropped, dropped_count);
+		pthread_mutex_lock(&device->lock);
+	}
 	for (uint32_t i = 0; i < hold->count; i++) {
 		uint32_t index = hold->chunks[i];
 		struct chunk *chunk = &device->chunks[index];
@@ -307,7 +315,6 @@ out:
 	if (result)
 		pthread_cond_broadcast(&device->changed);
 	pthread_mutex_unlock(&device->lock);
-	drop_extents(device, dropped, dropped_count);
 	free(dropped);
 	if (result && hold->chunks != hold->in_place)
 		free(hold->chunks);
