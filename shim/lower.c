@@ -163,10 +163,6 @@ static bool get_arena(struct device *device)
 	struct reply reply;
 	int index = -1;
 
-	if (device->arena_refusals) {
-		device->arena_refusals--;
-		return false;
-	}
 	let_go(device);
 	client_request(&request, "arena");
 	client_post(&device->client, &request, arena_done, device);
@@ -187,8 +183,7 @@ static bool get_arena(struct device *device)
 		index = mover_add_arena(&device->mover, reply.arena, reply.fd, device->terms.arena);
 		take_back(device);
 	}
-	if (index < 0)
-		device->arena_refusals = SPILLS_BETWEEN_ASKING;
+	device->arena_refusals = index < 0 ? SPILLS_BETWEEN_ASKING : 0;
 	lower_show_ram(device);
 	return index >= 0;
 }
@@ -224,6 +219,15 @@ static bool ram_free(struct device *device)
 	return available > 0;
 }
 
+/* The same, but not before every spill: it had none a moment ago. */
+static bool get_arena_at_times(struct device *device)
+{
+	if (!device->arena_refusals)
+		return get_arena(device);
+	device->arena_refusals--;
+	return false;
+}
+
 struct ram_place lower_make_ram(struct device *device)
 {
 	device->spill_error = 0;
@@ -234,7 +238,10 @@ struct ram_place lower_make_ram(struct device *device)
 
 		if (!ram_none(place))
 			return place;
-		if (!device->spills && get_arena(device))
+		if (!device->spills && get_arena_at_times(device))
+			continue;
+		/* Before it is given up, T2 is asked whatever it said before. */
+		if (device->spill_error && !device->spills && get_arena(device))
 			continue;
 		if (device->spill_error)
 			return NO_RAM;
@@ -246,6 +253,8 @@ struct ram_place lower_make_ram(struct device *device)
 			start_spill(device, victim);
 		/* A spill may be over already: starting one lets go of the lock. */
 		if (ram_free(device))
+			continue;
+		if (!device->spills && get_arena(device))
 			continue;
 		if (!device->spills) {
 			if (!device->spill_error)

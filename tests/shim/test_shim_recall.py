@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The shim gives arenas back whenever it is asked: a daemon made here asks at the worst of times."""
+"""The shim and arenas: a daemon made here grants, refuses and recalls them at the worst of times."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
+import pytest
 
 from tierd.wire.packet import Disconnected, close_fds, receive_packet, send_packet
 
@@ -43,14 +44,13 @@ print("right")
 
 
 class Daemon:
-    """Grants what is asked for, and recalls arenas 1 and 2 before it grants a third."""
+    """Grants what is asked for."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.arenas: dict[int, mmap.mmap] = {}
         self.extents: dict[int, bytes] = {}
         self.granted = 0
-        self.waiting: list[int] = []
 
     def serve(self) -> None:
         """Until the program ends. Raises TimeoutError when nothing comes of it any more."""
@@ -73,17 +73,8 @@ class Daemon:
 
     def answer(self, request: dict[str, Any]) -> None:
         id, op = request.get("id", 0), request.get("op")
-        if "re" in request:
-            assert "error" not in request
-            del self.arenas[request["re"]]
-            if not self.arenas:
-                self.grant(self.waiting.pop())
-        elif op == "hello":
+        if op == "hello":
             self.send(re=id, session=1, chunk=CHUNK, arena=ARENA, ram=64 * MIB, spill=64 * MIB)
-        elif op == "arena" and self.granted == 2:
-            self.waiting.append(id)
-            for arena in self.arenas:
-                self.send(id=arena, op="recall", arena=arena)
         elif op == "arena":
             self.grant(id)
         elif op in ("spill", "fetch"):
@@ -97,7 +88,45 @@ class Daemon:
             self.send(re=id)
 
 
-def test_two_recalls_while_it_waits_for_an_arena(runner: Runner, shim: Path, softcuda: Path) -> None:
+class Recalling(Daemon):
+    """Recalls arenas 1 and 2 before it grants a third."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
+        self.waiting: list[int] = []
+
+    def answer(self, request: dict[str, Any]) -> None:
+        if "re" in request:
+            assert "error" not in request
+            del self.arenas[request["re"]]
+            if not self.arenas:
+                self.grant(self.waiting.pop())
+        elif request["op"] == "arena" and self.granted == 2:
+            self.waiting.append(request["id"])
+            for arena in self.arenas:
+                self.send(id=arena, op="recall", arena=arena)
+        else:
+            super().answer(request)
+
+
+class Refusing(Daemon):
+    """Has no T3, and refuses an arena now and then, though it has another a moment later."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
+        self.refused = 0
+
+    def answer(self, request: dict[str, Any]) -> None:
+        op = request["op"]
+        if op == "spill" or (op == "arena" and self.refused < self.granted):
+            self.refused += op == "arena"
+            self.send(re=request["id"], error="ENOSPC", message="this test has none")
+        else:
+            super().answer(request)
+
+
+@pytest.mark.parametrize("kind", [Recalling, Refusing])
+def test_a_program_finds_room(runner: Runner, shim: Path, softcuda: Path, kind: type[Daemon]) -> None:
     path = runner.folder / "socket"
     environment = runner.environment(
         "64MiB",
@@ -114,7 +143,7 @@ def test_two_recalls_while_it_waits_for_an_arena(runner: Runner, shim: Path, sof
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
             with listener.accept()[0] as sock:
                 sock.settimeout(20)
-                daemon = Daemon(sock)
+                daemon = kind(sock)
                 try:
                     daemon.serve()
                 finally:
