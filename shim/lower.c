@@ -156,6 +156,22 @@ void lower_show_ram(struct device *device)
 			  slots - available);
 }
 
+static void return_done(void *arg, const struct reply *reply)
+{
+	(void)arg;
+	(void)reply; /* at worst it counts as this session's until the end */
+}
+
+/* An arena that was granted and is of no use here: others may have it. In no lock. */
+static void return_arena(struct device *device, uint64_t id)
+{
+	struct message request;
+
+	client_request(&request, "return");
+	message_uint(&request, "arena", id);
+	client_post(&device->client, &request, return_done, NULL);
+}
+
 /* Ask the daemon for an arena and wait. Returns false if T2 has none to give. */
 static bool get_arena(struct device *device)
 {
@@ -177,10 +193,15 @@ static bool get_arena(struct device *device)
 	}
 	device->arena_answered = false;
 	reply = device->arena_answer;
-	if (!reply.error && reply.fd >= 0) {
+	if (!reply.error) {
 		/* Others read the table of arenas in the lock; only this thread adds to it. */
 		let_go(device);
-		index = mover_add_arena(&device->mover, reply.arena, reply.fd, device->terms.arena);
+		/* Without a file: this process may open no more. */
+		if (reply.fd >= 0)
+			index = mover_add_arena(&device->mover, reply.arena, reply.fd,
+						device->terms.arena);
+		if (index < 0)
+			return_arena(device, reply.arena);
 		take_back(device);
 	}
 	device->arena_refusals = index < 0 ? SPILLS_BETWEEN_ASKING : 0;

@@ -123,6 +123,7 @@ class Session:
             "spill": self._move,
             "fetch": self._move,
             "arena": self._arena,
+            "return": self._return,
         }
 
     # From beginning to end
@@ -321,16 +322,30 @@ class Session:
         try:
             await self._connection.call("recall", {"arena": id})
         except RemoteError as error:
+            if lent.returned:
+                return  # on its own: the two requests met
             _log.warning("session %d keeps arena %d: %s", self.who.id, id, error)
             self._tiers.apply(RecallFailed(self.who.id, id))
             return
         except Disconnected:
             return
+        if not lent.returned:
+            await self._take_back(id, lent, lent.arena)
+
+    async def _return(self, request: Request) -> None:
+        id = request.uint("arena")
+        lent = self._lent.get(id)
+        if lent is None or lent.arena is None or lent.returned:
+            raise Refused("EINVAL", f"arena {id} is not this session's")
+        await self._take_back(id, lent, lent.arena)
+        await self._connection.answer(request)
+
+    async def _take_back(self, id: int, lent: _Lent, arena: Arena) -> None:
         lent.returned = True
         if lent.busy:  # it should not be, but the kernel writes into it
             await lent.idle.wait()
         del self._lent[id]
-        self._tiers.close_arena(lent.arena)
+        self._tiers.close_arena(arena)
         self._tiers.apply(ArenaReturned(self.who.id, id))
 
     # What there is to see

@@ -125,7 +125,30 @@ class Refusing(Daemon):
             super().answer(request)
 
 
-@pytest.mark.parametrize("kind", [Recalling, Refusing])
+class Useless(Daemon):
+    """Arena 1 cannot be mapped and arena 3 comes without a file: both must be returned."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
+        self.useless: set[int] = set()
+
+    def answer(self, request: dict[str, Any]) -> None:
+        if request["op"] == "return":
+            self.useless.remove(request["arena"])
+            self.send(re=request["id"])
+            return
+        assert not self.useless or request["op"] != "arena"
+        if request["op"] == "arena" and self.granted in (0, 2):
+            self.granted += 1
+            self.useless.add(self.granted)
+            fd = os.open("/dev/null", os.O_RDWR)
+            self.send((fd,) if self.granted == 1 else (), re=request["id"], arena=self.granted)
+            os.close(fd)
+        else:
+            super().answer(request)
+
+
+@pytest.mark.parametrize("kind", [Recalling, Refusing, Useless])
 def test_a_program_finds_room(runner: Runner, shim: Path, softcuda: Path, kind: type[Daemon]) -> None:
     path = runner.folder / "socket"
     environment = runner.environment(

@@ -70,7 +70,7 @@ class FakeArena:
 class FakeShim:
     """A shim's connection. `on_recall` is called with an arena's id before it is given back.
 
-    Without `on_recall` a recall is refused.
+    Without `on_recall` a recall is refused. `answer_recall` is the error it is answered with after it.
     """
 
     def __init__(self, connection: Connection, state: int) -> None:
@@ -80,6 +80,7 @@ class FakeShim:
         self.chunk = 0
         self.arenas: dict[int, FakeArena] = {}
         self.on_recall: Callable[[int], Awaitable[None]] | None = None
+        self.answer_recall = ""
         self.ended = trio.Event()
 
     async def hello(self, name: str) -> None:
@@ -135,7 +136,10 @@ class FakeShim:
             return
         await self.on_recall(arena)
         self.arenas.pop(arena).close()
-        await self.connection.answer(request)
+        if self.answer_recall:
+            await self.connection.refuse(request.id, self.answer_recall, "this test returned it")
+        else:
+            await self.connection.answer(request)
 
 
 @asynccontextmanager

@@ -293,6 +293,34 @@ async def test_an_arena_is_recalled_for_a_session_that_needs_it(tmp_path: Path) 
             assert arenas[0].read(1) == (b"kept" * CHUNK)[:CHUNK]
 
 
+async def test_an_arena_that_is_returned_serves_another(tmp_path: Path) -> None:
+    async with running(tmp_path) as conf, connect_shim(conf.socket) as rich:
+        arenas = [await rich.arena() for _ in range(4)]
+        await rich.call("return", arena=arenas[1].id)
+        assert (await status(conf))["arenas"] == 3
+        await refused("EINVAL", rich.call("return", arena=arenas[1].id))
+        await refused("EINVAL", rich.call("return", arena=99))
+        await refused("EINVAL", rich.call("spill", chunk=0, arena=arenas[1].id, slot=0))
+        async with connect_shim(conf.socket) as poor:
+            assert (await poor.arena()).id not in {one.id for one in arenas}
+
+
+@pytest.mark.parametrize("answer", ["ENOENT", ""])
+async def test_an_arena_may_be_returned_while_it_is_recalled(tmp_path: Path, answer: str) -> None:
+    async with running(tmp_path) as conf, connect_shim(conf.socket) as rich:
+        for _ in range(4):
+            await rich.arena()
+
+        async def returned(arena: int) -> None:
+            await rich.call("return", arena=arena)
+
+        rich.on_recall, rich.answer_recall = returned, answer
+        async with connect_shim(conf.socket) as poor:
+            await poor.alloc(0, 2)
+            await poor.arena()
+            assert (await status(conf))["arenas"] == 4
+
+
 async def test_who_does_not_give_back_keeps_it(tmp_path: Path) -> None:
     async with running(tmp_path) as conf, connect_shim(conf.socket) as rich:
         for _ in range(4):

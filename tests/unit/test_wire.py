@@ -33,6 +33,7 @@ def test_every_op_is_declared_once_for_its_sender() -> None:
             "alloc",
             "free",
             "arena",
+            "return",
             "spill",
             "fetch",
             "drop",

@@ -131,6 +131,7 @@ _DECLARED = (
     ),
     Op("free", Sender.SHIM, request=(_FIRST,)),
     Op("arena", Sender.SHIM, answer=(_ARENA,), answer_fds=1),
+    Op("return", Sender.SHIM, request=(_ARENA,)),
     Op("spill", Sender.SHIM, request=_PLACE),
     Op("fetch", Sender.SHIM, request=_PLACE),
     Op("drop", Sender.SHIM, request=(_CHUNK,)),
