@@ -312,8 +312,10 @@ out:
 	for (uint32_t s = 0; s < count; s++)
 		if (spans[s].guest)
 			spans[s].allocation->guests--;
-	if (result)
+	if (result) {
+		pthread_cond_signal(&device->work);
 		pthread_cond_broadcast(&device->changed);
+	}
 	pthread_mutex_unlock(&device->lock);
 	free(dropped);
 	if (result && hold->chunks != hold->in_place)

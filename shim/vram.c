@@ -242,6 +242,18 @@ bool vram_rise(struct device *device, uint32_t index, bool ahead)
 	return true;
 }
 
+/* Is anything kept in VRAM only until a launch or copy that is just being made has been made? */
+static bool held_for_a_moment(const struct device *device)
+{
+	for (uint32_t i = 0; i < device->mover.slots; i++) {
+		uint32_t c = device->mover.vram[i].chunk;
+
+		if (c != NO_SLOT && device->chunks[c].holds && !device->chunks[c].fixed)
+			return true;
+	}
+	return false;
+}
+
 void vram_give_up_slot(struct device *device)
 {
 	struct mover *mover = &device->mover;
@@ -252,7 +264,9 @@ void vram_give_up_slot(struct device *device)
 		i++;
 	if (i == mover->slots) {
 		victim = vram_victim(device, false);
-		if (victim == PREDICT_NONE || !sink(device, victim)) {
+		if (victim == PREDICT_NONE && held_for_a_moment(device)) {
+			pthread_cond_wait(&device->work, &device->lock);
+		} else if (victim == PREDICT_NONE || !sink(device, victim)) {
 			device->slots_allowed = mover->slots_existing; /* as few as can be */
 			pthread_cond_broadcast(&device->changed);
 		}

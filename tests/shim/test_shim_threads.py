@@ -29,10 +29,10 @@ def test_an_allocated_address_is_never_out_of_bounds(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("shim")
-@pytest.mark.parametrize("name", ["uses", "overwritten"])
-def test_the_chunk_table_alone(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "more"), [("uses", ()), ("overwritten", ()), ("give_up", ("residency",))])
+def test_the_chunk_table_alone(tmp_path: Path, name: str, more: tuple[str, ...]) -> None:
     """What each of these programs says at its beginning."""
-    parts = ("alloc_map", "client", "mover", "log", "gate", "predict", "thread", "ticket")
+    parts = ("alloc_map", "client", "mover", "log", "gate", "predict", "thread", "ticket", *more)
     program = build(name, tmp_path, *(SHIM / f"{part}.c" for part in parts))
     done = subprocess.run([program], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "")

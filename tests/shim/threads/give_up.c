@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * A slot is to be given up while all that is in VRAM is held for a launch that is
+ * just being made: that is waited for, it does not mean that no slot can go.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "vram.c"
+
+struct driver driver; /* is not called */
+
+static struct device device = { .lock = PTHREAD_MUTEX_INITIALIZER,
+				.changed = PTHREAD_COND_INITIALIZER,
+				.work = PTHREAD_COND_INITIALIZER };
+static struct chunk chunk = { .state = RESIDENT, .home = HOME_T1, .holds = 1 };
+static struct vram_slot slot = { .exists = true };
+static bool launched;
+
+const char *driver_error(CUresult error)
+{
+	(void)error;
+	return "";
+}
+
+struct ram_place lower_make_ram(struct device *d)
+{
+	(void)d;
+	return NO_RAM;
+}
+
+void pager_set_state(struct device *d, uint32_t index, enum chunk_state state)
+{
+	(void)d, (void)index;
+	chunk.state = (uint8_t)state;
+}
+
+void pager_stop(struct device *d, const char *what, CUresult error)
+{
+	(void)d, (void)what, (void)error;
+}
+
+static void *launch(void *arg)
+{
+	(void)arg;
+	nanosleep(&(struct timespec){ .tv_nsec = 50000000 }, NULL);
+	pthread_mutex_lock(&device.lock);
+	launched = true;
+	chunk.holds--;
+	pthread_cond_signal(&device.work);
+	pthread_mutex_unlock(&device.lock);
+	return NULL;
+}
+
+int main(void)
+{
+	struct history history = { 0 };
+	pthread_t thread;
+
+	device.chunks = &chunk;
+	device.history = &history;
+	device.slots_allowed = 0;
+	device.mover = (struct mover){ .slots = 1, .slots_existing = 1, .vram = &slot };
+	pthread_create(&thread, NULL, launch, NULL);
+	pthread_mutex_lock(&device.lock);
+	vram_give_up_slot(&device);
+	if (!launched || device.slots_allowed) {
+		puts("the slot stays because of a hold of a moment");
+		return 1;
+	}
+	/* Now it is nobody's, but has nowhere to go: that is for good. */
+	vram_give_up_slot(&device);
+	pthread_mutex_unlock(&device.lock);
+	pthread_join(thread, NULL);
+	if (device.slots_allowed == 1)
+		return 0;
+	puts("it is given up for ever");
+	return 1;
+}
