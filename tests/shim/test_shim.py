@@ -420,3 +420,18 @@ print({read(a.value + at) for at in range(60 * MIB, 76 * MIB, MIB)})
 def test_of_what_is_larger_than_vram_the_part_behind_the_address_is_there(runner: Runner) -> None:
     result = runner.tiered(SMALL, "-c", FAR)
     assert (result.status, result.out) == (0, "{4}\n"), result.err
+
+
+ATTRIBUTES = (
+    BEGIN
+    + """
+address, value = c_uint64(), c_uint64()
+assert cuda.cuMemAlloc_v2(byref(address), c_size_t(80 << 20)) == 0  # of which nothing is in VRAM yet
+print([cuda.cuPointerGetAttribute(byref(value), a, address) for a in (6, 14, 16, 17, 18, 19, 20, 99)])
+"""
+)
+
+
+def test_what_is_in_no_tier_yet_has_attributes(runner: Runner) -> None:
+    result = runner.tiered(SMALL, "-c", ATTRIBUTES)
+    assert (result.status, result.out) == (0, "[0, 0, 0, 0, 0, 0, 0, 1]\n"), result.err
