@@ -199,6 +199,7 @@ static bool activate(struct device *device)
 		return false;
 	}
 	device->slots_allowed = slots;
+	atomic_store(&device->slots_announced, slots);
 	device_gauge(device, COUNTER_VRAM_SLOTS, slots);
 	return pager_start(device) == 0;
 }

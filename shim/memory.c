@@ -27,23 +27,11 @@ static CUresult synchronize(struct device *device)
 	return result;
 }
 
-/* Tell the daemon how many slots there will be. In device->allocate. */
-static CUresult announce_slots(struct device *device, uint32_t slots)
-{
-	struct message request;
-	struct reply reply;
-
-	client_request(&request, "vram");
-	message_uint(&request, "slots", slots);
-	message_uint(&request, "bytes", device->limit);
-	return client_call(&device->client, &request, &reply) ? CUDA_ERROR_OUT_OF_MEMORY
-							      : CUDA_SUCCESS;
-}
-
 /* Let the pager bring the slots to this number. In device->allocate. */
 static CUresult set_slots(struct device *device, uint32_t slots)
 {
-	CUresult result = announce_slots(device, slots);
+	uint32_t least;
+	CUresult result = residency_announce(device, slots);
 
 	if (result)
 		return result;
@@ -58,7 +46,10 @@ static CUresult set_slots(struct device *device, uint32_t slots)
 	result = device->stopped		 ? device->stop_error
 		 : device->slots_allowed > slots ? CUDA_ERROR_OUT_OF_MEMORY
 						 : CUDA_SUCCESS;
+	least = device->slots_allowed;
 	pthread_mutex_unlock(&device->lock);
+	if (least > slots)
+		residency_announce(device, least);
 	return result;
 }
 
@@ -197,6 +188,12 @@ static CUresult allocate_paged(struct device *device, CUdeviceptr *dptr, size_t 
 	result = driver.cuMemAddressReserve(&base, chunks * device->chunk, device->chunk, 0, 0);
 	if (result)
 		return result;
+	if (device->slots_announced > device->slots_allowed)
+		result = residency_announce(device, device->slots_allowed);
+	if (result) {
+		driver.cuMemAddressFree(base, chunks * device->chunk);
+		return result;
+	}
 	client_request(&request, "alloc");
 	message_uint(&request, "first", first);
 	message_uint(&request, "chunks", chunks);
@@ -223,10 +220,12 @@ static CUresult allocate_paged(struct device *device, CUdeviceptr *dptr, size_t 
 		/* The driver had less VRAM than was promised to the daemon: is there room below for
 		 * the rest? */
 		if (atomic_load(&device->paging))
-			result = announce_slots(device, device->slots_allowed);
+			result = residency_announce(device, device->slots_allowed);
 		if (result) {
 			claim(device, base);
 			take_apart(device, allocation, first, (uint32_t)chunks);
+			if (device->slots_announced > device->slots_allowed)
+				residency_announce(device, device->slots_allowed);
 			return result;
 		}
 	}
@@ -475,6 +474,7 @@ CUresult hook_cuPointerGetAttribute(unsigned int variant, void *data, int attrib
 		*(unsigned char *)data = 1;
 		return CUDA_SUCCESS;
 	case CU_POINTER_ATTRIBUTE_HOST_POINTER:
+		return CUDA_ERROR_INVALID_VALUE; /* as for any memory of the device alone */
 	case CU_POINTER_ATTRIBUTE_ACCESS_FLAGS:
 		*(int *)data = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
 		return CUDA_SUCCESS;
@@ -494,10 +494,10 @@ CUresult hook_cuPointerGetAttribute(unsigned int variant, void *data, int attrib
 	case CU_POINTER_ATTRIBUTE_MEMORY_BLOCK_ID:
 		*(CUdeviceptr *)data = base;
 		return CUDA_SUCCESS;
-		return CUDA_ERROR_INVALID_VALUE; /* as for any memory of the device alone */
 	default:
-		/* Slots are all alike; the first one's alias is always mapped. */
-		return driver.cuPointerGetAttribute(data, attribute, device->mover.alias);
+		/* The driver cannot be asked: what it knows at the address changes, and may be
+		 * nothing. */
+		return CUDA_ERROR_INVALID_VALUE;
 	}
 }
 

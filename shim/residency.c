@@ -477,3 +477,17 @@ void residency_begin_paging(struct device *device)
 	}
 	pthread_mutex_unlock(&once);
 }
+
+CUresult residency_announce(struct device *device, uint32_t slots)
+{
+	struct message request;
+	struct reply reply;
+
+	client_request(&request, "vram");
+	message_uint(&request, "slots", slots);
+	message_uint(&request, "bytes", device->limit);
+	if (client_call(&device->client, &request, &reply))
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	atomic_store(&device->slots_announced, slots);
+	return CUDA_SUCCESS;
+}

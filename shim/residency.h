@@ -95,6 +95,7 @@ struct device {
 	uint64_t committed; /* chunks of all allocations */
 	uint64_t direct; /* bytes of direct allocations */
 	uint32_t slots_allowed; /* VRAM slots after direct allocations have had theirs */
+	atomic_uint slots_announced; /* what the daemon counts on */
 	uint32_t fixed; /* chunks that never leave */
 	struct hold *wanted; /* of the one launch or copy that waits for chunks */
 	CUresult failure; /* why it cannot be served; CUDA_SUCCESS: it can */
@@ -169,6 +170,13 @@ void residency_wait_unnamed(struct device *device, const struct allocation *allo
 
 /* From now on every launch and copy is looked at. Returns once none is unseen; in no lock. */
 void residency_begin_paging(struct device *device);
+
+/*
+ * Tell the daemon how many VRAM slots there will be. CUDA_ERROR_OUT_OF_MEMORY: what
+ * is allocated would then fit nowhere, and it goes on counting on what there was. In
+ * no lock.
+ */
+CUresult residency_announce(struct device *device, uint32_t slots);
 
 bool hold_has(const struct hold *hold, uint32_t chunk);
 

@@ -3,6 +3,8 @@
 #define _GNU_SOURCE
 #include "pager.h"
 
+#include "log.h"
+
 /* How many chunks to ask about before taking one that the device still uses. */
 #define VICTIM_TRIES 4
 
@@ -165,7 +167,7 @@ static uint32_t free_slot(struct device *device)
 				return i;
 	}
 	if (mover->slots_existing < device->slots_allowed) {
-		uint32_t i = 0;
+		uint32_t i = 0, slots;
 		CUresult result;
 
 		while (mover->vram[i].exists)
@@ -176,8 +178,14 @@ static uint32_t free_slot(struct device *device)
 		if (result == CUDA_SUCCESS)
 			return i;
 		/* Somebody else's memory: make do with what there is. */
-		device->slots_allowed = mover->slots_existing;
-		device_gauge(device, COUNTER_VRAM_SLOTS, device->slots_allowed);
+		slots = device->slots_allowed = mover->slots_existing;
+		device_gauge(device, COUNTER_VRAM_SLOTS, slots);
+		/* Or it admits what has no place. Refused, it is told again before the next
+		 * allocation. */
+		let_go(device);
+		if (residency_announce(device, slots))
+			log_warn("there is less VRAM than was counted on, and not enough below it");
+		take_back(device);
 	}
 	return NO_SLOT;
 }

@@ -422,6 +422,31 @@ def test_of_what_is_larger_than_vram_the_part_behind_the_address_is_there(runner
     assert (result.status, result.out) == (0, "{4}\n"), result.err
 
 
+TAKEN = (
+    BEGIN
+    + """
+import struct
+MIB = 1 << 20
+big, handle = c_uint64(), c_uint64()
+free, total = c_size_t(), c_size_t()
+assert cuda.cuMemAlloc_v2(byref(big), c_size_t(80 * MIB)) == 0
+assert cuda.cuMemGetInfo_v2(byref(free), byref(total)) == 0
+before = free.value
+# Memory that the shim has no part in: of the device's 64 MiB 28 are left, where 40 were promised.
+prop = ctypes.create_string_buffer(struct.pack("<4i", 1, 0, 1, 0), 64)
+assert cuda.cuMemCreate(byref(handle), c_size_t(36 * MIB), prop, c_uint64(0)) == 0
+assert cuda.cuMemsetD8_v2(big, ctypes.c_ubyte(7), c_size_t(80 * MIB)) == 0
+assert cuda.cuMemGetInfo_v2(byref(free), byref(total)) == 0
+print((before - free.value) // MIB)
+"""
+)
+
+
+def test_vram_that_others_took_is_not_counted_on(runner: Runner) -> None:
+    result = runner.tiered(SMALL, "-c", TAKEN)
+    assert (result.status, result.out) == (0, "12\n"), result.err
+
+
 ATTRIBUTES = (
     BEGIN
     + """
