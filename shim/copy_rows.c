@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * Copies and memsets of rows: 2D and 3D. All rows are held at once where they
- * fit, else half of them at a time. Also the graph nodes that copy and set.
+ * fit, else half of them at a time.
  */
 #define _GNU_SOURCE
 #include "device.h"
@@ -364,34 +364,20 @@ static CUresult fix(const struct extent *sides, uint32_t count)
 	return result;
 }
 
-CUresult hook_cuGraphAddMemcpyNode(unsigned int variant, CUgraphNode *node, CUgraph graph,
-				   const CUgraphNode *deps, size_t n, const CUDA_MEMCPY3D *copy,
-				   CUcontext ctx)
+CUresult rows_fix_copy(const CUDA_MEMCPY3D *copy)
 {
 	struct extent sides[2];
-	CUresult result = CUDA_SUCCESS;
 
-	(void)variant;
-	if (copy && copy->WidthInBytes && copy->Height && copy->Depth) {
-		sides_3d(copy, sides);
-		result = fix(sides, 2);
-	}
-	return result ? result : driver.cuGraphAddMemcpyNode(node, graph, deps, n, copy, ctx);
+	if (!copy->WidthInBytes || !copy->Height || !copy->Depth)
+		return CUDA_SUCCESS;
+	sides_3d(copy, sides);
+	return fix(sides, 2);
 }
 
-CUresult hook_cuGraphAddMemsetNode(unsigned int variant, CUgraphNode *node, CUgraph graph,
-				   const CUgraphNode *deps, size_t n,
-				   const CUDA_MEMSET_NODE_PARAMS *params, CUcontext ctx)
+CUresult rows_fix_fill(const CUDA_MEMSET_NODE_PARAMS *params)
 {
-	CUresult result = CUDA_SUCCESS;
+	struct extent side = { params->dst, params->dst + (params->height - 1) * params->pitch +
+						    params->width * params->elementSize };
 
-	(void)variant;
-	if (params && params->width && params->height) {
-		struct extent side = { params->dst, params->dst +
-							    (params->height - 1) * params->pitch +
-							    params->width * params->elementSize };
-
-		result = fix(&side, 1);
-	}
-	return result ? result : driver.cuGraphAddMemsetNode(node, graph, deps, n, params, ctx);
+	return params->width && params->height ? fix(&side, 1) : CUDA_SUCCESS;
 }

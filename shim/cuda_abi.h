@@ -258,6 +258,31 @@ typedef struct {
 	CUcontext ctx;
 } CUDA_KERNEL_NODE_PARAMS;
 
+/* Before CUDA 12. */
+typedef struct {
+	CUfunction func;
+	unsigned int gridDimX, gridDimY, gridDimZ;
+	unsigned int blockDimX, blockDimY, blockDimZ;
+	unsigned int sharedMemBytes;
+	void **kernelParams;
+	void **extra;
+} CUDA_KERNEL_NODE_PARAMS_v1;
+
+typedef struct {
+	int flags;
+	int reserved;
+	CUcontext copyCtx;
+	CUDA_MEMCPY3D copyParams;
+} CUDA_MEMCPY_NODE_PARAMS;
+
+/* A node of any type; its own parameters lie at reserved1. */
+typedef struct {
+	int type;
+	int reserved0[3];
+	long long reserved1[29];
+	long long reserved2;
+} CUgraphNodeParams;
+
 typedef struct {
 	CUhostFn fn;
 	void *userData;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* Kernel launches and graphs: finding what they name. */
+/* Kernel launches and captures: finding what they name. */
 #define _GNU_SOURCE
 #include "launch.h"
 
@@ -229,7 +229,7 @@ CUresult hook_cuLaunchKernelEx(unsigned int variant, const CUlaunchConfig *confi
 	return result;
 }
 
-/* ---- graphs: what they name is fixed when they are made, as nobody sees when they run ---- */
+/* ---- captures: what goes into a graph is fixed, as nobody sees when it runs ---- */
 
 static void capture_begins(void)
 {
@@ -279,47 +279,16 @@ CUresult hook_cuStreamEndCapture(unsigned int variant, CUstream stream, CUgraph 
 	return result;
 }
 
-static CUresult fix_kernel(const CUDA_KERNEL_NODE_PARAMS *params)
+CUresult launch_fix_kernel(const CUDA_KERNEL_NODE_PARAMS *params)
 {
 	struct launch launch;
-	CUresult result;
+	CUresult result =
+		begin_kernel(&launch, params->func ? params->func : (CUfunction)params->kern,
+			     params->kernelParams, params->extra, NULL, 0, true);
 
-	if (!params)
-		return CUDA_SUCCESS; /* the driver says what is wrong */
-	result = begin_kernel(&launch, params->func ? params->func : (CUfunction)params->kern,
-			      params->kernelParams, params->extra, NULL, 0, true);
 	if (!result && launch.device)
 		residency_fix(launch.device, &launch.hold);
 	return result;
-}
-
-CUresult hook_cuGraphAddKernelNode_v2(unsigned int variant, CUgraphNode *node, CUgraph graph,
-				      const CUgraphNode *deps, size_t n,
-				      const CUDA_KERNEL_NODE_PARAMS *params)
-{
-	CUresult result = fix_kernel(params);
-
-	(void)variant;
-	return result ? result : driver.cuGraphAddKernelNode_v2(node, graph, deps, n, params);
-}
-
-CUresult hook_cuGraphKernelNodeSetParams_v2(unsigned int variant, CUgraphNode node,
-					    const CUDA_KERNEL_NODE_PARAMS *params)
-{
-	CUresult result = fix_kernel(params);
-
-	(void)variant;
-	return result ? result : driver.cuGraphKernelNodeSetParams_v2(node, params);
-}
-
-CUresult hook_cuGraphExecKernelNodeSetParams_v2(unsigned int variant, CUgraphExec exec,
-						CUgraphNode node,
-						const CUDA_KERNEL_NODE_PARAMS *params)
-{
-	CUresult result = fix_kernel(params);
-
-	(void)variant;
-	return result ? result : driver.cuGraphExecKernelNodeSetParams_v2(exec, node, params);
 }
 
 /* ---- handles that may come to mean something else ---- */

@@ -27,4 +27,12 @@ CUresult launch_begin(struct launch *launch, struct device *device, struct span 
 		      uint32_t count, CUstream stream, unsigned int variant);
 void launch_end(struct launch *launch);
 
+/*
+ * What a node of a graph names is brought in and stays for good, as nobody sees when
+ * it runs. copy_rows.c has those for nodes that copy and set.
+ */
+CUresult launch_fix_kernel(const CUDA_KERNEL_NODE_PARAMS *params);
+CUresult rows_fix_copy(const CUDA_MEMCPY3D *copy);
+CUresult rows_fix_fill(const CUDA_MEMSET_NODE_PARAMS *params);
+
 #endif

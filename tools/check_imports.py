@@ -33,7 +33,7 @@ TIERD: Layers = (
 
 SHIM: Layers = (
     # The hooks, by what they are about; interpose is the way into them.
-    ("interpose", "copy copy_rows", "memory"),
+    ("interpose", "copy copy_rows", "graph", "memory"),
     ("launch",),
     ("residency pager lower vram device",),
     ("predict", "mover", "client", "alloc_map", "params"),

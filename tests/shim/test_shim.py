@@ -460,3 +460,98 @@ print([cuda.cuPointerGetAttribute(byref(value), a, address) for a in (6, 14, 16,
 def test_what_is_in_no_tier_yet_has_attributes(runner: Runner) -> None:
     result = runner.tiered(SMALL, "-c", ATTRIBUTES)
     assert (result.status, result.out) == (0, "[0, 0, 0, 0, 0, 0, 0, 1]\n"), result.err
+
+
+NODES = (
+    VIEW
+    + """
+import struct
+KERNEL, MEMCPY, MEMSET = range(3)
+kept = []
+
+def keep(object):
+    kept.append(object)
+    return object
+
+def kernel(at, value):
+    params = keep((c_uint64(at), c_uint64(MIB), ctypes.c_uint(value)))
+    pointers = keep((c_void_p * 3)(*(ctypes.addressof(p) for p in params)))
+    return struct.pack("<Q7I4xQQQQ", function.value, *6 * [1], 0, ctypes.addressof(pointers), 0, 0, 0)
+
+def memcpy(at, value):
+    data = keep((ctypes.c_uint * MIB)(*[value] * MIB))
+    src = struct.pack("<4Qi4x6Q", 0, 0, 0, 0, 1, ctypes.addressof(data), 0, 0, 0, 4 * MIB, 1)
+    return src + struct.pack("<4Qi4x6Q3Q", 0, 0, 0, 0, 2, 0, at, 0, 0, 4 * MIB, 1, 4 * MIB, 1, 1)
+
+def memset(at, value):
+    return struct.pack("<QQIIQQ", at, 0, value, 4, MIB, 1)
+
+MAKE = [kernel, memcpy, memset]
+
+def any_type(type, params):
+    if type == MEMCPY:
+        params = struct.pack("<iiQ", 0, 0, 0) + params
+    elif type == MEMSET:
+        params += bytes(8)
+    return struct.pack("<4i", type, 0, 0, 0) + params.ljust(8 * 29, bytes(1)) + bytes(8)
+
+def call(name, *args):
+    assert getattr(cuda, name)(*args) == 0, name
+
+def add(form, graph, type, params):
+    node = c_void_p()
+    if form in ("cuGraphAddNode", "cuGraphAddNode_v2"):
+        edges = [None] if form == "cuGraphAddNode_v2" else []
+        call(form, byref(node), graph, None, *edges, c_size_t(0), any_type(type, params))
+    else:
+        more = [context] if type != KERNEL else []
+        call(form, byref(node), graph, None, c_size_t(0), params, *more)
+    return node
+
+PLAIN = ["cuGraphAddKernelNode_v2", "cuGraphAddMemcpyNode", "cuGraphAddMemsetNode"]
+ADD = [("cuGraphAddKernelNode", KERNEL)]
+ADD += [(name, type) for name in ("cuGraphAddNode", "cuGraphAddNode_v2") for type in range(3)]
+SET = [("cuGraphKernelNodeSetParams", KERNEL), ("cuGraphMemcpyNodeSetParams", MEMCPY)]
+SET += [("cuGraphMemsetNodeSetParams", MEMSET), *(("cuGraphNodeSetParams", type) for type in range(3))]
+
+def run(name, type, how):
+    at, value = c_uint64(), len(kept) + 3
+    call("cuMemAlloc_v2", byref(at), c_size_t(4 * MIB))
+    call("cuMemsetD8_v2", at, ctypes.c_ubyte(1), c_size_t(4 * MIB))
+    other = c_uint64()
+    call("cuMemAlloc_v2", byref(other), c_size_t(4 * MIB))
+    evict()
+    graph, exec = c_void_p(), c_void_p()
+    call("cuGraphCreate", byref(graph), 0)
+    node = add(name if how == "add" else PLAIN[type], graph, type,
+               MAKE[type]((at if how == "add" else other).value, value))
+    params = MAKE[type](at.value, value)
+    if name in ("cuGraphNodeSetParams", "cuGraphExecNodeSetParams"):
+        params = any_type(type, params)
+    if how == "set":
+        call(name, node, params)
+    call("cuGraphInstantiateWithFlags", byref(exec), graph, c_uint64(0))
+    if how == "exec":
+        more = [context] if "Mem" in name else []
+        call(name, exec, node, params, *more)
+    evict()
+    call("cuGraphLaunch", exec, None)
+    call("cuCtxSynchronize")
+    assert read(at.value) == read(at.value + 4 * MIB - 4) == value, name
+    call("cuGraphExecDestroy", exec)
+    for address in (at, other):
+        call("cuMemFree_v2", address)
+
+for name, type in ADD:
+    run(name, type, "add")
+for name, type in SET:
+    run(name, type, "set")
+    run(name.replace("cuGraph", "cuGraphExec"), type, "exec")
+print("right")
+"""
+)
+
+
+def test_every_way_to_make_a_node_is_seen(runner: Runner) -> None:
+    result = runner.tiered(SMALL, "-c", NODES)
+    assert (result.status, result.out) == (0, "right\n"), result.err

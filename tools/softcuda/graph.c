@@ -252,17 +252,103 @@ CUresult do_cuGraphKernelNodeGetParams_v2(CUgraphNode node, CUDA_KERNEL_NODE_PAR
 	return CUDA_SUCCESS;
 }
 
-CUresult do_cuGraphKernelNodeSetParams_v2(CUgraphNode node, const CUDA_KERNEL_NODE_PARAMS *params)
+CUresult graph_work_of(const CUgraphNodeParams *params, struct work **work)
+{
+	const void *of_type = params->reserved1;
+
+	switch (params->type) {
+	case CU_GRAPH_NODE_TYPE_KERNEL:
+		return launch_work_of_node(of_type, work);
+	case CU_GRAPH_NODE_TYPE_MEMCPY:
+		return copy_work_3d(&((const CUDA_MEMCPY_NODE_PARAMS *)of_type)->copyParams, work);
+	case CU_GRAPH_NODE_TYPE_MEMSET:
+		return memset_work(of_type, work);
+	default:
+		return CUDA_ERROR_NOT_SUPPORTED;
+	}
+}
+
+CUgraphNodeParams graph_params(int type, const void *params, size_t bytes)
+{
+	CUgraphNodeParams node = { .type = type };
+	char *of_type = (char *)node.reserved1;
+
+	if (type == CU_GRAPH_NODE_TYPE_MEMCPY)
+		of_type += offsetof(CUDA_MEMCPY_NODE_PARAMS, copyParams);
+	memcpy(of_type, params, bytes);
+	return node;
+}
+
+CUresult do_cuGraphNodeSetParams(CUgraphNode node, CUgraphNodeParams *params)
 {
 	struct work *work;
 	CUresult error;
 
-	if (!is_kind(node, KIND_NODE) || node->work->type != CU_GRAPH_NODE_TYPE_KERNEL || !params)
+	if (!is_kind(node, KIND_NODE) || !params || (int)node->work->type != params->type)
 		return CUDA_ERROR_INVALID_VALUE;
-	error = launch_work_of_node(params, &work);
+	error = graph_work_of(params, &work);
 	if (error)
 		return error;
 	work_put(node->work);
 	node->work = work;
 	return CUDA_SUCCESS;
+}
+
+static CUresult set_params(CUgraphNode node, int type, const void *params, size_t bytes)
+{
+	CUgraphNodeParams any;
+
+	if (!params)
+		return CUDA_ERROR_INVALID_VALUE;
+	any = graph_params(type, params, bytes);
+	return do_cuGraphNodeSetParams(node, &any);
+}
+
+CUresult do_cuGraphKernelNodeSetParams(CUgraphNode node, const CUDA_KERNEL_NODE_PARAMS_v1 *params)
+{
+	return set_params(node, CU_GRAPH_NODE_TYPE_KERNEL, params, sizeof *params);
+}
+
+CUresult do_cuGraphKernelNodeSetParams_v2(CUgraphNode node, const CUDA_KERNEL_NODE_PARAMS *params)
+{
+	return set_params(node, CU_GRAPH_NODE_TYPE_KERNEL, params, sizeof *params);
+}
+
+CUresult do_cuGraphMemcpyNodeSetParams(CUgraphNode node, const CUDA_MEMCPY3D *copy)
+{
+	return set_params(node, CU_GRAPH_NODE_TYPE_MEMCPY, copy, sizeof *copy);
+}
+
+CUresult do_cuGraphMemsetNodeSetParams(CUgraphNode node, const CUDA_MEMSET_NODE_PARAMS *params)
+{
+	return set_params(node, CU_GRAPH_NODE_TYPE_MEMSET, params, sizeof *params);
+}
+
+CUresult do_cuGraphAddNode_v2(CUgraphNode *node, CUgraph graph, const CUgraphNode *deps,
+			      const void *edges, size_t n, CUgraphNodeParams *params)
+{
+	struct work *work;
+	CUresult error;
+
+	if (!may_add(node, graph, deps, n, params) || edges)
+		return CUDA_ERROR_INVALID_VALUE;
+	error = graph_work_of(params, &work);
+	return error ? error : graph_add(graph, work, deps, n, node);
+}
+
+CUresult do_cuGraphAddNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *deps, size_t n,
+			   CUgraphNodeParams *params)
+{
+	return do_cuGraphAddNode_v2(node, graph, deps, NULL, n, params);
+}
+
+CUresult do_cuGraphAddKernelNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *deps,
+				 size_t n, const CUDA_KERNEL_NODE_PARAMS_v1 *params)
+{
+	CUgraphNodeParams any;
+
+	if (!params)
+		return CUDA_ERROR_INVALID_VALUE;
+	any = graph_params(CU_GRAPH_NODE_TYPE_KERNEL, params, sizeof *params);
+	return do_cuGraphAddNode(node, graph, deps, n, &any);
 }

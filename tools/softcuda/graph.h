@@ -33,6 +33,10 @@ void graph_destroy(CUgraph graph);
 CUresult graph_add(CUgraph graph, struct work *work, const CUgraphNode *deps, size_t count,
 		   CUgraphNode *node);
 
+/* The work of a node of any type, and a node of one type as one of any; bytes of it are given. */
+CUresult graph_work_of(const CUgraphNodeParams *params, struct work **work);
+CUgraphNodeParams graph_params(int type, const void *params, size_t bytes);
+
 /* Whether all of deps are nodes of the graph. */
 bool graph_has(CUgraph graph, const CUgraphNode *deps, size_t count);
 

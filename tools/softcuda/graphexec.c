@@ -122,8 +122,7 @@ CUresult do_cuGraphInstantiateWithParams(bool per_thread, CUgraphExec *exec, CUg
 	return error;
 }
 
-CUresult do_cuGraphExecKernelNodeSetParams_v2(CUgraphExec exec, CUgraphNode node,
-					      const CUDA_KERNEL_NODE_PARAMS *params)
+CUresult do_cuGraphExecNodeSetParams(CUgraphExec exec, CUgraphNode node, CUgraphNodeParams *params)
 {
 	struct work *work, *old, *sequence;
 	size_t i = 0;
@@ -133,9 +132,9 @@ CUresult do_cuGraphExecKernelNodeSetParams_v2(CUgraphExec exec, CUgraphNode node
 		return CUDA_ERROR_INVALID_VALUE;
 	while (i < exec->count && exec->nodes[i] != node)
 		i++;
-	if (i == exec->count || exec->items[i]->type != CU_GRAPH_NODE_TYPE_KERNEL)
+	if (i == exec->count || (int)exec->items[i]->type != params->type)
 		return CUDA_ERROR_INVALID_VALUE;
-	error = launch_work_of_node(params, &work);
+	error = graph_work_of(params, &work);
 	if (error)
 		return error;
 	/* Launches that are under way keep the sequence they have. */
@@ -151,6 +150,43 @@ CUresult do_cuGraphExecKernelNodeSetParams_v2(CUgraphExec exec, CUgraphNode node
 	work_put(exec->sequence);
 	exec->sequence = sequence;
 	return CUDA_SUCCESS;
+}
+
+static CUresult set_params(CUgraphExec exec, CUgraphNode node, int type, const void *params,
+			   size_t bytes)
+{
+	CUgraphNodeParams any;
+
+	if (!params)
+		return CUDA_ERROR_INVALID_VALUE;
+	any = graph_params(type, params, bytes);
+	return do_cuGraphExecNodeSetParams(exec, node, &any);
+}
+
+CUresult do_cuGraphExecKernelNodeSetParams(CUgraphExec exec, CUgraphNode node,
+					   const CUDA_KERNEL_NODE_PARAMS_v1 *params)
+{
+	return set_params(exec, node, CU_GRAPH_NODE_TYPE_KERNEL, params, sizeof *params);
+}
+
+CUresult do_cuGraphExecKernelNodeSetParams_v2(CUgraphExec exec, CUgraphNode node,
+					      const CUDA_KERNEL_NODE_PARAMS *params)
+{
+	return set_params(exec, node, CU_GRAPH_NODE_TYPE_KERNEL, params, sizeof *params);
+}
+
+CUresult do_cuGraphExecMemcpyNodeSetParams(CUgraphExec exec, CUgraphNode node,
+					   const CUDA_MEMCPY3D *copy, CUcontext ctx)
+{
+	(void)ctx;
+	return set_params(exec, node, CU_GRAPH_NODE_TYPE_MEMCPY, copy, sizeof *copy);
+}
+
+CUresult do_cuGraphExecMemsetNodeSetParams(CUgraphExec exec, CUgraphNode node,
+					   const CUDA_MEMSET_NODE_PARAMS *params, CUcontext ctx)
+{
+	(void)ctx;
+	return set_params(exec, node, CU_GRAPH_NODE_TYPE_MEMSET, params, sizeof *params);
 }
 
 CUresult do_cuGraphUpload(bool per_thread, CUgraphExec exec, CUstream handle)
