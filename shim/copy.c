@@ -16,7 +16,7 @@
 /* Host memory up to this size is searched for addresses: pointer arrays of batched kernels. */
 #define POINTERS_MOST (64 << 10)
 
-enum kind { ANY, HTOD, DTOH, DTOD, PEER, SET8, SET16, SET32 };
+enum kind { ANY, BATCH, BATCH_V2, HTOD, DTOH, DTOD, PEER, SET8, SET16, SET32 };
 
 /* One copy or memset of consecutive bytes. */
 struct copy {
@@ -28,7 +28,20 @@ struct copy {
 	CUstream stream; /* of an asynchronous one */
 	unsigned int value; /* of a memset */
 	CUcontext dst_context, src_context; /* of a peer copy */
+	CUmemcpyAttributes *attributes; /* of one of a batch: when the source may be read */
 };
+
+static CUresult issue_batch(const struct copy *c, CUdeviceptr dst, CUdeviceptr src, size_t n)
+{
+	size_t first = 0, failed, attributes = c->attributes ? 1 : 0;
+
+	return c->kind == BATCH
+		       ? driver.cuMemcpyBatchAsync[c->variant](&dst, &src, &n, 1, c->attributes,
+							       &first, attributes, &failed,
+							       c->stream)
+		       : driver.cuMemcpyBatchAsync_v2[c->variant](&dst, &src, &n, 1, c->attributes,
+								  &first, attributes, c->stream);
+}
 
 /* The driver's call for the bytes [at, at + n) of the copy. */
 static CUresult issue(const struct copy *c, uint64_t at, uint64_t n)
@@ -40,6 +53,9 @@ static CUresult issue(const struct copy *c, uint64_t at, uint64_t n)
 	case ANY:
 		return c->async ? driver.cuMemcpyAsync[v](dst, src, n, c->stream)
 				: driver.cuMemcpy[v](dst, src, n);
+	case BATCH:
+	case BATCH_V2:
+		return issue_batch(c, dst, src, n);
 	case HTOD:
 		return c->async ? driver.cuMemcpyHtoDAsync_v2[v](dst, (const void *)src, n,
 								 c->stream)
@@ -223,7 +239,7 @@ static CUresult copy(const struct copy *c)
 	CUresult result;
 
 	if (c->bytes && ends[0].device &&
-	    (memset || from_host || (c->kind == ANY && !ends[1].device))) {
+	    (memset || from_host || (c->kind <= BATCH_V2 && !ends[1].device))) {
 		pthread_mutex_lock(&ends[0].device->lock);
 		alloc_note_write(ends[0].allocation, ends[0].offset, c->bytes);
 		pthread_mutex_unlock(&ends[0].device->lock);
@@ -345,12 +361,26 @@ CUresult hook_cuMemcpyPeerAsync(unsigned int variant, CUdeviceptr dst, CUcontext
 }
 
 /* A batch promises no order among its copies, so one after the other is right. */
-static CUresult copy_each(unsigned int variant, const CUdeviceptr *dsts, const CUdeviceptr *srcs,
-			  const size_t *sizes, size_t count, size_t *failed, CUstream stream)
+static CUresult copy_each(enum kind kind, unsigned int variant, const CUdeviceptr *dsts,
+			  const CUdeviceptr *srcs, const size_t *sizes, size_t count,
+			  CUmemcpyAttributes *attributes, const size_t *firsts, size_t n,
+			  size_t *failed, CUstream stream)
 {
-	for (size_t i = 0; i < count; i++) {
-		CUresult result = hook_cuMemcpyAsync(variant, dsts[i], srcs[i], sizes[i], stream);
+	size_t of = 0; /* attributes are for the copies from firsts on, up to the next one's */
 
+	for (size_t i = 0; i < count; i++) {
+		CUresult result;
+
+		while (of + 1 < n && firsts[of + 1] <= i)
+			of++;
+		result = copy(&(struct copy){ .kind = kind,
+					      .async = true,
+					      .variant = variant,
+					      .dst = dsts[i],
+					      .src = srcs[i],
+					      .bytes = sizes[i],
+					      .stream = stream,
+					      .attributes = &attributes[of] });
 		if (result) {
 			if (failed)
 				*failed = i;
@@ -364,13 +394,18 @@ CUresult hook_cuMemcpyBatchAsync(unsigned int variant, CUdeviceptr *dsts, CUdevi
 				 size_t *sizes, size_t count, void *attrs, size_t *attr_idxs,
 				 size_t n_attrs, size_t *fail_idx, CUstream stream)
 {
+	/* What is wrong is the driver's to say. */
+	bool whole = !dsts || !srcs || !sizes || !attrs || !attr_idxs || !n_attrs;
+	bool entered = gate_enter();
 	CUresult result;
 
-	if (!gate_enter())
-		return copy_each(variant, dsts, srcs, sizes, count, fail_idx, stream);
+	if (!entered && !whole)
+		return copy_each(BATCH, variant, dsts, srcs, sizes, count, attrs, attr_idxs,
+				 n_attrs, fail_idx, stream);
 	result = driver.cuMemcpyBatchAsync[variant](dsts, srcs, sizes, count, attrs, attr_idxs,
 						    n_attrs, fail_idx, stream);
-	gate_leave();
+	if (entered)
+		gate_leave();
 	return result;
 }
 
@@ -378,13 +413,17 @@ CUresult hook_cuMemcpyBatchAsync_v2(unsigned int variant, CUdeviceptr *dsts, CUd
 				    size_t *sizes, size_t count, void *attrs, size_t *attr_idxs,
 				    size_t n_attrs, CUstream stream)
 {
+	bool whole = !dsts || !srcs || !sizes || !attrs || !attr_idxs || !n_attrs;
+	bool entered = gate_enter();
 	CUresult result;
 
-	if (!gate_enter())
-		return copy_each(variant, dsts, srcs, sizes, count, NULL, stream);
+	if (!entered && !whole)
+		return copy_each(BATCH_V2, variant, dsts, srcs, sizes, count, attrs, attr_idxs,
+				 n_attrs, NULL, stream);
 	result = driver.cuMemcpyBatchAsync_v2[variant](dsts, srcs, sizes, count, attrs, attr_idxs,
 						       n_attrs, stream);
-	gate_leave();
+	if (entered)
+		gate_leave();
 	return result;
 }
 

@@ -7,6 +7,7 @@
 #include "device.h"
 #include "gate.h"
 #include "launch.h"
+#include "log.h"
 
 /* Bytes [begin, end) of device memory that one side covers; begin == end: not device memory. */
 struct extent {
@@ -29,9 +30,12 @@ static CUresult begin_rows(struct launch *held, const struct extent *sides, uint
 
 		if (!owner)
 			continue;
-		if (device && device != owner)
-			return CUDA_ERROR_NOT_SUPPORTED; /* rows between two devices: no program was
-							    seen to */
+		if (device && device != owner) {
+			/* No program was seen to. */
+			log_warn("rows cannot be copied between two devices that both page them "
+				 "(cuMemcpy2D, cuMemcpy3D, cuMemcpy3DPeer)");
+			return CUDA_ERROR_NOT_SUPPORTED;
+		}
 		pthread_mutex_lock(&owner->lock);
 		a = alloc_map_find(&owner->map, sides[i].begin);
 		if (a && a->chunks && sides[i].end - a->base <= a->bytes) {
@@ -74,7 +78,15 @@ static void sides_3d(const CUDA_MEMCPY3D *c, struct extent sides[2])
 
 /* A 2D or 3D copy as one description; which of the driver's calls it came by. */
 struct rows {
-	enum { COPY_2D, COPY_2D_UNALIGNED, COPY_2D_ASYNC, COPY_3D, COPY_3D_ASYNC } call;
+	enum {
+		COPY_2D,
+		COPY_2D_UNALIGNED,
+		COPY_2D_ASYNC,
+		COPY_3D,
+		COPY_3D_ASYNC,
+		COPY_3D_PEER,
+		COPY_3D_PEER_ASYNC,
+	} call;
 	unsigned int variant;
 	CUstream stream;
 	CUDA_MEMCPY3D shape; /* a 2D copy has Depth 1 */
@@ -141,6 +153,10 @@ static CUresult issue(const struct rows *r)
 		return driver.cuMemcpy3D_v2[r->variant](&r->shape);
 	case COPY_3D_ASYNC:
 		return driver.cuMemcpy3DAsync_v2[r->variant](&r->shape, r->stream);
+	case COPY_3D_PEER:
+		return driver.cuMemcpy3DPeer[r->variant](&r->shape);
+	case COPY_3D_PEER_ASYNC:
+		return driver.cuMemcpy3DPeerAsync[r->variant](&r->shape, r->stream);
 	}
 	return CUDA_ERROR_INVALID_VALUE;
 }
@@ -242,6 +258,134 @@ CUresult hook_cuMemcpy3DAsync_v2(unsigned int variant, const CUDA_MEMCPY3D *copy
 {
 	return copy ? copy_shape(COPY_3D_ASYNC, variant, copy, stream)
 		    : driver.cuMemcpy3DAsync_v2[variant](copy, stream);
+}
+
+CUresult hook_cuMemcpy3DPeer(unsigned int variant, const CUDA_MEMCPY3D *copy)
+{
+	return copy ? copy_shape(COPY_3D_PEER, variant, copy, NULL)
+		    : driver.cuMemcpy3DPeer[variant](copy);
+}
+
+CUresult hook_cuMemcpy3DPeerAsync(unsigned int variant, const CUDA_MEMCPY3D *copy, CUstream stream)
+{
+	return copy ? copy_shape(COPY_3D_PEER_ASYNC, variant, copy, stream)
+		    : driver.cuMemcpy3DPeerAsync[variant](copy, stream);
+}
+
+/* What an operand of a 3D batch covers. Between pointers an element is a byte. */
+static CUresult operand_side(const CUmemcpy3DOperand *operand, const CUmemcpy3DOperand *other,
+			     const CUextent3D *e, struct extent *side)
+{
+	uint64_t row = operand->op.rowLength ? operand->op.rowLength : e->width;
+	uint64_t layer = operand->op.layerHeight ? operand->op.layerHeight : e->height;
+
+	*side = (struct extent){ 0, 0 };
+	if (operand->type != CU_MEMCPY_OPERAND_TYPE_POINTER || !device_of(operand->op.ptr) ||
+	    !e->width || !e->height || !e->depth)
+		return CUDA_SUCCESS;
+	if (other->type != CU_MEMCPY_OPERAND_TYPE_POINTER) {
+		log_warn("cuMemcpy3DBatchAsync between an array and memory that is paged is not "
+			 "supported");
+		return CUDA_ERROR_NOT_SUPPORTED;
+	}
+	side->begin = operand->op.ptr;
+	side->end = side->begin + ((e->depth - 1) * layer + e->height - 1) * row + e->width;
+	return CUDA_SUCCESS;
+}
+
+static CUresult issue_ops(bool second, unsigned int variant, size_t count,
+			  CUDA_MEMCPY3D_BATCH_OP *ops, size_t *fail_idx, unsigned long long flags,
+			  CUstream stream)
+{
+	return second ? driver.cuMemcpy3DBatchAsync_v2[variant](count, ops, flags, stream)
+		      : driver.cuMemcpy3DBatchAsync[variant](count, ops, fail_idx, flags, stream);
+}
+
+/* A batch promises no order among its copies, so each is a batch of its own. */
+static CUresult copy_ops(bool second, unsigned int variant, size_t count,
+			 CUDA_MEMCPY3D_BATCH_OP *ops, size_t *fail_idx, unsigned long long flags,
+			 CUstream stream)
+{
+	bool entered = gate_enter();
+	CUresult result = CUDA_SUCCESS;
+	size_t failed;
+
+	if (entered || !ops) {
+		result = issue_ops(second, variant, count, ops, fail_idx, flags, stream);
+		if (entered)
+			gate_leave();
+		return result;
+	}
+	for (size_t i = 0; i < count && !result; i++) {
+		struct launch held = { .captured = launch_captured(stream, variant) };
+		struct extent sides[2];
+
+		result = operand_side(&ops[i].src, &ops[i].dst, &ops[i].extent, &sides[0]);
+		if (!result)
+			result = operand_side(&ops[i].dst, &ops[i].src, &ops[i].extent, &sides[1]);
+		if (!result)
+			result = begin_rows(&held, sides, 2, stream, variant);
+		if (!result) {
+			result = issue_ops(second, variant, 1, &ops[i], &failed, flags, stream);
+			launch_end(&held);
+		}
+		if (result && fail_idx)
+			*fail_idx = i;
+	}
+	return result;
+}
+
+CUresult hook_cuMemcpy3DBatchAsync(unsigned int variant, size_t count, CUDA_MEMCPY3D_BATCH_OP *ops,
+				   size_t *fail_idx, unsigned long long flags, CUstream stream)
+{
+	return copy_ops(false, variant, count, ops, fail_idx, flags, stream);
+}
+
+CUresult hook_cuMemcpy3DBatchAsync_v2(unsigned int variant, size_t count,
+				      CUDA_MEMCPY3D_BATCH_OP *ops, unsigned long long flags,
+				      CUstream stream)
+{
+	return copy_ops(true, variant, count, ops, NULL, flags, stream);
+}
+
+/* Bytes between an array of one dimension and device memory, which end in the array's elements. */
+static CUresult copy_array(bool to_array, unsigned int variant, CUarray array, size_t offset,
+			   CUdeviceptr at, size_t bytes)
+{
+	struct extent side = { at, at + bytes };
+	size_t half = bytes / 2 & ~(size_t)15; /* no element is larger */
+	bool entered = gate_enter();
+	struct launch held = { .captured = false };
+	CUresult result = CUDA_SUCCESS;
+
+	if (!entered)
+		result = begin_rows(&held, &side, 1, NULL, variant);
+	if (result == CUDA_ERROR_OUT_OF_MEMORY && half) {
+		result = copy_array(to_array, variant, array, offset, at, half);
+		return result ? result
+			      : copy_array(to_array, variant, array, offset + half, at + half,
+					   bytes - half);
+	}
+	if (!result)
+		result = to_array ? driver.cuMemcpyDtoA_v2[variant](array, offset, at, bytes)
+				  : driver.cuMemcpyAtoD_v2[variant](at, array, offset, bytes);
+	if (entered)
+		gate_leave();
+	else
+		launch_end(&held);
+	return result;
+}
+
+CUresult hook_cuMemcpyAtoD_v2(unsigned int variant, CUdeviceptr dst, CUarray src, size_t offset,
+			      size_t bytes)
+{
+	return copy_array(false, variant, src, offset, dst, bytes);
+}
+
+CUresult hook_cuMemcpyDtoA_v2(unsigned int variant, CUarray dst, size_t offset, CUdeviceptr src,
+			      size_t bytes)
+{
+	return copy_array(true, variant, dst, offset, src, bytes);
 }
 
 /* A 2D memset; element is the width of a value in bytes. */

@@ -212,7 +212,7 @@ typedef struct {
 	const void *srcHost;
 	CUdeviceptr srcDevice;
 	CUarray srcArray;
-	void *reserved0;
+	void *reserved0; /* of a peer copy: the source's context; reserved1: the other's */
 	size_t srcPitch, srcHeight;
 	size_t dstXInBytes, dstY, dstZ, dstLOD;
 	int dstMemoryType;
@@ -223,6 +223,40 @@ typedef struct {
 	size_t dstPitch, dstHeight;
 	size_t WidthInBytes, Height, Depth;
 } CUDA_MEMCPY3D;
+
+/* cuMemcpyBatchAsync, cuMemcpy3DBatchAsync */
+enum {
+	CU_MEMCPY_SRC_ACCESS_ORDER_STREAM = 1,
+	CU_MEMCPY_SRC_ACCESS_ORDER_DURING_API_CALL = 2,
+	CU_MEMCPY_SRC_ACCESS_ORDER_ANY = 3,
+};
+enum { CU_MEMCPY_OPERAND_TYPE_POINTER = 1, CU_MEMCPY_OPERAND_TYPE_ARRAY = 2 };
+
+typedef struct {
+	int srcAccessOrder;
+	CUmemLocation srcLocHint, dstLocHint;
+	unsigned int flags;
+} CUmemcpyAttributes;
+
+typedef struct {
+	int type;
+	struct {
+		CUdeviceptr ptr;
+		size_t rowLength, layerHeight;
+		CUmemLocation locHint;
+	} op; /* of a pointer; an array's is as large */
+} CUmemcpy3DOperand;
+
+typedef struct {
+	size_t width, height, depth;
+} CUextent3D;
+
+typedef struct {
+	CUmemcpy3DOperand src, dst;
+	CUextent3D extent;
+	int srcAccessOrder;
+	unsigned int flags;
+} CUDA_MEMCPY3D_BATCH_OP;
 
 typedef struct {
 	CUdeviceptr dst;

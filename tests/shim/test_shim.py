@@ -555,3 +555,97 @@ print("right")
 def test_every_way_to_make_a_node_is_seen(runner: Runner) -> None:
     result = runner.tiered(SMALL, "-c", NODES)
     assert (result.status, result.out) == (0, "right\n"), result.err
+
+
+OTHER_COPIES = (
+    VIEW
+    + """
+import struct, sys
+assert cuda.cuMemAlloc_v2(byref(a), c_size_t(16 * MIB)) == 0
+assert cuda.cuMemsetD8_v2(a, ctypes.c_ubyte(1), c_size_t(16 * MIB)) == 0
+evict()
+stream = c_void_p()
+assert cuda.cuStreamCreate(byref(stream), 1) == 0
+at, array, n = a.value, c_void_p(1), c_size_t(16 * MIB)
+host = (ctypes.c_uint * (4 * MIB))(*[6] * (4 * MIB))
+
+def operand(kind, pointer):
+    return struct.pack("<i4x3Qii", kind, pointer, 0, 0, 0, 0)
+
+def batch(source):
+    return operand(source, ctypes.addressof(host)) + operand(1, at) + struct.pack("<3Qii", MIB, 16, 1, 1, 0)
+
+def peer():
+    src = struct.pack("<4Qi4x3QQ2Q", 0, 0, 0, 0, 1, ctypes.addressof(host), 0, 0, context.value, MIB, 16)
+    dst = struct.pack("<4Qi4x3QQ2Q", 0, 0, 0, 0, 2, 0, at, 0, context.value, MIB, 16)
+    return src + dst + struct.pack("<3Q", MIB, 16, 1)
+
+zero = c_uint64(0)
+print({
+    "none": lambda: None,
+    "AtoD": lambda: cuda.cuMemcpyAtoD_v2(a, array, c_size_t(0), n),
+    "DtoA": lambda: cuda.cuMemcpyDtoA_v2(array, c_size_t(0), a, n),
+    "batch": lambda: cuda.cuMemcpy3DBatchAsync(c_size_t(1), batch(1), byref(n), zero, stream),
+    "batch2": lambda: cuda.cuMemcpy3DBatchAsync_v2(c_size_t(1), batch(1), zero, stream),
+    "array": lambda: cuda.cuMemcpy3DBatchAsync_v2(c_size_t(1), batch(2), zero, stream),
+    "peer": lambda: cuda.cuMemcpy3DPeer(peer()),
+    "peer2": lambda: cuda.cuMemcpy3DPeerAsync(peer(), stream),
+}[sys.argv[1]]())
+assert cuda.cuCtxSynchronize() == 0
+if "peer" in sys.argv[1]:
+    assert read(at) == read(at + 16 * MIB - 4) == 6
+"""
+)
+
+
+@pytest.mark.parametrize("name", ["AtoD", "DtoA", "batch", "batch2", "peer", "peer2", "array"])
+def test_copies_by_rare_calls_name_what_they_touch(runner: Runner, name: str) -> None:
+    """The software device has no arrays and no 3D batches: it must have been asked all the same."""
+    seen = []
+    for which in ("none", name):
+        result = runner.tiered(SMALL, "-c", OTHER_COPIES, which)
+        assert result.status == 0, result.err
+        seen.append(result.counters["chunk_hits"] + result.counters["chunk_stalls"])
+    if name == "array":  # whose elements are of a size that only the driver knows
+        assert (result.out, seen[1]) == ("801\n", seen[0])
+        assert "greenboost: cuMemcpy3DBatchAsync" in result.err
+    elif "peer" in name:
+        assert (result.out, seen[1]) == ("0\n", seen[0] + 8 + 2)
+    else:
+        assert (result.out, seen[1]) == ("801\n", seen[0] + 8)
+        assert "greenboost: cu" not in result.err
+
+
+DURING = (
+    VIEW
+    + """
+import struct
+assert cuda.cuMemAlloc_v2(byref(a), c_size_t(16 * MIB)) == 0
+evict()
+stream, pinned, spin = c_void_p(), c_void_p(), c_void_p()
+assert cuda.cuStreamCreate(byref(stream), 1) == 0
+assert cuda.cuMemAllocHost_v2(byref(pinned), c_size_t(16 * MIB)) == 0
+assert cuda.cuModuleGetFunction(byref(spin), module, b"spin_ns") == 0
+order = [struct.pack("<6i", order, 0, 0, 0, 0, 0) for order in (1, 2)]
+firsts = (c_size_t * 2)(0, 1)
+dsts, srcs = (c_uint64 * 3)(a.value, a.value + 4, a.value + 8), (c_uint64 * 3)()
+for i in range(3):
+    srcs[i] = pinned.value + 4 * i
+sizes = (c_size_t * 3)(4, 4, 4)
+for call, extra in (("cuMemcpyBatchAsync", [byref(c_size_t())]), ("cuMemcpyBatchAsync_v2", [])):
+    ctypes.memset(pinned, 1, 12)
+    time = c_uint64(200_000_000)
+    pointers = (c_void_p * 1)(ctypes.addressof(time))
+    assert cuda.cuLaunchKernel(spin, 1, 1, 1, 1, 1, 1, 0, stream, pointers, None) == 0
+    rest = [c_size_t(3), order[0] + order[1], firsts, c_size_t(2), *extra, stream]
+    assert getattr(cuda, call)(dsts, srcs, sizes, *rest) == 0
+    ctypes.memset(pinned, 2, 12)
+    assert cuda.cuStreamSynchronize(stream) == 0
+    print([read(a.value + 4 * i) & 3 for i in range(3)])
+"""
+)
+
+
+def test_of_a_batch_what_is_to_be_read_at_once_is(runner: Runner) -> None:
+    result = runner.tiered(SMALL, "-c", DURING)
+    assert (result.status, result.out) == (0, 2 * "[2, 1, 1]\n"), result.err

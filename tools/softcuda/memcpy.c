@@ -4,7 +4,7 @@
 #include "copy.h"
 #include "stream.h"
 
-enum waiting { ASYNC, SYNC };
+enum waiting { ASYNC, SYNC, READ_NOW };
 
 static CUresult submit(CUstream stream, const struct box *box, enum waiting waiting)
 {
@@ -25,7 +25,9 @@ static CUresult submit(CUstream stream, const struct box *box, enum waiting wait
 	/* The driver cannot reach pageable memory later, so it does before it returns. */
 	if (pageable_dst)
 		return stream_submit_and_wait(stream, copy_work(box, false));
-	return stream_submit(stream, copy_work(box, pageable_src));
+	return stream_submit(stream,
+			     copy_work(box, pageable_src || (waiting == READ_NOW &&
+							     box->src.kind != RANGE_DEVICE)));
 }
 
 /* A row of bytes; which ends a device must be able to reach is the caller's word. */
@@ -120,12 +122,14 @@ CUresult do_cuMemcpyPeerAsync(bool per_thread, CUdeviceptr dst, CUcontext dst_ct
 			 ASYNC);
 }
 
-/* The attributes are hints, and permission to read a source later than is done here. */
+/* Hints of places are not needed, nor permission to read a source early. */
 CUresult do_cuMemcpyBatchAsync_v2(bool per_thread, CUdeviceptr *dsts, CUdeviceptr *srcs,
 				  size_t *sizes, size_t count, void *attrs, size_t *attr_idxs,
 				  size_t n_attrs, CUstream stream)
 {
+	const CUmemcpyAttributes *attribute = attrs;
 	CUresult error = CUDA_SUCCESS;
+	size_t of = 0;
 
 	if (!dsts || !srcs || !sizes || !count || !attrs || !attr_idxs || !n_attrs ||
 	    n_attrs > count)
@@ -133,8 +137,17 @@ CUresult do_cuMemcpyBatchAsync_v2(bool per_thread, CUdeviceptr *dsts, CUdevicept
 	/* The documentation excludes the default streams. */
 	if (!stream || stream == CU_STREAM_LEGACY || stream == CU_STREAM_PER_THREAD)
 		return CUDA_ERROR_INVALID_VALUE;
-	for (size_t i = 0; i < count && !error; i++)
-		error = do_cuMemcpyAsync(per_thread, dsts[i], srcs[i], sizes[i], stream);
+	for (size_t i = 0; i < count && !error; i++) {
+		enum waiting waiting;
+
+		while (of + 1 < n_attrs && attr_idxs[of + 1] <= i)
+			of++;
+		waiting = attribute[of].srcAccessOrder == CU_MEMCPY_SRC_ACCESS_ORDER_DURING_API_CALL
+				  ? READ_NOW
+				  : ASYNC;
+		error = copy_row(stream_resolve(stream, per_thread), dsts[i], false, srcs[i], false,
+				 sizes[i], waiting);
+	}
 	return error;
 }
 
