@@ -6,6 +6,7 @@
 
 #include "device.h"
 #include "log.h"
+#include "params.h"
 
 /* Small allocations go to the driver, up to half of VRAM; beyond that they are paged like the rest.
  */
@@ -531,6 +532,7 @@ CUresult hook_cuCtxDestroy_v2(unsigned int variant, CUcontext ctx)
 	(void)variant;
 	device_abandon_context(ctx);
 	tickets_forget_context(ctx);
+	params_forget();
 	return driver.cuCtxDestroy_v2(ctx);
 }
 
@@ -540,8 +542,10 @@ static void abandon_if_inactive(CUdevice device)
 	unsigned int flags;
 	int active = 1;
 
-	if (!driver.cuDevicePrimaryCtxGetState(device, &flags, &active) && !active)
-		device_abandon(device);
+	if (driver.cuDevicePrimaryCtxGetState(device, &flags, &active) || active)
+		return;
+	device_abandon(device);
+	params_forget();
 }
 
 CUresult hook_cuDevicePrimaryCtxRelease_v2(unsigned int variant, CUdevice device)
@@ -557,5 +561,6 @@ CUresult hook_cuDevicePrimaryCtxReset_v2(unsigned int variant, CUdevice device)
 {
 	(void)variant;
 	device_abandon(device);
+	params_forget();
 	return driver.cuDevicePrimaryCtxReset_v2(device);
 }

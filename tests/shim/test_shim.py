@@ -3,6 +3,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from .tiers import PROGRAMS, Runner
@@ -649,3 +654,16 @@ for call, extra in (("cuMemcpyBatchAsync", [byref(c_size_t())]), ("cuMemcpyBatch
 def test_of_a_batch_what_is_to_be_read_at_once_is(runner: Runner) -> None:
     result = runner.tiered(SMALL, "-c", DURING)
     assert (result.status, result.out) == (0, 2 * "[2, 1, 1]\n"), result.err
+
+
+def test_the_shim_stays_once_it_is_loaded(shim: Path, softcuda: Path) -> None:
+    """Its threads run in it."""
+    program = "import _ctypes, sys; _ctypes.dlclose(_ctypes.dlopen(sys.argv[1], 2))"
+    program += "; print('libgreenboost_cuda' in open('/proc/self/maps').read())"
+    done = subprocess.run(
+        [sys.executable, "-c", program, shim],
+        env={**os.environ, "GREENBOOST_CUDA_DRIVER": str(softcuda)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr

@@ -38,6 +38,14 @@ def test_the_chunk_table_alone(tmp_path: Path, name: str, more: tuple[str, ...])
     assert (done.returncode, done.stdout) == (0, "")
 
 
+@pytest.mark.usefixtures("shim")
+def test_kernels_of_a_context_that_ended_are_forgotten(tmp_path: Path) -> None:
+    left_out = ("memory", "params", "interpose")
+    program = build("context_ends", tmp_path, *(p for p in SHIM.glob("*.c") if p.stem not in left_out))
+    done = subprocess.run([program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
 @pytest.mark.parametrize("late", ["0", "1"])
 @pytest.mark.parametrize("mode", ["alloc", "stream", "room", "names"])
 def test_threads_that_page_at_once(runner: Runner, softcuda: Path, mode: str, late: str) -> None:
