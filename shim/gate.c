@@ -6,6 +6,8 @@
 #include <stdlib.h>
 
 atomic_uint gate_closed;
+atomic_uint gate_captures;
+static pthread_mutex_t captures_lock = PTHREAD_MUTEX_INITIALIZER; /* held: none may begin */
 __thread struct gate_thread *gate_self;
 
 /* Pushed to, never removed from: a thread that ends leaves its entry to the next one. */
@@ -61,4 +63,32 @@ void gate_close(void)
 void gate_open(void)
 {
 	atomic_fetch_sub(&gate_closed, 1);
+}
+
+void gate_capture_begins(void)
+{
+	pthread_mutex_lock(&captures_lock);
+	atomic_fetch_add(&gate_captures, 1);
+	pthread_mutex_unlock(&captures_lock);
+	gate_close();
+}
+
+void gate_capture_ends(void)
+{
+	atomic_fetch_sub(&gate_captures, 1);
+	gate_open();
+}
+
+bool gate_forbid_captures(void)
+{
+	pthread_mutex_lock(&captures_lock);
+	if (!atomic_load(&gate_captures))
+		return true;
+	pthread_mutex_unlock(&captures_lock);
+	return false;
+}
+
+void gate_allow_captures(void)
+{
+	pthread_mutex_unlock(&captures_lock);
 }

@@ -47,4 +47,17 @@ static inline void gate_leave(void)
 void gate_close(void);
 void gate_open(void); /* one reason less */
 
+/*
+ * Captures. A context must not be waited for while one is under way: the driver
+ * refuses that and spoils the capture, in every mode and from every thread.
+ */
+extern atomic_uint gate_captures; /* how many are under way */
+
+void gate_capture_begins(void); /* closes the gate */
+void gate_capture_ends(void);
+
+/* False: one is under way. True: those that begin wait for gate_allow_captures(). */
+bool gate_forbid_captures(void);
+void gate_allow_captures(void);
+
 #endif

@@ -11,11 +11,9 @@
 #include "log.h"
 #include "params.h"
 
-static atomic_int captures;
-
 bool launch_captured(CUstream stream, unsigned int variant)
 {
-	return atomic_load_explicit(&captures, memory_order_acquire) &&
+	return atomic_load_explicit(&gate_captures, memory_order_acquire) &&
 	       driver_capture_status(stream, variant) == CU_STREAM_CAPTURE_STATUS_ACTIVE;
 }
 
@@ -231,16 +229,16 @@ CUresult hook_cuLaunchKernelEx(unsigned int variant, const CUlaunchConfig *confi
 
 /* ---- captures: what goes into a graph is fixed, as nobody sees when it runs ---- */
 
+/* What was launched before anybody looked can be waited for now, and not during a capture. */
 static void capture_begins(void)
 {
-	atomic_fetch_add(&captures, 1);
-	gate_close();
-}
+	struct device *device = device_paging();
+	CUcontext current;
 
-static void capture_ends(void)
-{
-	atomic_fetch_sub(&captures, 1);
-	gate_open();
+	if (device && atomic_load(&device->paging) && !driver.cuCtxGetCurrent(&current) &&
+	    current == device->context)
+		residency_wait_for_the_unseen(device);
+	gate_capture_begins();
 }
 
 CUresult hook_cuStreamBeginCapture_v2(unsigned int variant, CUstream stream, int mode)
@@ -250,7 +248,7 @@ CUresult hook_cuStreamBeginCapture_v2(unsigned int variant, CUstream stream, int
 	capture_begins();
 	result = driver.cuStreamBeginCapture_v2[variant](stream, mode);
 	if (result)
-		capture_ends();
+		gate_capture_ends();
 	return result;
 }
 
@@ -263,7 +261,7 @@ CUresult hook_cuStreamBeginCaptureToGraph(unsigned int variant, CUstream stream,
 	capture_begins();
 	result = driver.cuStreamBeginCaptureToGraph[variant](stream, graph, deps, edges, n, mode);
 	if (result)
-		capture_ends();
+		gate_capture_ends();
 	return result;
 }
 
@@ -275,7 +273,7 @@ CUresult hook_cuStreamEndCapture(unsigned int variant, CUstream stream, CUgraph 
 	int after = driver_capture_status(stream, variant);
 
 	if (before != CU_STREAM_CAPTURE_STATUS_NONE && after == CU_STREAM_CAPTURE_STATUS_NONE)
-		capture_ends();
+		gate_capture_ends();
 	return result;
 }
 

@@ -59,6 +59,7 @@ struct mover {
 	CUcontext context;
 	size_t chunk; /* bytes */
 	CUstream up, down; /* T2 to T1, T1 to T2 */
+	CUstream join; /* waits for others, and runs nothing */
 	CUdeviceptr alias; /* slot n is at alias + n * chunk */
 	uint32_t slots; /* entries of vram; how many of them exist changes */
 	uint32_t slots_existing;

@@ -359,8 +359,8 @@ CUresult residency_begin_captured(struct hold *hold)
 }
 
 /* The chunk must not leave before the ticket: one place a stream, as later work there is done
- * later. */
-static void chunk_add_use(struct chunk *chunk, struct ticket *ticket)
+ * later. False: there is no place. */
+static bool chunk_add_use(struct chunk *chunk, struct ticket *ticket)
 {
 	uint64_t key = atomic_load(&ticket->stream);
 	int place = -1;
@@ -371,19 +371,48 @@ static void chunk_add_use(struct chunk *chunk, struct ticket *ticket)
 		if (use && key && atomic_load(&use->stream) == key) {
 			/* Another thread, with a later one, may have been quicker. */
 			if (use->sequence > ticket->sequence)
-				return;
+				return true;
 			place = i;
 			break;
 		}
 		if (place < 0 && ticket_done(use))
 			place = i;
 	}
-	if (place < 0) {
-		chunk->crowded = true;
-		return;
-	}
+	if (place < 0)
+		return false;
 	ticket_put(chunk->uses[place]);
 	chunk->uses[place] = ticket_get(ticket);
+	return true;
+}
+
+/*
+ * More streams use the chunk at once than there are places: one ticket stands for
+ * two uses, in a stream that waits for both. The chunk is still held.
+ */
+static void chunk_join_uses(struct device *device, struct chunk *chunk, struct ticket *ticket)
+{
+	ticket = ticket_get(ticket);
+	while (!chunk_add_use(chunk, ticket)) {
+		struct ticket *other = chunk->uses[0], *both = NULL;
+		CUstream join = device->mover.join;
+
+		chunk->uses[0] = NULL;
+		pthread_mutex_unlock(&device->lock);
+		if (!ticket_wait_on(other, join, 0) && !ticket_wait_on(ticket, join, 0))
+			both = ticket_record(join, 0);
+		if (!both) {
+			/* Of another context, perhaps. */
+			ticket_wait(other);
+			ticket_wait(ticket);
+		}
+		ticket_put(other);
+		ticket_put(ticket);
+		ticket = both;
+		pthread_mutex_lock(&device->lock);
+		if (!ticket)
+			return;
+	}
+	ticket_put(ticket);
 }
 
 static void hold_free(struct hold *hold)
@@ -410,8 +439,8 @@ void residency_release(struct device *device, struct hold *hold, CUstream stream
 	for (uint32_t i = 0; i < hold->count; i++) {
 		struct chunk *chunk = &device->chunks[hold->chunks[i]];
 
-		if (ticket)
-			chunk_add_use(chunk, ticket);
+		if (ticket && !chunk_add_use(chunk, ticket))
+			chunk_join_uses(device, chunk, ticket);
 		chunk->holds--;
 	}
 	device->prefetch = true;
@@ -490,4 +519,19 @@ CUresult residency_announce(struct device *device, uint32_t slots)
 		return CUDA_ERROR_OUT_OF_MEMORY;
 	atomic_store(&device->slots_announced, slots);
 	return CUDA_SUCCESS;
+}
+
+CUresult residency_wait_for_the_unseen(struct device *device)
+{
+	CUresult result;
+
+	if (atomic_load(&device->quiet))
+		return CUDA_SUCCESS;
+	if (!gate_forbid_captures())
+		return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+	result = driver.cuCtxSynchronize();
+	gate_allow_captures();
+	if (!result)
+		atomic_store(&device->quiet, true);
+	return result;
 }

@@ -37,8 +37,6 @@ struct chunk {
 	uint8_t home; /* enum chunk_home: where its bytes are */
 	bool fixed; /* a captured graph names it: never leaves */
 	bool sticky; /* its address was copied to the device: leaves when nothing else can */
-	bool crowded; /* used by more streams at once than there are places: wait for the whole
-			 device */
 	uint16_t holds; /* launches and copies being prepared that name it */
 	uint32_t slot; /* its VRAM slot, NO_SLOT if none */
 	struct ram_place ram; /* its RAM slot */
@@ -110,7 +108,7 @@ struct device {
 	bool arena_answered;
 	bool prefetch; /* chunks were used: look ahead */
 	atomic_bool paging; /* some chunk is or was absent: launches are looked at */
-	bool quiet; /* work from before paging began has been waited for; the pager's only */
+	atomic_bool quiet; /* work from before paging began has been waited for */
 	bool stopped; /* nothing moves any more */
 	CUresult stop_error; /* why */
 
@@ -170,6 +168,13 @@ void residency_wait_unnamed(struct device *device, const struct allocation *allo
 
 /* From now on every launch and copy is looked at. Returns once none is unseen; in no lock. */
 void residency_begin_paging(struct device *device);
+
+/*
+ * Launches made before paging began left no tickets; once, everything the device was
+ * given by then is waited for. The device's context must be current.
+ * CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED: not while something captures.
+ */
+CUresult residency_wait_for_the_unseen(struct device *device);
 
 /*
  * Tell the daemon how many VRAM slots there will be. CUDA_ERROR_OUT_OF_MEMORY: what

@@ -8,18 +8,22 @@
 /* How many chunks to ask about before taking one that the device still uses. */
 #define VICTIM_TRIES 4
 
-/*
- * Launches made before paging began left no tickets; once, everything the
- * device was given by then is waited for.
- */
-static CUresult wait_for_the_unseen(struct device *device)
+/* False: nothing may leave now, as nobody knows what still uses it. */
+static bool all_seen(struct device *device)
 {
-	CUresult result = CUDA_SUCCESS;
+	CUresult result;
 
-	if (!device->quiet)
-		result = driver.cuCtxSynchronize();
-	device->quiet = result == CUDA_SUCCESS;
-	return result;
+	if (device->quiet)
+		return true;
+	let_go(device);
+	result = residency_wait_for_the_unseen(device);
+	take_back(device);
+	if (result == CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED)
+		log_warn("VRAM is full, and what was launched before it was cannot be waited for "
+			 "while a stream is captured");
+	else if (result)
+		pager_stop(device, "waiting for earlier work", result);
+	return !result;
 }
 
 /* Write the chunk back to RAM and take it off the application's address. False: no room below. */
@@ -29,11 +33,10 @@ static bool sink(struct device *device, uint32_t index)
 	struct vram_slot *slot = &device->mover.vram[chunk->slot];
 	struct ticket *uses[CHUNK_USES], *arrival = chunk->arrival, *saved = NULL;
 	struct ram_place place;
-	bool crowded = chunk->crowded;
-	CUresult result;
+	CUresult result = CUDA_SUCCESS;
 
 	pager_set_state(device, index, SINKING);
-	place = lower_make_ram(device);
+	place = all_seen(device) ? lower_make_ram(device) : NO_RAM;
 	if (ram_none(place)) {
 		pager_set_state(device, index, RESIDENT);
 		return false;
@@ -43,12 +46,8 @@ static bool sink(struct device *device, uint32_t index)
 		chunk->uses[i] = NULL;
 	}
 	chunk->arrival = NULL;
-	chunk->crowded = false;
 	let_go(device);
 
-	result = wait_for_the_unseen(device);
-	if (crowded && !result)
-		result = driver.cuCtxSynchronize();
 	for (int i = 0; i < CHUNK_USES; i++) {
 		if (!result)
 			result = ticket_wait(uses[i]);
@@ -86,7 +85,7 @@ static bool sink(struct device *device, uint32_t index)
 static bool uses_over(struct device *device, uint32_t index)
 {
 	struct ticket *uses[CHUNK_USES];
-	bool over = !device->chunks[index].crowded && device->quiet;
+	bool over = device->quiet;
 
 	for (int i = 0; i < CHUNK_USES; i++)
 		uses[i] = ticket_get(device->chunks[index].uses[i]);

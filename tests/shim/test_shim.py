@@ -667,3 +667,48 @@ def test_the_shim_stays_once_it_is_loaded(shim: Path, softcuda: Path) -> None:
         text=True,
     )
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
+CAPTURING = (
+    VIEW
+    + """
+import sys
+assert cuda.cuMemAlloc_v2(byref(a), c_size_t(16 * MIB)) == 0
+stream, graph = c_void_p(), c_void_p()
+streams = [c_void_p() for _ in range(9)]
+for s in [stream, *streams]:
+    assert cuda.cuStreamCreate(byref(s), 1) == 0
+spin = c_void_p()
+assert cuda.cuModuleGetFunction(byref(spin), module, b"spin_ns") == 0
+
+def busy(stream):
+    time = c_uint64(300_000_000)
+    pointers = (c_void_p * 1)(ctypes.addressof(time))
+    assert cuda.cuLaunchKernel(spin, 1, 1, 1, 1, 1, 1, 0, stream, pointers, None) == 0
+
+# As a program that copies and allocates while it captures must.
+assert cuda.cuThreadExchangeStreamCaptureMode(byref(ctypes.c_int(2))) == 0
+if sys.argv[1] == "unseen":
+    # Paging is to begin, and has not waited for anything yet, when the capture does.
+    assert cuda.cuStreamBeginCapture_v2(stream, 0) == 0
+    evict()
+else:
+    evict()
+    assert cuda.cuStreamBeginCapture_v2(stream, 0) == 0
+    for i, s in enumerate(streams):
+        busy(s)
+        assert cuda.cuMemsetD32Async(c_uint64(a.value + 4 * i), i, c_size_t(1), s) == 0
+    evict()
+assert cuda.cuStreamEndCapture(stream, byref(graph)) == 0
+evict()
+print([read(a.value + 4 * i) for i in range(9)] if sys.argv[1] == "crowded" else "right")
+"""
+)
+
+
+@pytest.mark.parametrize("what", ["unseen", "crowded"])
+def test_chunks_leave_during_a_capture_and_leave_it_alone(runner: Runner, what: str) -> None:
+    """Waiting for the context would spoil it, and end paging."""
+    result = runner.tiered(SMALL, "-c", CAPTURING, what)
+    out = "right\n" if what == "unseen" else "[0, 1, 2, 3, 4, 5, 6, 7, 8]\n"
+    assert (result.status, result.out) == (0, out), result.err

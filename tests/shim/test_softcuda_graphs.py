@@ -201,6 +201,15 @@ def test_modes_say_which_threads_may_do_what_a_capture_cannot_see(driver: Driver
     driver("cuThreadExchangeStreamCaptureMode", byref(exchanged))
     assert exchanged.value == RELAXED
     end(driver, stream)
+    # But a context must not be waited for while anything in it captures, as on an H100.
+    for mode in (GLOBAL, THREAD_LOCAL, RELAXED):
+        begin(driver, stream, mode)
+        exchanged.value = RELAXED
+        driver("cuThreadExchangeStreamCaptureMode", byref(exchanged))
+        assert driver.result("cuCtxSynchronize") == CAPTURE_UNSUPPORTED
+        driver("cuThreadExchangeStreamCaptureMode", byref(exchanged))
+        assert end_result(driver, stream) == CAPTURE_INVALIDATED
+    driver("cuCtxSynchronize")
     exchanged.value = 3
     assert driver.result("cuThreadExchangeStreamCaptureMode", byref(exchanged)) == INVALID_VALUE
 

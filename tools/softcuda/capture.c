@@ -122,6 +122,20 @@ CUresult capture_forbids_waiting(CUstream stream)
 	return error;
 }
 
+CUresult capture_forbids_context(CUcontext context)
+{
+	CUresult error = CUDA_SUCCESS;
+
+	if (!capture_running())
+		return CUDA_SUCCESS;
+	pthread_mutex_lock(&lock);
+	for (struct capture *capture = captures; capture; capture = capture->next)
+		if (capture->origin->context == context)
+			error = invalidate(capture, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+	pthread_mutex_unlock(&lock);
+	return error;
+}
+
 static CUresult add_node(CUstream stream, struct work *work)
 {
 	struct capture *capture = stream->capture;

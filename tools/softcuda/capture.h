@@ -16,6 +16,9 @@ CUresult capture_forbids(void);
 /* Whether a stream must not be waited for. */
 CUresult capture_forbids_waiting(CUstream stream);
 
+/* Whether a context must not be waited for: in no mode while any of its streams captures. */
+CUresult capture_forbids_context(CUcontext context);
+
 /* Captures the work if its stream captures, submits it otherwise. */
 CUresult capture_submit(CUstream stream, struct work *work);
 

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "api.gen.h"
+#include "capture.h"
 #include "device.h"
 #include "entry.h"
 #include "memory.h"
@@ -276,14 +277,15 @@ CUresult do_cuCtxGetCurrent(CUcontext *ctx)
 
 CUresult do_cuCtxSynchronize(void)
 {
-	group_wait(&context_current()->group);
-	return CUDA_SUCCESS;
+	return do_cuCtxSynchronize_v2(context_current());
 }
 
 CUresult do_cuCtxSynchronize_v2(CUcontext ctx)
 {
 	CUresult error = context_check(ctx);
 
+	if (!error)
+		error = capture_forbids_context(ctx);
 	if (!error)
 		group_wait(&ctx->group);
 	return error;

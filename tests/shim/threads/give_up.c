@@ -13,7 +13,8 @@ struct driver driver; /* is not called */
 
 static struct device device = { .lock = PTHREAD_MUTEX_INITIALIZER,
 				.changed = PTHREAD_COND_INITIALIZER,
-				.work = PTHREAD_COND_INITIALIZER };
+				.work = PTHREAD_COND_INITIALIZER,
+				.quiet = true };
 static struct chunk chunk = { .state = RESIDENT, .home = HOME_T1, .holds = 1 };
 static struct vram_slot slot = { .exists = true };
 static bool launched;
