@@ -553,6 +553,31 @@ async def test_encrypted_at_rest(tmp_path: Path, arena: MemfdArena) -> None:
                 await spill.load(again, arena, 1)
 
 
+# What goes wrong meanwhile
+
+
+async def test_a_lack_of_memory_is_not_the_devices_fault(
+    tmp_path: Path, arena: MemfdArena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def exhausted(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    async with spill_over(tmp_path, 4) as spill:
+        with added(spill, arena):
+            stored = await spill.store(arena, 0)
+            with monkeypatch.context() as patch:
+                patch.setattr(SpillFile, "write", exhausted)
+                patch.setattr(SpillFile, "read", exhausted)
+                with pytest.raises(SpillWriteError):
+                    await spill.store(arena, 0)
+                for _ in range(3):
+                    with pytest.raises(OSError, match="Cannot allocate memory"):
+                        await spill.load(stored, arena, 1)
+            assert (spill.total, spill.snapshot()[0].retired, states(spill)) == (4, 0, ["active"])
+            await spill.load(stored, arena, 1)
+            assert arena[1] == arena[0]
+
+
 # Files and arenas
 
 

@@ -17,13 +17,21 @@ from __future__ import annotations
 import enum
 import errno
 
-__all__ = ["Health", "PathState"]
+__all__ = ["Health", "PathState", "is_ours"]
 
 ERRORS_IN_A_ROW = 3
 """Transfers that fail one after the other before the device, and not an extent, is held to be bad."""
 
 _GONE = frozenset({errno.ENODEV, errno.ENXIO, errno.ESHUTDOWN, errno.EROFS})
 """What a device says that is no longer there, or that can no longer be written."""
+
+_OURS = frozenset({errno.EAGAIN, errno.EFAULT, errno.EINTR, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""What the kernel says when this machine or program has no means for a transfer: no device was asked."""
+
+
+def is_ours(error: OSError) -> bool:
+    """Whether a transfer failed for want of something that has nothing to do with the device."""
+    return error.errno in _OURS
 
 
 class PathState(enum.StrEnum):

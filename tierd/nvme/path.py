@@ -27,7 +27,7 @@ from .checksum import Checksums, digest_in_thread_if_large, digest_while
 from .crypt import Cipher
 from .errors import ExtentError
 from .extents import ExtentAllocator
-from .health import Health, PathState
+from .health import Health, PathState, is_ours
 from .notice import Notice
 from .ring import Abandoned, Ring
 from .slots import Arena, slot_memory
@@ -166,8 +166,7 @@ class SpillPath:
             await self._write(index, arena, slot)
         except BaseException as error:
             if isinstance(error, OSError) and not isinstance(error, Abandoned):
-                self._erred(error, write=True)
-                self.extents.retire(index)
+                self._erred(error, index, write=True)
             self._release(index)
             raise
         self.health.succeeded(write=True)
@@ -202,7 +201,7 @@ class SpillPath:
         """Reads what an extent holds into a slot and proves it right; the extent keeps it.
 
         Raises OSError: EIO also when the device returned other bytes than were written. The extent
-        is then retired. After any exception the slot's content is undefined.
+        is then retired, unless it is not to blame. After any exception the slot's content is undefined.
         """
         expected = self._checksums.get(index)
         if expected is None:
@@ -219,8 +218,7 @@ class SpillPath:
                     if tries_left:
                         _log.warning("%s: reading extent %d again: %s", self.name, index, error.strerror)
                         continue
-                    self._erred(error, write=False)
-                    self.extents.retire(index)
+                    self._erred(error, index, write=False)
                     raise OSError(error.errno or errno.EIO, error.strerror, self.name) from error
         finally:
             self._unpin(index)
@@ -275,11 +273,14 @@ class SpillPath:
         self.extents.give_back(index)
         self._changed.tell()
 
-    def _erred(self, error: OSError, *, write: bool) -> None:
-        before = self.state
-        self.health.erred(error.errno, write=write)
+    def _erred(self, error: OSError, index: int, *, write: bool) -> None:
         what = "writing" if write else "reading"
         _log.warning("%s: %s failed: %s", self.name, what, error.strerror)
+        if is_ours(error):
+            return
+        before = self.state
+        self.health.erred(error.errno, write=write)
+        self.extents.retire(index)
         if self.state is not before:
             _log.error("%s: %s; it takes no more chunks, and those it holds are moved", self.name, self.state)
             self._changed.tell()
