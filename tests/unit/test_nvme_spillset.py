@@ -7,7 +7,7 @@ import errno
 import logging
 import os
 import resource
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -36,9 +36,14 @@ from tierd.nvme import (
     SpillSet,
     SpillWriteError,
     Stored,
+    drain,
     open_spill_files,
     open_spill_set,
+    probe,
 )
+from tierd.nvme.path import SpillPath
+from tierd.nvme.ring import Abandoned
+from tierd.nvme.transit import Transit
 
 pytestmark = pytest.mark.usefixtures("no_leaked_fds")
 
@@ -556,6 +561,175 @@ async def test_encrypted_at_rest(tmp_path: Path, arena: MemfdArena) -> None:
 # What goes wrong meanwhile
 
 
+@contextmanager
+def gated(patch: pytest.MonkeyPatch, transfer: str, name: Path) -> Iterator[tuple[trio.Event, trio.Event]]:
+    """Transfers of the path of this name wait: an event for the first that came, one to let them go on."""
+    came, go_on = trio.Event(), trio.Event()
+    real = getattr(SpillFile, transfer)
+
+    async def wait(self: SpillFile, *args: object, **kwargs: object) -> None:
+        if self.path == str(name):
+            came.set()
+            await go_on.wait()
+        await real(self, *args, **kwargs)
+
+    with patch.context() as inner:
+        inner.setattr(SpillFile, transfer, wait)
+        yield came, go_on
+
+
+async def until(true: Callable[[], bool]) -> None:
+    with trio.fail_after(5):
+        while not true():
+            await trio.lowlevel.checkpoint()
+
+
+def path_of(spill: SpillSet, name: Path) -> SpillPath:
+    path = spill.find(str(name))
+    assert path is not None
+    return path
+
+
+async def test_what_is_being_written_when_a_drain_begins_is_moved_too(
+    tmp_path: Path, arena: MemfdArena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with spill_over(tmp_path, 1) as spill:
+        with added(spill, arena), gated(monkeypatch, "write", tmp_path / "0") as (came, go_on):
+            old = path_of(spill, tmp_path / "0")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(spill.store, arena, 0)
+                await came.wait()
+                old.rate = 1e9  # not to be measured
+                await spill.add(opened(tmp_path / "1", 1))
+                spill.drain(old)
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                go_on.set()
+            await until(lambda: used(spill) == [0, 1])
+
+
+async def test_a_path_is_added_while_another_stalls(
+    tmp_path: Path, arena: MemfdArena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_spill_set([opened(tmp_path / "0", 4, deadline=0.1)], chunk=CHUNK) as spill:
+        with added(spill, arena), gated(monkeypatch, "write", tmp_path / "0") as (_, go_on):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(spill.store, arena, 0)
+                await until(lambda: states(spill) == ["stalled"])
+                with trio.fail_after(5):
+                    await spill.add(opened(tmp_path / "1", 4))
+                    await spill.store(arena, 0)
+                assert used(spill) == [1, 1]
+                go_on.set()
+
+
+async def test_a_path_is_added_while_a_drain_waits_for_a_device_that_stalls(
+    tmp_path: Path, arena: MemfdArena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with spill_over(tmp_path, 8, 8) as spill:
+        with added(spill, arena), gated(monkeypatch, "read", tmp_path / "0") as (came, go_on):
+            for _ in range(8):
+                await spill.store(arena, 0)
+            assert 0 < used(spill)[0] < 8
+            spill.drain(path_of(spill, tmp_path / "0"))
+            await came.wait()
+            with trio.fail_after(5):
+                await spill.add(opened(tmp_path / "2", 8))
+                other = path_of(spill, tmp_path / "1")
+                spill.drain(other)
+                await spill.remove(other)
+            go_on.set()
+
+
+async def test_a_drain_while_the_speed_is_measured(
+    tmp_path: Path, arena: MemfdArena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with spill_over(tmp_path, 4, 4) as spill:
+        monkeypatch.setattr(probe, "_SECONDS", 0.3)
+        old = path_of(spill, tmp_path / "0")
+        old.rate = None
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(spill.add, opened(tmp_path / "2", 4))
+                await until(lambda: any(each is not None for each in old.owners))
+                spill.drain(old)
+                await spill.remove(old)
+        assert used(spill) == [0, 0]
+        assert states(spill) == ["active", "active"]
+
+
+async def test_no_memory_to_move_chunks_through(
+    tmp_path: Path, arena: MemfdArena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = 0
+    open_ = Transit.open
+
+    def exhausted(self: Transit) -> None:
+        nonlocal tries
+        tries += 1
+        if tries <= 3:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        open_(self)
+
+    monkeypatch.setattr(drain, "_PAUSE", 0.01)
+    async with spill_over(tmp_path, 2) as spill:
+        with added(spill, arena):
+            stored = await spill.store(arena, 0)
+            monkeypatch.setattr(Transit, "open", exhausted)
+            await spill.add(opened(tmp_path / "1", 2))
+            assert tries == 2  # neither could be measured
+            assert stored.path is not None
+            spill.drain(stored.path)
+            await until(lambda: used(spill) == [0, 1])
+
+
+async def test_a_chunk_that_cannot_be_written_yet_is_not_lost(
+    tmp_path: Path, arena: MemfdArena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = SpillFile.write
+    failures = 0
+
+    async def failing(self: SpillFile, *args: object, **kwargs: object) -> None:
+        nonlocal failures
+        if failures < 3:
+            failures += 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        await write(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(drain, "_PAUSE", 0.01)
+    async with spill_over(tmp_path, 1) as spill:
+        with added(spill, arena):
+            stored = await spill.store(arena, 0)
+            old = path_of(spill, tmp_path / "0")
+            for name in "12":
+                await spill.add(opened(tmp_path / name, 8))
+            monkeypatch.setattr(SpillFile, "write", failing)
+            spill.drain(old)
+            with trio.fail_after(5):
+                await spill.remove(old)
+            await spill.load(stored, arena, 1)
+            assert arena[1] == arena[0]
+
+
+async def test_paths_that_stall_one_after_the_other_are_no_failed_writes(
+    tmp_path: Path, arena: MemfdArena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = SpillFile.write
+    tries = 0
+
+    async def stalling(self: SpillFile, *args: object, **kwargs: object) -> None:
+        nonlocal tries
+        tries += 1
+        if tries <= 3:
+            raise Abandoned(errno.ETIMEDOUT, "the device has not answered in time")
+        await write(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    async with spill_over(tmp_path, 4) as spill:
+        with added(spill, arena):
+            monkeypatch.setattr(SpillFile, "write", stalling)
+            await spill.store(arena, 0)
+            assert (spill.total, used(spill), states(spill)) == (4, [1], ["active"])
+
+
 async def test_a_lack_of_memory_is_not_the_devices_fault(
     tmp_path: Path, arena: MemfdArena, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -575,6 +749,109 @@ async def test_a_lack_of_memory_is_not_the_devices_fault(
                         await spill.load(stored, arena, 1)
             assert (spill.total, spill.snapshot()[0].retired, states(spill)) == (4, 0, ["active"])
             await spill.load(stored, arena, 1)
+            assert arena[1] == arena[0]
+
+
+async def test_an_addition_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
+    async with spill_over(tmp_path) as spill:
+        file = opened(tmp_path / "0", 1)
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await spill.add(file)
+        assert (spill.snapshot(), file.fd) == ((), -1)
+
+
+async def test_a_removal_that_is_cancelled_late_leaves_nothing(tmp_path: Path) -> None:
+    async with spill_over(tmp_path, 1) as spill:
+        path = path_of(spill, tmp_path / "0")
+        spill.drain(path)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(spill.remove, path)
+            while not path.leave.is_set():
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+        await until(lambda: path.file.fd == -1)
+
+
+async def test_a_path_with_chunks_that_cannot_be_read_is_removed(tmp_path: Path, arena: MemfdArena) -> None:
+    async with spill_over(tmp_path, 2) as spill:
+        with added(spill, arena):
+            bad, good = await spill.store(arena, 0), await spill.store(arena, 0)
+            old = path_of(spill, tmp_path / "0")
+            corrupt(tmp_path / "0", bad)
+            await spill.add(opened(tmp_path / "1", 4))
+            spill.drain(old)
+            await until(lambda: used(spill) == [1, 1])
+            with trio.fail_after(5):
+                await spill.remove(old)
+            assert used(spill) == [1]
+            with pytest.raises(OSError, match="was lost with its spill path"):
+                await spill.load(bad, arena, 1)
+            spill.give_back(bad)
+            with pytest.raises(ExtentError):
+                spill.give_back(bad)
+            await spill.load(good, arena, 1)
+            assert (arena[1], spill.same_filled) == (arena[0], 0)
+
+
+async def test_a_drain_that_is_called_off_when_all_is_moved(tmp_path: Path, arena: MemfdArena) -> None:
+    async with spill_over(tmp_path, 1) as spill:
+        with added(spill, arena):
+            stored = await spill.store(arena, 0)
+            path = path_of(spill, tmp_path / "0")
+            spill.drain(path)
+            async with trio.open_nursery() as nursery:
+
+                async def remove() -> None:
+                    with pytest.raises(ExtentError, match="is in use again"):
+                        await spill.remove(path)
+
+                nursery.start_soon(remove)
+                await trio.testing.wait_all_tasks_blocked()
+                await until(lambda: not path.under_way)
+                spill.give_back(stored)
+                assert spill.restore(path)  # and whoever asked for it is told that it is in use
+            assert states(spill) == ["active"]
+
+
+async def test_a_cancelled_store_is_not_counted_among_the_same_filled(
+    tmp_path: Path, arena: MemfdArena
+) -> None:
+    async with spill_over(tmp_path, 1) as spill:
+        with added(spill, arena):
+            arena[1] = bytes(CHUNK)
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await spill.store(arena, 1)
+            assert spill.same_filled == 0
+
+
+async def test_what_fails_to_be_read_where_it_was_is_read_where_it_is(
+    tmp_path: Path, arena: MemfdArena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with spill_over(tmp_path, 1) as spill:
+        with added(spill, arena):
+            stored = await spill.store(arena, 0)
+            old = path_of(spill, tmp_path / "0")
+            await spill.add(opened(tmp_path / "1", 1))
+            read = SpillFile.read
+            came, go_on = trio.Event(), trio.Event()
+
+            async def failing(self: SpillFile, *args: object, **kwargs: object) -> None:
+                if self is old.file and not came.is_set():
+                    came.set()
+                    await go_on.wait()
+                if self is old.file and go_on.is_set():
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))
+                await read(self, *args, **kwargs)  # type: ignore[arg-type]
+
+            monkeypatch.setattr(SpillFile, "read", failing)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(spill.load, stored, arena, 1)
+                await came.wait()
+                spill.drain(old)
+                await until(lambda: stored.path is not old)
+                go_on.set()
             assert arena[1] == arena[0]
 
 

@@ -77,7 +77,11 @@ def add_to(commands: Commands) -> None:
     add_socket(add)
     for name, command, help in (
         ("drain", _drain, "give a spill path no more chunks and move those it holds elsewhere"),
-        ("remove", _remove, "drain a spill path, wait until it is empty, and close it"),
+        (
+            "remove",
+            _remove,
+            "drain a spill path, wait until it is empty, and close it; what cannot be read is given up",
+        ),
     ):
         action = add_command(
             actions, name, command, help=help, example=f"greenboost spill {name} /mnt/old/greenboost.spill"

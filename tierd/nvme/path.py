@@ -38,6 +38,8 @@ __all__ = ["SpillPath", "Stored"]
 
 _log = logging.getLogger(__name__)
 
+_LOST = -2
+
 _READ_TRIES = 2
 """Times that a read is tried: a bus may fail once, and a bit may flip on the way."""
 
@@ -45,8 +47,8 @@ _READ_TRIES = 2
 class Stored:
     """Where a chunk is in T3; its owner loads it and gives it back, and it may be moved meanwhile.
 
-    `path` is None for what no device holds: then `index` is the word that fills the chunk, or -1
-    once it was given back.
+    `path` is None for what no device holds: then `index` is the word that fills the chunk, or less
+    than 0 where there is nothing.
     """
 
     __slots__ = ("index", "path")
@@ -54,6 +56,11 @@ class Stored:
     def __init__(self, path: SpillPath | None, index: int) -> None:
         self.path = path
         self.index = index  #: the extent
+
+    @property
+    def lost(self) -> bool:
+        """Whether it was given up: see SpillPath.lose()."""
+        return self.index == _LOST
 
 
 class SpillPath:
@@ -80,8 +87,9 @@ class SpillPath:
         self.assumed_rate = 1.0  #: where it could not be measured
         self.credit = 0.0  # striping's
         self.ready = True  #: False while nothing but measuring may use it
+        self.removals = 0  #: that wait for it to be empty
         self.leave = trio.Event()  #: it is to be taken out of use
-        self.gone = trio.Event()  #: nothing drives its ring any more
+        self.gone = trio.Event()  #: it is closed, or nothing drives its ring any more
         self._cipher = Cipher() if file.options.encrypt else None
         self._ciphering = ciphering
         self._changed = changed
@@ -118,6 +126,13 @@ class SpillPath:
     def empties(self) -> bool:
         """Whether what it holds is to be moved elsewhere."""
         return self.state in (PathState.DRAINING, PathState.FAILED)
+
+    @property
+    def room_to_come(self) -> bool:
+        """Whether it will take chunks as soon as its device answers."""
+        return self.state in (PathState.ACTIVE, PathState.STALLED) and bool(
+            self._leaving or (self.extents.free and self.health.stalled)
+        )
 
     @property
     def share(self) -> float:
@@ -173,6 +188,8 @@ class SpillPath:
         self.budget.wrote(time.time())
         stored = Stored(self, index)
         self.owners[index] = stored
+        if self.empties:  # since the write began: now it can be moved
+            self._changed.tell()
         return stored
 
     async def _write(self, index: int, arena: Arena, slot: int) -> None:
@@ -234,9 +251,16 @@ class SpillPath:
 
     def release(self, stored: Stored) -> None:
         """The extent is no longer wanted by whoever had it stored."""
-        assert self.owners[stored.index] is stored
-        self.owners[stored.index] = None
-        self._release(stored.index)
+        index = stored.index
+        assert self.owners[index] is stored
+        self.owners[index] = None
+        stored.path, stored.index = None, -1
+        self._release(index)
+
+    def lose(self, stored: Stored) -> None:
+        """Gives the extent up, which cannot be read any more; its owner will be told."""
+        self.release(stored)
+        stored.index = _LOST
 
     # Extents
 

@@ -7,10 +7,13 @@ now: a path that fails, or is to be removed, has its chunks moved elsewhere behi
 
 from __future__ import annotations
 
+import errno
+import itertools
 import logging
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -26,7 +29,7 @@ from .health import PathState
 from .notice import Notice
 from .path import SpillPath, Stored
 from .probe import measure_rate
-from .ring import DEFAULT_ENTRIES, DEFAULT_PIECE, Ring
+from .ring import DEFAULT_ENTRIES, DEFAULT_PIECE, Abandoned, Ring
 from .slots import Arena, slot_memory
 from .spillfile import SpillFile
 from .stripe import next_path
@@ -64,9 +67,9 @@ class SpillSet:
         self._arenas: dict[int, Arena] = {}
         self._nursery: trio.Nursery | None = None  # while it runs
         self._changed = Notice()  # there may be room, or something to be moved
-        # Two, for a chunk that is moved may have to be encrypted while it has a slot already.
-        self._moving = Transit(-1, chunk, register=self._register, unregister=self._unregister)
-        self._ciphering = Transit(-2, chunk, register=self._register, unregister=self._unregister)
+        self._measuring = trio.Lock()  # two at a time would measure each other
+        self._transits = itertools.count(-1, -1)
+        self._ciphering = self._transit()
         with ExitStack() as undo:
             undo.callback(self._close)
             kept = [undo.enter_context(file) for file in files]  # closing twice is allowed
@@ -135,17 +138,29 @@ class SpillSet:
         path.ring.close()
         path.file.close()
 
+    def _transit(self) -> Transit:
+        """Slots for one purpose: who waits with them for a device that stalls keeps nobody else waiting."""
+        return Transit(next(self._transits), self.chunk, register=self._register, unregister=self._unregister)
+
     def find(self, name: str) -> SpillPath | None:
         """The path of that name."""
         return next((path for path in self._paths if path.name == name), None)
 
     async def add(self, file: SpillFile) -> SpillPath:
-        """Takes a file into use, which is the set's from here on. Raises OSError, with it closed."""
+        """Takes a file into use, which is the set's from here on.
+
+        Raises OSError and trio.Cancelled, with it closed.
+        """
         path = self._open(file)
         assert self._nursery is not None
         path.ready = False  # what measuring takes of it is nobody else's room
         try:
             await self._nursery.start(self._drive, path)
+        except BaseException:
+            self._withdraw(path)
+            self._shut(path)
+            raise
+        try:
             await self._measure()
         finally:
             path.ready = True
@@ -166,19 +181,22 @@ class SpillSet:
     async def remove(self, path: SpillPath) -> None:
         """Waits until a path that drains holds nothing, and closes it.
 
-        Raises ExtentError when the drain is called off meanwhile.
+        What cannot be read any more is given up: its owner gets the error all the same. Raises
+        ExtentError when the drain is called off meanwhile. Cancelled, it goes on if it has begun to close.
         """
-        while path.extents.owned:
-            if not path.empties:
-                raise ExtentError(f"{path.name} is in use again")
-            await self._changed.wait()
-        if path.leave.is_set():  # somebody else waited too
-            await path.gone.wait()
-            return
-        path.leave.set()
-        self._withdraw(path)  # at once: its ring is on its way out
+        path.removals += 1
+        self._changed.tell()
+        try:
+            while path.empties and path.extents.owned:
+                await self._changed.wait()
+        finally:
+            path.removals -= 1
+        if not path.empties:
+            raise ExtentError(f"{path.name} is in use again")
+        if not path.leave.is_set():  # or somebody else waited too
+            path.leave.set()
+            self._withdraw(path)  # at once: its ring is on its way out
         await path.gone.wait()
-        self._shut(path)
 
     # Running
 
@@ -207,22 +225,32 @@ class SpillSet:
                     nursery.cancel_scope.cancel()
                 pump.cancel_scope.cancel()
         finally:
+            if path.leave.is_set():  # so it is not among ours any more, and nobody else closes it
+                path.close()
+                path.ring.close()
+                with trio.CancelScope(shield=True):
+                    # In a thread: the superblock's device may be slow, and so may removing a large file.
+                    await trio.to_thread.run_sync(path.file.close)
             path.gone.set()
 
     async def _drain_when_asked(self, path: SpillPath) -> None:
+        transit = self._transit()
+        room = partial(self._others_have_room, path)
         while True:
             while not (path.empties and path.extents.owned):
                 await self._changed.wait()
-            await drain(path, self._moving, self._store, self._changed)
+            await drain(path, transit, self._store, self._changed, room)
 
     async def _measure(self) -> None:
         """How fast each path is, if there is a choice among them."""
         if len(self._paths) < 2:
             return
-        for path in self._paths:
-            # One that is well filled is not disturbed; it gets its share as if it were like the others.
-            if path.rate is None and not path.empties and path.extents.free > path.extents.total // 4:
-                await measure_rate(path, self._moving)
+        async with self._measuring:
+            for path in list(self._paths):
+                # One that is well filled is not disturbed; it gets its share as if it were like the others.
+                roomy = path.extents.free > path.extents.total // 4
+                if path.rate is None and path.state is PathState.ACTIVE and roomy:
+                    await measure_rate(path, self._transit())
         known = [path.rate for path in self._paths if path.rate is not None]
         for path in self._paths:
             path.assumed_rate = sum(known) / len(known) if known else 1.0
@@ -305,26 +333,31 @@ class SpillSet:
         with slot_memory(arena, slot) as memory:
             word = repeated_word(memory)
         if word is not None:
-            self.same_filled += 1
             await trio.lowlevel.checkpoint()
+            self.same_filled += 1
             return Stored(None, word)
         return await self._store(arena, slot)
 
     async def _store(self, arena: Arena, slot: int, *, avoid: SpillPath | None = None) -> Stored:
         tried = {avoid}
-        for tries_left in reversed(range(_WRITE_TRIES)):
+        tries_left = _WRITE_TRIES
+        while True:
             path = await self._next_path(tried, avoid)
-            stalled = path.health.stalled
             try:
                 return await path.store(arena, slot)
+            except Abandoned:  # it stalls, and gets nothing more until it does not
+                tried.add(path)
             except OSError as error:
-                if not tries_left and not stalled:
+                tries_left -= 1
+                if not tries_left:
                     raise SpillWriteError(error.errno, error.strerror, path.name) from error
                 tried.add(path)
-        raise AssertionError("the last try returns or raises")
 
     async def _next_path(self, tried: set[SpillPath | None], avoid: SpillPath | None) -> SpillPath:
-        """The path to write to next; waits while those that have room stall. Raises NoSpace."""
+        """The path to write to next; waits for those that will have room. Raises NoSpace.
+
+        A move, which has a path to `avoid`, does not wait: it would keep its slot meanwhile.
+        """
         while True:
             taking = [path for path in self._paths if path.takes and path is not avoid]
             now = time.time()
@@ -333,7 +366,7 @@ class SpillSet:
             taking = [path for path in taking if not path.budget.spent(now)] or taking
             if taking:
                 return next_path(taking)
-            if not any(path.state is PathState.STALLED and path.extents.free for path in self._paths):
+            if avoid is not None or not any(path.room_to_come for path in self._paths):
                 raise NoSpace("T3 is full" if self._paths else "there is no spill path")
             await self._changed.wait()
 
@@ -343,25 +376,31 @@ class SpillSet:
         Raises OSError when it cannot be had any more, and ExtentError when it was given back. After
         any exception the slot's content is undefined.
         """
-        path, index = stored.path, stored.index
-        if path is not None:
-            await path.load(index, arena, slot)
-            return
-        if index < 0:
+        while (path := stored.path) is not None:
+            try:
+                await path.load(stored.index, arena, slot)
+                return
+            except OSError:
+                if stored.path is path:
+                    raise  # it was not moved away meanwhile
+        if stored.lost:
+            raise OSError(errno.EIO, "it was lost with its spill path")
+        if stored.index < 0:
             raise ExtentError("it was given back")
         with slot_memory(arena, slot) as memory:
-            fill(memory, index)
+            fill(memory, stored.index)
         await trio.lowlevel.checkpoint()
 
     def give_back(self, stored: Stored) -> None:
         """What is stored is no longer wanted. Raises ExtentError when that was said before."""
-        if stored.index < 0:
-            raise ExtentError("it was given back before")
-        if stored.path is None:
-            self.same_filled -= 1
-        else:
+        if stored.path is not None:
             stored.path.release(stored)
-        stored.path, stored.index = None, -1
+            return
+        if stored.index < 0 and not stored.lost:
+            raise ExtentError("it was given back before")
+        if not stored.lost:
+            self.same_filled -= 1
+        stored.index = -1
 
 
 @asynccontextmanager
