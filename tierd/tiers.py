@@ -81,6 +81,7 @@ class Tiers:
     @property
     def state(self) -> State:
         """The policy's state now."""
+        self._look()
         return self._state
 
     @property
@@ -107,11 +108,16 @@ class Tiers:
 
     def apply(self, event: Event) -> None:
         """Let `event` happen and begin what follows. Raises policy.Refused; nothing happened then."""
-        if self.store.total != self._state.limits.extents:
-            self._step(ExtentsChanged(self.store.total))  # extents failed, or a path was added
-        if self.store.budget_spent is not self._state.budget_spent:
-            self._step(BudgetTurned(self.store.budget_spent))
+        self._look()
         self._step(event)
+
+    def _look(self) -> None:
+        """What T3 has become by itself: extents fail, paths are added, a day begins."""
+        total, spent = self.store.total, self.store.budget_spent
+        if total != self._state.limits.extents:
+            self._step(ExtentsChanged(total))
+        if spent is not self._state.budget_spent:
+            self._step(BudgetTurned(spent))
 
     def _step(self, event: Event) -> None:
         self._state, actions = apply(self._state, event)
