@@ -29,13 +29,6 @@ class SpillControl:
     async def add(self, request: Request) -> None:
         """See server.Control."""
         name, size = request.text("path"), request.uint("size")
-        known = self._tiers.store.find(name)
-        if known is not None:
-            if known.counts:
-                raise ControlError("EEXIST", f"{name} is a spill path already")
-            if not self._tiers.store.restore(known):
-                raise ControlError("EIO", f"{name} has failed; remove it, and see the kernel log")
-            return
         if request.text("poll") not in POLLS:
             raise ControlError("EINVAL", f"poll: {request.text('poll')!r} is none of {', '.join(POLLS)}")
         options = SpillOptions(
@@ -45,6 +38,10 @@ class SpillControl:
             deadline=request.uint("deadline") / 1000,
             poll=POLLS[request.text("poll")],
         )
+        known = self._tiers.store.find(name)
+        if known is not None:
+            self._restore(known, options)
+            return
         open_file = partial(
             SpillFile.open,
             name,
@@ -63,6 +60,18 @@ class SpillControl:
         except (OSError, NoSpace) as error:
             reason = getattr(error, "strerror", None) or error
             raise ControlError("EIO", f"spill path {name}: {reason}") from error
+
+    def _restore(self, path: SpillPath, options: SpillOptions) -> None:
+        if not path.empties:
+            raise ControlError("EEXIST", f"{path.name} is a spill path already")
+        if options not in (SpillOptions(), path.options):
+            raise ControlError(
+                "EEXIST",
+                f"{path.name} is being drained and has other settings; add it without any to call that off, "
+                "or remove it first",
+            )
+        if not self._tiers.store.restore(path):
+            raise ControlError("EIO", f"{path.name} has failed; remove it, and see the kernel log")
 
     def drain(self, name: str) -> SpillPath:
         """See server.Control; the path."""

@@ -62,6 +62,7 @@ def test_paths_come_and_go(cli: Cli) -> None:
 
         accepted(cli("spill", "drain", "one"))
         assert [path["state"] for path in paths(cli)] == ["draining", "active"]
+        refused(cli("spill", "add", "one", "--encrypt"), 1, "is being drained and has other settings")
         accepted(cli("spill", "add", "one"))  # the drain is called off
         assert [path["state"] for path in paths(cli)] == ["active", "active"]
         accepted(cli("spill", "remove", "one"))

@@ -266,8 +266,8 @@ def test_files_with_a_damaged_superblock(place: Path) -> None:
 @pytest.mark.usefixtures("impatient")
 def test_a_file_in_use_by_another_daemon(place: Path) -> None:
     with SpillFile.open(str(place / "spill"), SIZE, CHUNK) as file:
-        wrong = "is in use by another GreenBoost daemon; stop that one, or give this one its own path"
-        assert refusal(place / "spill") == wrong
+        wrong = "is in use by this or another GreenBoost daemon; name another path, or take it out of use"
+        assert refusal(place / "spill").startswith(wrong)
         assert (place / "spill").exists()
         assert superblock(place / "spill").generation == 1
     assert file.fd == -1

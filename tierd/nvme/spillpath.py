@@ -275,7 +275,8 @@ def _lock(wanted: _Wanted, fd: int) -> None:
         except BlockingIOError:
             if time.monotonic() > patience:
                 raise wanted.refuse(
-                    "is in use by another GreenBoost daemon", "stop that one, or give this one its own path"
+                    "is in use by this or another GreenBoost daemon",
+                    "name another path, or take it out of use there with 'greenboost spill remove'",
                 ) from None
             time.sleep(0.01)
         except OSError as error:
