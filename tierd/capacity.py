@@ -62,20 +62,26 @@ def extents_needed(limits: Limits, sessions: Iterable[Session]) -> int | None:
     base = -(-TRANSIT // limits.arena_slots)
     arenas, total, whole = limits.arenas, 0, 0
     rests: list[int] = []
+    slots = limits.arena_slots
+    beyond = TRANSIT - base * slots
     for session in sessions:
-        total += session.extents
-        if session.overflow:
+        # At every request for every session, so without a call: need and overflow take most of the time.
+        held = session.extents
+        total += held
+        overflow = session.committed - session.vram
+        if overflow > 0:
             arenas -= base
-            rest = max(0, session.need - session.extents - base * limits.arena_slots)
-            total += rest
-            whole += rest // limits.arena_slots
-            rests.append(rest % limits.arena_slots)
+            rest = overflow + beyond - held
+            if rest > 0:
+                total += rest
+                whole += rest // slots
+                rests.append(rest % slots)
     if arenas < 0:
         return None
     if arenas <= whole:
-        return total - arenas * limits.arena_slots
+        return total - arenas * slots
     rests.sort(reverse=True)
-    return total - whole * limits.arena_slots - sum(rests[: arenas - whole])
+    return total - whole * slots - sum(rests[: arenas - whole])
 
 
 def feasible(limits: Limits, sessions: Mapping[int, Session]) -> bool:
