@@ -8,7 +8,7 @@ its arenas.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .arena import Arena
@@ -104,13 +104,13 @@ class Migrator:
         finally:
             self._moving.discard(chunk)
         self._read += arena.chunk
-        self._give_back(chunk)
+        self._give_back([chunk])
 
     def drop(self, chunk: int) -> None:
         """Forget what T3 holds of `chunk`, if anything. Raises Refused: EBUSY."""
         self._check_idle(chunk)
         if chunk in self._stored:
-            self._give_back(chunk)
+            self._give_back([chunk])
 
     def drop_range(self, first: int, chunks: int) -> None:
         """Forget what T3 holds of a freed allocation. Raises Refused: EBUSY; nothing is forgotten then."""
@@ -123,19 +123,21 @@ class Migrator:
         for chunk in self._moving:
             if first <= chunk < after:
                 raise Refused("EBUSY", f"chunk {chunk} is being moved")
-        for chunk in held:
-            self._give_back(chunk)
+        self._give_back(held)
 
     def close(self) -> None:
         """Give every extent back. Nothing may be under way."""
         assert not self._moving
-        for chunk in tuple(self._stored):
-            self._give_back(chunk)
+        self._give_back(list(self._stored))
 
     def _check_idle(self, chunk: int) -> None:
         if chunk in self._moving:
             raise Refused("EBUSY", f"chunk {chunk} is being moved")
 
-    def _give_back(self, chunk: int) -> None:
-        self._store.give_back(self._stored.pop(chunk))
-        self._returned(1)
+    def _give_back(self, chunks: Sequence[int]) -> None:
+        for chunk in chunks:
+            self._store.give_back(self._stored.pop(chunk))
+        if chunks:
+            self._returned(
+                len(chunks)
+            )  # at once: it costs more than the rest, and nobody is served meanwhile

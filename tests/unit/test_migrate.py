@@ -31,6 +31,7 @@ class Held:
     def __init__(self, limit: int = 100) -> None:
         self.limit = limit
         self.count = 0
+        self.returns = 0
 
     def reserve(self) -> None:
         if self.count == self.limit:
@@ -39,6 +40,7 @@ class Held:
 
     def returned(self, count: int) -> None:
         self.count -= count
+        self.returns += 1
         assert self.count >= 0
 
 
@@ -134,6 +136,15 @@ async def test_a_freed_range_gives_its_extents_back(tmp_path: Path) -> None:
         assert it.held.count == 1
         it.migrator.drop_range(1001, 5)
         assert it.held.count == 1
+
+
+async def test_many_extents_are_given_back_at_once(tmp_path: Path) -> None:
+    async with bench(tmp_path) as it:
+        for chunk in range(8):
+            await it.migrator.spill(chunk, it.arena, 0)
+        it.migrator.drop_range(0, 4)
+        it.migrator.close()
+        assert (it.held.count, it.held.returns) == (0, 2)
 
 
 class Gated(SpillSet):
