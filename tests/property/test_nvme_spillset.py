@@ -171,6 +171,19 @@ async def history(sizes: Sequence[int], plans: Sequence[Sequence[Step]], changes
                 for owner in owners:
                     for stored in list(owner.holds):
                         await owner.load(stored)
+                rotten = set[Stored].union(*(owner.rotten for owner in owners))
+
+                def drained() -> bool:
+                    return not any(
+                        path.empties
+                        and any(stored is not None and stored not in rotten for stored in path.owners)
+                        and any(other.takes for other in spill._paths if other is not path)
+                        for path in spill._paths
+                    )
+
+                with trio.fail_after(10):
+                    while not drained():
+                        await trio.lowlevel.checkpoint()
                 held = [stored for owner in owners for stored in owner.holds]
                 placed = [(stored.path, stored.index) for stored in held if stored.path is not None]
                 assert len(set(placed)) == len(placed)
@@ -182,8 +195,8 @@ async def history(sizes: Sequence[int], plans: Sequence[Sequence[Step]], changes
                 with trio.fail_after(10):
                     while any(path.used for path in spill.snapshot()):
                         await trio.lowlevel.checkpoint()
-                for path in list(spill._paths):
-                    spill.restore(path)  # ends what waits for a removal
+                background.cancel_scope.deadline = trio.current_time() + 10
+            assert not background.cancel_scope.cancelled_caught  # every removal came to its end
             spill.remove_arena(arena)
         assert os.listdir(directory) == []
 
