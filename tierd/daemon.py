@@ -111,7 +111,8 @@ def _open_spill(config: Config, *, ephemeral: bool) -> Iterator[SpillSet]:
         try:
             store = SpillSet(files, chunk=config.chunk)
         except SpillPathError as error:
-            raise SpillStartupError(f"{config.spill[0].where}: {error}") from error
+            where = next(spec.where for spec in config.spill if str(spec.path) == error.path)
+            raise SpillStartupError(f"{where}: {error}") from error
         except OSError as error:
             raise SpillStartupError(f"{config.spill[0].where}: {error.strerror or error}") from error
         with store:

@@ -27,6 +27,9 @@ from tests.unit.view_harness import needs_fuse
 from tierd import config, daemon, wire
 from tierd.config import Config, SpillSpec
 from tierd.daemon import MountError, SocketError, SpillStartupError, StartupError
+from tierd.model import SpillOptions
+from tierd.nvme import path
+from tierd.nvme.crypt import CipherMissing
 from tierd.session import Session
 from tierd.wire import Request
 
@@ -62,7 +65,7 @@ def files(directory: Path) -> list[Path]:
     return sorted(directory.rglob("*"))
 
 
-async def test_a_spill_path_that_cannot_be_used(tmp_path: Path) -> None:
+async def test_a_spill_path_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good = small(tmp_path)
 
     def at(name: str, size: int | None) -> Config:
@@ -78,6 +81,14 @@ async def test_a_spill_path_that_cannot_be_used(tmp_path: Path) -> None:
     ):
         await cannot_start(at(name, size), SpillStartupError, f"^x.toml:7: .*{text}", tmp_path)
     assert (tmp_path / "precious").read_text() == "keep me"
+
+    def missing() -> None:
+        raise CipherMissing("encryption needs a package; install it")
+
+    monkeypatch.setattr(path, "Cipher", missing)
+    secret = SpillSpec(tmp_path / "secret", 9 * MIB, "x.toml:7", SpillOptions(encrypt=True))
+    refused = replace(good, spill=(*good.spill, secret))
+    await cannot_start(refused, SpillStartupError, "^x.toml:7: .*secret: encryption needs", tmp_path)
 
 
 async def test_a_socket_that_another_daemon_has(tmp_path: Path) -> None:
