@@ -281,3 +281,25 @@ async def test_cancelled_before_it_was_started_nothing_is_owed(memory: memoryvie
             pipe.send(bytes(PAGE))
             await settled()
             assert (first.events, second.events) == (["cancelled", "late"], ["cancelled"])
+
+
+async def test_a_patient_write_is_not_abandoned(memory: memoryview) -> None:
+    async with open_ring(entries=1) as ring, trio.open_nursery() as nursery:
+        buffer = ring.add_buffer(memory)
+        with FullPipe(ring) as pipe:
+            queued = Caller(ring, pipe.file, buffer)
+
+            async def write() -> None:
+                await ring.write(pipe.file, buffer, 0, PAGE, 0, patient=True)
+
+            nursery.start_soon(write)
+            await settled()
+            nursery.start_soon(queued.write)
+            await settled()
+            assert ring.abandon_writes(trio.current_time() + 1) == 1
+            await settled()
+            assert queued.events == ["abandoned", "late"]
+            assert ring.statistics().requests == 1
+            pipe.drain()
+            await settled()
+            assert ring.statistics().requests == 0

@@ -27,9 +27,14 @@ class Call:
     started: float  #: trio's time: first of the call, then when the request was started
     task: trio.lowlevel.Task
     late: Callable[[], None] | None
+    patient: bool = False  #: abandon_writes() leaves it alone
     number: int = -1  #: the request's in the ring; -1 while it waits for one
     keeps: bool = False  #: the kernel has no hold of its own on the memory: it cannot be abandoned
     cancelled: Callable[[], NoReturn] | None = None  #: raises the task's trio.Cancelled
     abandoned: bool = False  #: the task does not wait for the kernel any more
     left: bool = False  #: the task has gone on since then
     done: bool = False  #: the kernel has let go of what was abandoned
+
+    def gives_up(self, before: float) -> bool:
+        """Whether abandon_writes(before) ends it."""
+        return self.write and self.started < before and not self.patient

@@ -171,14 +171,15 @@ class SpillPath:
 
     # Storing. What is stored is the caller's from here on.
 
-    async def store(self, arena: Arena, slot: int) -> Stored:
+    async def store(self, arena: Arena, slot: int, *, patient: bool = False) -> Stored:
         """Writes a slot, which must not change meanwhile, to an extent. Raises OSError and NoSpace.
 
-        After any exception, trio.Cancelled too, nothing is stored.
+        With `patient` a device that stalls is waited for. After any exception, trio.Cancelled too,
+        nothing is stored.
         """
         index = self.extents.take()
         try:
-            await self._write(index, arena, slot)
+            await self._write(index, arena, slot, patient)
         except BaseException as error:
             if isinstance(error, OSError) and not isinstance(error, Abandoned):
                 self._erred(error, index, write=True)
@@ -192,11 +193,11 @@ class SpillPath:
             self._changed.tell()
         return stored
 
-    async def _write(self, index: int, arena: Arena, slot: int) -> None:
+    async def _write(self, index: int, arena: Arena, slot: int, patient: bool) -> None:
         if self._cipher is None:
             with slot_memory(arena, slot) as memory:
                 self._checksums[index] = await digest_while(
-                    memory, lambda meanwhile: self._send(index, arena, slot, meanwhile)
+                    memory, lambda meanwhile: self._send(index, arena, slot, patient, meanwhile)
                 )
             return
         async with self._ciphering.slot() as place:
@@ -206,11 +207,13 @@ class SpillPath:
                 await trio.to_thread.run_sync(
                     self._cipher.encrypt, index, self.extents.generation(index), plain, secret
                 )
-            await self._send(index, *place, None)
+            await self._send(index, *place, patient, None)
 
-    async def _send(self, index: int, arena: Arena, slot: int, meanwhile: Callable[[], None] | None) -> None:
+    async def _send(
+        self, index: int, arena: Arena, slot: int, patient: bool, meanwhile: Callable[[], None] | None
+    ) -> None:
         with self._pinned(index) as late:
-            await self.file.write(index, arena, slot, meanwhile=meanwhile, late=late)
+            await self.file.write(index, arena, slot, meanwhile=meanwhile, late=late, patient=patient)
 
     # Loading
 

@@ -316,13 +316,14 @@ class Ring:
         meanwhile: Callable[[], None] | None = None,
         late: Callable[[], None] | None = None,
         sync: bool = False,
+        patient: bool = False,
     ) -> None:
         """Writes exactly `length` bytes at `file_offset` from the buffer at `buffer_offset`.
 
         `meanwhile` is called once, when the kernel has the request: it may read the same bytes
         while the device does. Raises OSError; what the file then holds there is undefined.
         `late` is as in read(): until it is called, the file may still change there. Raises Abandoned,
-        which is an OSError with ETIMEDOUT, when abandon_writes() ends the call.
+        which is an OSError with ETIMEDOUT, when abandon_writes() ends the call; with `patient` it does not.
 
         With `sync` the bytes are durable when the call returns: an fdatasync of the file follows the
         last of them, and its failure is the call's. A ring that polls for completions cannot do that
@@ -331,7 +332,9 @@ class Ring:
         if sync and self._poll == "io":
             raise ValueError("no fdatasync can be sent on a ring that polls for completions")
         flags = lib.GB_WRITE | (lib.GB_SYNC if sync else 0)
-        await self._transfer(flags, file, buffer, buffer_offset, length, file_offset, meanwhile, late)
+        await self._transfer(
+            flags, file, buffer, buffer_offset, length, file_offset, meanwhile, late, patient
+        )
 
     async def _transfer(
         self,
@@ -343,13 +346,14 @@ class Ring:
         file_offset: int,
         meanwhile: Callable[[], None] | None,
         late: Callable[[], None] | None,
+        patient: bool = False,
     ) -> None:
         if length <= 0 or buffer_offset < 0 or buffer_offset + length > buffer.length or file_offset < 0:
             place = f"{buffer_offset} of a buffer of {buffer.length}, at {file_offset} of the file"
             raise ValueError(f"no transfer of {length} bytes at {place}")
         await trio.lowlevel.checkpoint_if_cancelled()
         write = bool(flags & lib.GB_WRITE)
-        call = Call(write, trio.current_time(), trio.lowlevel.current_task(), late)
+        call = Call(write, trio.current_time(), trio.lowlevel.current_task(), late, patient)
         if self._unused:
             self._unused -= 1
         else:
@@ -443,16 +447,17 @@ class Ring:
         return None
 
     def abandon_writes(self, before: float) -> int:
-        """Ends every write() that was started before `before`, of trio's time; returns how many.
+        """Ends every write() that was started before `before`, of trio's time, and is not `patient`.
 
-        Each raises Abandoned, and nothing of it is sent any more. The kernel keeps what it has; see
-        `late` of write(). A write() that waits for a free entry counts from when it was called.
+        Returns how many. Each raises Abandoned, and nothing of it is sent any more. The kernel keeps
+        what it has; see `late` of write(). A write() that waits for a free entry counts from when it
+        was called.
         """
-        queued = [call for call in self._queue if call.write and call.started < before]
+        queued = [call for call in self._queue if call.gives_up(before)]
         for call in queued:
             self._queue.remove(call)
             call.abandoned = call.done = True  # the kernel never had it
-        started = [call for call in self._waiting.values() if call.write and call.started < before]
+        started = [call for call in self._waiting.values() if call.gives_up(before)]
         for call in started:
             self._abandon(call)
         for call in queued + started:

@@ -143,11 +143,14 @@ class SpillFile:
         *,
         meanwhile: Callable[[], None] | None = None,
         late: Callable[[], None] | None = None,
+        patient: bool = False,
     ) -> None:
         """Writes a slot to extent `index`. Raises OSError; see Ring.write()."""
         ring, file, buffer = self._prepare(index, arena)
         offset, position = slot_offset(arena, slot), self._position(index)
-        await ring.write(file, buffer, offset, self.chunk, position, meanwhile=meanwhile, late=late)
+        await ring.write(
+            file, buffer, offset, self.chunk, position, meanwhile=meanwhile, late=late, patient=patient
+        )
         self.bytes_written += self.chunk
 
     async def read(

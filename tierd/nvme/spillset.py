@@ -43,6 +43,9 @@ _log = logging.getLogger(__name__)
 _WRITE_TRIES = 3
 """Extents that a chunk is written to before it is held to be impossible."""
 
+_PATIENT_AFTER = 2
+"""Devices that stalled before a chunk's write waits for the next."""
+
 
 class SpillSet:
     """The extents of all spill paths, for chunks of `chunk` bytes; with no path it is always full.
@@ -340,12 +343,14 @@ class SpillSet:
 
     async def _store(self, arena: Arena, slot: int, *, avoid: SpillPath | None = None) -> Stored:
         tried = {avoid}
-        tries_left = _WRITE_TRIES
+        tries_left, abandoned = _WRITE_TRIES, 0
         while True:
             path = await self._next_path(tried, avoid)
             try:
-                return await path.store(arena, slot)
+                # In the end a slow device is waited for: all may be slower than their deadlines.
+                return await path.store(arena, slot, patient=abandoned >= _PATIENT_AFTER)
             except Abandoned:  # it stalls, and gets nothing more until it does not
+                abandoned += 1
                 tried.add(path)
             except OSError as error:
                 tries_left -= 1
