@@ -217,16 +217,21 @@ class SpillSet:
                 self._nursery = None
 
     async def _drive(self, path: SpillPath, *, task_status: trio.TaskStatus[None]) -> None:
+        watching = trio.CancelScope(shield=True)  # to the end: a ring must not wait for a device that stalls
         try:
-            async with trio.open_nursery() as pump:  # ends after those who wait for transfers
-                await pump.start(path.ring.run)
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(watch, path, self._others_have_room)
-                    nursery.start_soon(self._drain_when_asked, path)
-                    task_status.started()
-                    await path.leave.wait()
-                    nursery.cancel_scope.cancel()
-                pump.cancel_scope.cancel()
+            async with trio.open_nursery() as outer:
+                outer.start_soon(self._watch, path, watching)
+                try:
+                    async with trio.open_nursery() as pump:  # ends after those who wait for transfers
+                        await pump.start(path.ring.run)
+                        async with trio.open_nursery() as nursery:
+                            nursery.start_soon(self._drain_when_asked, path)
+                            task_status.started()
+                            await path.leave.wait()
+                            nursery.cancel_scope.cancel()
+                        pump.cancel_scope.cancel()
+                finally:
+                    watching.cancel()
         finally:
             if path.leave.is_set():  # so it is not among ours any more, and nobody else closes it
                 path.close()
@@ -235,6 +240,10 @@ class SpillSet:
                     # In a thread: the superblock's device may be slow, and so may removing a large file.
                     await trio.to_thread.run_sync(path.file.close)
             path.gone.set()
+
+    async def _watch(self, path: SpillPath, scope: trio.CancelScope) -> None:
+        with scope:
+            await watch(path, self._others_have_room)
 
     async def _drain_when_asked(self, path: SpillPath) -> None:
         transit = self._transit()
