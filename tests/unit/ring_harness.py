@@ -83,6 +83,10 @@ class FullPipe:
         os.close(self._write)
         os.close(self._read)
 
+    @property
+    def descriptor(self) -> int:
+        return self._write
+
     def receive(self, length: int) -> bytes:
         """Takes bytes out, those that filled it first."""
         content = os.read(self._read, length)

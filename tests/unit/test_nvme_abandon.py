@@ -6,13 +6,15 @@ from __future__ import annotations
 import errno
 import gc
 import mmap
+import os
+from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
-from tests.unit.ring_harness import PAGE, FullPipe, Pipe, mapped_memory
-from tierd.nvme.ring import Abandoned, Ring, RingBuffer, RingFile, open_ring
+from tests.unit.ring_harness import PAGE, FullPipe, Pipe, mapped_memory, scratch
+from tierd.nvme.ring import Abandoned, Ring, RingBuffer, RingFile, open_ring, write_within
 
 pytestmark = pytest.mark.usefixtures("no_leaked_fds")
 memory = pytest.fixture(mapped_memory)
@@ -303,3 +305,16 @@ async def test_a_patient_write_is_not_abandoned(memory: memoryview) -> None:
             pipe.drain()
             await settled()
             assert ring.statistics().requests == 0
+
+
+def test_a_write_without_a_pump_ends_in_time(tmp_path: Path, memory: memoryview) -> None:
+    memory[:PAGE] = b"a" * PAGE
+    with memory[:PAGE] as page:
+        with Ring() as ring, FullPipe(ring) as pipe, pytest.raises(TimeoutError):
+            write_within(0.05, pipe.descriptor, page, 0)
+        with scratch(tmp_path) as fd:
+            write_within(10, fd, page, PAGE)
+            assert os.pread(fd, 3 * PAGE, 0) == bytes(PAGE) + b"a" * PAGE
+        with open(os.devnull, "rb") as file, pytest.raises(OSError) as caught:
+            write_within(10, file.fileno(), page, 0)
+        assert caught.value.errno == errno.EBADF

@@ -31,6 +31,8 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import select
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -62,6 +64,7 @@ __all__ = [
     "RingFile",
     "RingStatistics",
     "open_ring",
+    "write_within",
 ]
 
 DEFAULT_ENTRIES = 64
@@ -607,6 +610,35 @@ class Ring:
             raise ValueError("it was removed from the ring before")
         if busy:
             raise trio.BusyResourceError(f"{busy} requests are using it")
+
+
+def write_within(seconds: float, fd: int, memory: memoryview, file_offset: int) -> None:
+    """Writes memory to a file for who has no pump and cannot wait for a device that stalls.
+
+    pwrite() would: nothing interrupts it then, and nothing kills the process. Blocks the thread for
+    `seconds` at most. Raises OSError: TimeoutError when they are over. The memory may be reused even
+    then, but the file may yet be written.
+    """
+    until = time.monotonic() + seconds
+    with Ring(entries=1, buffers=1, files=1) as ring:
+        file, buffer = ring.add_file(fd), ring.add_buffer(memory)
+        number = lib.gb_ring_start(
+            ring._ring, lib.GB_WRITE, file.index, buffer.first, 0, buffer.length, file_offset
+        )
+        ready = select.poll()
+        ready.register(ring._eventfd, select.POLLIN)
+        while not lib.gb_ring_reap(ring._ring, ring._ended, ring._results):
+            left = until - time.monotonic()
+            if left <= 0:
+                lib.gb_ring_abandon(ring._ring, number)
+                raise TimeoutError(errno.ETIMEDOUT, "the device does not answer")
+            ready.poll(left * 1000)
+        error = -ring._results[0]
+        # Now, for the kernel takes rings apart in the background, and the file stays busy till then.
+        ring.remove_buffer(buffer)
+        ring.remove_file(file)
+    if error:
+        raise OSError(error, os.strerror(error))
 
 
 @asynccontextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import mmap
 import os
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -14,10 +15,11 @@ from typing import Self
 
 from tierd.model import SpillOptions
 
-from .ring import Ring, RingBuffer, RingFile
+from .errors import RingError
+from .ring import Ring, RingBuffer, RingFile, write_within
 from .slots import Arena, slot_offset
-from .spillpath import DATA_OFFSET, OpenPath, is_same_file, open_spill_path, write_superblock
-from .superblock import State
+from .spillpath import DATA_OFFSET, OpenPath, is_same_file, open_spill_path
+from .superblock import BLOCK, State
 
 __all__ = ["SpillFile", "open_spill_files"]
 
@@ -82,6 +84,7 @@ class SpillFile:
     def close(self) -> None:
         """Lets go of the path; a file that a daemon created is removed. Closing twice is allowed.
 
+        Takes the path's deadline at most where its device stalls; the next daemon adopts it then.
         Raises trio.BusyResourceError while a transfer is under way.
         """
         if self._fd == -1:
@@ -93,7 +96,7 @@ class SpillFile:
                 if self._named and is_same_file(self.path, fd):
                     os.unlink(self.path)
             else:
-                write_superblock(fd, replace(self._superblock, state=State.CLOSED))
+                self._write_last(fd)
         except OSError as error:
             # Nothing is lost: the next daemon adopts the path.
             _log.warning("spill path %s was not closed in order: %s", self.path, error)
@@ -101,6 +104,15 @@ class SpillFile:
             # Not left to close(): the kernel may let go of the ring's reference to the file later.
             fcntl.flock(fd, fcntl.LOCK_UN)
             os.close(fd)
+
+    def _write_last(self, fd: int) -> None:
+        with mmap.mmap(-1, BLOCK) as page, memoryview(page) as block:
+            block[:] = replace(self._superblock, state=State.CLOSED).pack()
+            try:
+                write_within(self.options.deadline, fd, block, 0)
+            except RingError:  # nothing was ever transferred here
+                os.pwritev(fd, [block], 0)
+        os.fdatasync(fd)
 
     def attach(self, ring: Ring) -> None:
         """Makes transfers go through this ring, whose pump runs. Raises OSError."""
