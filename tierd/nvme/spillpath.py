@@ -39,6 +39,10 @@ _OPEN = os.O_RDWR | os.O_CLOEXEC
 _LOCK_PATIENCE = 1.0
 """Seconds to wait for a lock that may be a dead daemon's."""
 
+_DEVICE_PATIENCE = 3.0
+"""Seconds to wait for a device that may just have been closed: Linux 6.1 keeps what was in a ring open
+for one more."""
+
 
 @dataclass(frozen=True, slots=True)
 class OpenPath:
@@ -194,13 +198,7 @@ def _open_file(wanted: _Wanted, undo: ExitStack) -> OpenPath | None:
 
 
 def _open_device(wanted: _Wanted, undo: ExitStack) -> OpenPath:
-    try:
-        # For a device O_EXCL means: unless it is mounted, or part of a RAID or volume group.
-        fd = os.open(wanted.path, _OPEN | os.O_EXCL)
-    except OSError as error:
-        if error.errno == errno.EBUSY:
-            raise wanted.refuse("is mounted or otherwise in use", "name a device that is free") from error
-        raise _cannot_open(wanted, error) from error
+    fd = _open_exclusively(wanted)
     undo.callback(os.close, fd)
     _lock(wanted, fd)
     _set_direct(wanted, fd)
@@ -218,6 +216,20 @@ def _open_device(wanted: _Wanted, undo: ExitStack) -> OpenPath:
     _write_first(wanted, fd, superblock)
     adopted = previous is not None and previous.state is State.OPEN
     return OpenPath(wanted.path, fd, size, superblock, named=True, adopted=adopted)
+
+
+def _open_exclusively(wanted: _Wanted) -> int:
+    patience = time.monotonic() + _DEVICE_PATIENCE
+    while True:
+        try:
+            # For a device O_EXCL means: unless it is mounted, or part of a RAID or volume group.
+            return os.open(wanted.path, _OPEN | os.O_EXCL)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise _cannot_open(wanted, error) from error
+            if time.monotonic() > patience:
+                raise wanted.refuse("is mounted or otherwise in use", "name a device that is free") from error
+            time.sleep(0.02)
 
 
 # What they share.
