@@ -12,8 +12,9 @@ mount -t devtmpfs devtmpfs /dev
 # The last resort is a panic: the host sees it on the console. PID 1 must not just end, though it would too.
 trap 'echo "vm: the guest could not be set up (line $LINENO)" >/dev/kmsg; echo c >/proc/sysrq-trigger' EXIT
 . /settings
-while read -r module; do
-	insmod "/modules/$module"
+while read -r module options; do
+	# shellcheck disable=SC2086 # several words
+	insmod "/modules/$module" $options
 done </modules/order
 
 # The host's files are only read. What is written is in memory and ends with the guest, ...

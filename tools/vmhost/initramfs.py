@@ -16,6 +16,8 @@ from .kernel import Kernel
 
 # Where a kernel has one of them built in, it is no module and not missed.
 _MODULES = ("virtio_pci", "virtio_console", "virtiofs", "overlay", "nvme")
+# A queue for polling, which costs nothing until somebody polls.
+_OPTIONS = {"nvme": " poll_queues=1"}
 _HERE = Path(__file__).resolve().parent
 
 
@@ -30,11 +32,13 @@ def build(kernel: Kernel, busybox: Path, settings: str) -> bytes:
     files["guest.sh"] = (stat.S_IFREG | 0o755, (_HERE / "guest.sh").read_bytes())
     files["settings"] = (stat.S_IFREG | 0o644, settings.encode())
     # busybox's insmod resolves no dependencies and not every release of it can unpack: both done here.
-    names = []
+    order = []
     for position, path in enumerate(_load_order(kernel.modules)):
-        names.append(f"{position:02}-{_module_name(path)}.ko")
-        files[f"modules/{names[-1]}"] = (stat.S_IFREG | 0o644, _module(kernel.modules / path))
-    files["modules/order"] = (stat.S_IFREG | 0o644, "".join(f"{name}\n" for name in names).encode())
+        module = _module_name(path)
+        name = f"{position:02}-{module}.ko"
+        files[f"modules/{name}"] = (stat.S_IFREG | 0o644, _module(kernel.modules / path))
+        order.append(name + _OPTIONS.get(module, ""))
+    files["modules/order"] = (stat.S_IFREG | 0o644, "".join(f"{line}\n" for line in order).encode())
     return b"".join(_cpio(files))
 
 
