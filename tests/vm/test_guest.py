@@ -52,7 +52,9 @@ PYTEST = (".venv/bin/python", "-m", "pytest", "-p", "no:cacheprovider", "-p", "n
 @pytest.mark.parametrize("kernel", SERIES)
 def test_in_the_guest(kernel: str) -> None:
     devices = [word for size in ("256MiB", "128MiB", "64MiB") for word in ("--nvme", size)]
-    done = run("--kernel", kernel, *devices, "--", *PYTEST, "tests/vm/guest")
+    # The longest, of minutes, on the newest kernel alone.
+    left_out = [] if kernel == [*SERIES][-1] else ["--ignore=tests/vm/guest/test_faults.py"]
+    done = run("--kernel", kernel, *devices, "--", *PYTEST, "tests/vm/guest", *left_out)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     assert not Path("/etc/greenboost-vm-was-here").exists()
 

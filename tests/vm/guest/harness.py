@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 SECTOR = 512
@@ -16,6 +18,16 @@ _NULL_BLK = Path("/sys/kernel/config/nullb")
 def command(*words: str) -> str:
     """Its output; raises CalledProcessError."""
     return subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def patiently(*words: str) -> None:
+    """The same, again and again: Linux 6.1 keeps what was in a ring open for a second more."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if not subprocess.run(words, stderr=subprocess.DEVNULL).returncode:
+            return
+        time.sleep(0.1)
+    command(*words)
 
 
 def sectors(device: str) -> int:
@@ -31,11 +43,24 @@ class Mapped:
 
     def reload(self, target: str, under: str, parameters: str) -> None:
         """Another table, while the device is in use: `target` over all of the device `under`."""
-        command("dmsetup", "suspend", "--noflush", self.name)
+        self.load(_table(target, under, parameters))
+
+    def load(self, *segments: str) -> None:
+        """Another table, while the device is in use, of segments "FIRST LENGTH TARGET PARAMETERS"."""
+        self.suspend()
         try:
-            command("dmsetup", "load", self.name, "--table", _table(target, under, parameters))
+            table = "\n".join(segments)
+            subprocess.run(["dmsetup", "load", self.name], input=table, check=True, text=True)
         finally:
-            command("dmsetup", "resume", self.name)
+            self.resume()
+
+    def suspend(self) -> None:
+        """From now on the device answers nothing."""
+        command("dmsetup", "suspend", "--nolockfs", "--noflush", self.name)
+
+    def resume(self) -> None:
+        """The device answers again, what has come meanwhile first. May be repeated."""
+        command("dmsetup", "resume", self.name)
 
 
 def _table(target: str, under: str, parameters: str) -> str:
@@ -55,7 +80,77 @@ def mapped(target: str, under: str, parameters: str = "", name: str = "faulty") 
     try:
         yield Mapped(name)
     finally:
-        command("dmsetup", "remove", "--retry", name)
+        # Not while it is suspended: what it was asked for would be lost to whoever waits.
+        command("dmsetup", "resume", name)
+        patiently("dmsetup", "remove", name)
+
+
+@contextmanager
+def thin(under: str, room_mib: int, size_mib: int, name: str = "thin") -> Iterator[str]:
+    """A thin device of `size_mib` with room for `room_mib`, on `under`; beyond it writes fail with ENOSPC."""
+    command("modprobe", "dm-thin-pool")
+    meta, data, pool = (f"{name}-{part}" for part in ("meta", "data", "pool"))
+    each = 2 * 1024  # sectors of a MiB
+    tables = {
+        meta: f"0 {2 * each} linear {under} 0",
+        data: f"0 {room_mib * each} linear {under} {2 * each}",
+        pool: f"0 {room_mib * each} thin-pool /dev/mapper/{meta} /dev/mapper/{data} 128 0 "
+        "1 error_if_no_space",
+        name: f"0 {size_mib * each} thin /dev/mapper/{pool} 0",
+    }
+    made: list[str] = []
+    try:
+        for device, table in tables.items():
+            if device == name:
+                command("dmsetup", "message", f"/dev/mapper/{pool}", "0", "create_thin 0")
+            command("dmsetup", "create", device, "--table", table)
+            made.append(device)
+        yield f"/dev/mapper/{name}"
+    finally:
+        for device in reversed(made):
+            patiently("dmsetup", "remove", device)
+
+
+@contextmanager
+def pulled_out(tier: str) -> Iterator[Callable[[], object]]:
+    """A function that pulls the NVMe device /dev/`tier` out of its slot; it is put back afterwards."""
+    link = Path("/dev") / tier
+    function = (Path("/sys/block") / os.readlink(link) / "device/device").resolve()
+    try:
+        yield partial((function / "remove").write_text, "1")
+    finally:
+        Path("/sys/bus/pci/rescan").write_text("1")
+        link.unlink()
+        link.symlink_to(_nvme_device(tier))
+
+
+def _nvme_device(serial: str) -> str:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        for place in Path("/sys/block").glob("nvme*"):
+            with suppress(OSError):  # it comes and goes
+                if (place / "device/serial").read_text().strip() == serial and (
+                    Path("/dev") / place.name
+                ).exists():
+                    return place.name
+        time.sleep(0.01)
+    raise TimeoutError(f"the NVMe device {serial} has not come back")
+
+
+@contextmanager
+def scsi_debug(size_mib: int) -> Iterator[tuple[str, Callable[[], object]]]:
+    """A disk in memory, and a function that takes it away."""
+    before = set(os.listdir("/sys/block"))
+    command("modprobe", "sd_mod")
+    command("modprobe", "scsi_debug", f"dev_size_mb={size_mib}", "delay=0")
+    try:
+        deadline = time.monotonic() + 30
+        while not (new := set(os.listdir("/sys/block")) - before) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        [name] = new
+        yield f"/dev/{name}", partial((Path("/sys/block") / name / "device/delete").write_text, "1")
+    finally:
+        patiently("modprobe", "--remove", "scsi_debug")
 
 
 @contextmanager
