@@ -7,7 +7,6 @@ import os
 import resource
 import sys
 import threading
-import time
 
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher as Context
@@ -110,26 +109,30 @@ def test_the_key_is_locked_in_memory_if_that_is_allowed() -> None:
 
 
 def test_other_threads_go_on_meanwhile() -> None:
-    """Who lets go of the GIL gets it back after the switch interval: hence the wait that shows it."""
-    stop = False
+    """With a switch interval of hours nobody gets the GIL unless it is let go of."""
+    ran = False
+    gate = threading.Lock()
+    gate.acquire()
 
-    def spin() -> None:
-        while not stop:
-            pass
+    def run() -> None:
+        nonlocal ran
+        with gate:
+            ran = True
 
     memory = memoryview(bytearray(UNIT))
     before = sys.getswitchinterval()
+    thread = threading.Thread(target=run)
+    thread.start()
     with Cipher() as cipher:
-        thread = threading.Thread(target=spin)
-        thread.start()
         try:
-            sys.setswitchinterval(0.5)
-            time.sleep(0.001)  # a whole interval lies ahead
-            begun = time.perf_counter()
-            cipher.encrypt(0, 0, memory, memory)
-            assert time.perf_counter() - begun > 0.4
+            sys.setswitchinterval(10_000)
+            gate.release()  # which wakes the thread, and keeps the GIL
+            for _ in range(300):  # on a busy machine it takes a while to wake up
+                if ran:
+                    break
+                cipher.encrypt(0, 0, memory, memory)
+            assert ran
         finally:
-            stop = True
             sys.setswitchinterval(before)
             thread.join()
 
