@@ -127,7 +127,7 @@ def test_modules_are_in_the_initramfs_unpacked_behind_what_they_need(tmp_path: P
     busybox.write_bytes(b"odd")
     archive = initramfs.build(kernel, busybox, "nvme=1\n")
     assert archive.index(b"content of t10") < archive.index(b"content of nvme-core")
-    assert b"00-t10.ko\n01-nvme_core.ko\n02-nvme.ko\n" in archive
+    assert b"00-t10.ko\n01-nvme_core.ko\n02-nvme.ko poll_queues=1\n" in archive
     assert b"content of other" not in archive
     try:
         listing = subprocess.run(["busybox", "cpio", "-t"], input=archive, capture_output=True, check=True)
