@@ -119,6 +119,23 @@ def test_a_signal_ends_everything(number: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("static int __init gb(void) { return -ENODEV; }", "could not be loaded"),
+        ("static int __init gb(void) { return nothing(); }", "implicit declaration of function"),
+    ],
+    ids=["refuses", "does not compile"],
+)
+def test_a_module_that_cannot_be_had(source: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "Kbuild").write_text("obj-m := nothing.o\n")
+    code = f"#include <linux/module.h>\n{source}\nmodule_init(gb);\n"
+    (tmp_path / "nothing.c").write_text(code + 'MODULE_DESCRIPTION("none");\nMODULE_LICENSE("GPL");\n')
+    done = run("--module", str(tmp_path), "--", "true")
+    assert done.returncode == 125
+    assert said in done.stderr
+
+
+@pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--nvme", "lots", "--", "true"], "'lots' is no size"),

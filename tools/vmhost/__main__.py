@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from . import BUILD, ROOT, VmError, initramfs, kernel, machine, watch
+from . import BUILD, ROOT, VmError, initramfs, kernel, machine, module, watch
 
 TIMED_OUT = 124
 FAILED = 125
@@ -33,7 +33,8 @@ example:
 
 The guest sees this system's files. Only what it writes into the checkout stays; the rest, /tmp
 included, is in its memory. The first --nvme is /dev/tier0, the second /dev/tier1. modprobe works.
-The environment is PATH, HOME, LANG, TZ and GREENBOOST_VM (the kernel's version); use env for more.
+The environment is PATH, HOME, LANG, TZ, GREENBOOST_VM (the kernel's version) and GREENBOOST_MODULES
+(what --module built, in its order, with colons in between); use env for more.
 
 exit status: the command's; 124 when --timeout is over; 125 when the machine did not start, the guest's
 kernel complained (panic, oops, BUG, WARNING; its log is printed) or went away before the command ended.
@@ -71,6 +72,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--cpus", type=_positive, default=2, metavar="N", help="default: 2")
     add("--memory", type=_size, default=2 << 30, metavar="SIZE", help="default: 2GiB")
     add("--nvme", type=_size, action="append", default=[], metavar="SIZE", help="an NVMe device; repeatable")
+    add(
+        "--module",
+        type=Path,
+        nargs="?",
+        const=ROOT / "kmod",
+        action="append",
+        default=[],
+        metavar="DIRECTORY",
+        help="build the module in there for the guest's kernel and load it first; default: kmod; repeatable",
+    )
     add("--timeout", type=_positive, default=600, metavar="SECONDS", help="from the start; default: 600")
     add("--console", type=Path, metavar="FILE", help="write the kernel's log there")
     add("--kvm", action="store_true", help="use KVM: faster, and not how the tests are run")
@@ -122,10 +133,11 @@ def _run_directory() -> Iterator[Path]:
         yield Path(name)
 
 
-def _settings(options: argparse.Namespace, chosen: kernel.Kernel, mark: str) -> str:
+def _settings(options: argparse.Namespace, chosen: kernel.Kernel, modules: list[Path], mark: str) -> str:
     """What init.sh and guest.sh are told, as shell text."""
     environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     environment |= {"HOME": "/root", "GREENBOOST_VM": chosen.version}
+    environment["GREENBOOST_MODULES"] = ":".join(map(str, modules))
     # There is no udev, and dmsetup only thinks so where udev never was: it is to make its own nodes.
     environment["DM_DISABLE_UDEV"] = "1"
     run = ["env", "-i", *(f"{name}={value}" for name, value in environment.items()), *options.command]
@@ -135,6 +147,7 @@ def _settings(options: argparse.Namespace, chosen: kernel.Kernel, mark: str) -> 
         f"nvme={len(options.nvme)}\n"
         f"directory={shlex.quote(os.getcwd())}\n"
         f"mark={shlex.quote(mark)}\n"
+        f"load={shlex.quote(chr(10).join(map(str, modules)))}\n"
         f"command() {{ {shlex.join(run)}; }}\n"
     )
 
@@ -142,10 +155,11 @@ def _settings(options: argparse.Namespace, chosen: kernel.Kernel, mark: str) -> 
 def _run(options: argparse.Namespace, stack: ExitStack) -> int:
     deadline = time.monotonic() + options.timeout
     chosen = kernel.find(options.kernel)
+    modules = [module.build(directory, chosen) for directory in options.module]
     directory = stack.enter_context(_run_directory())
     busybox = Path(machine.find_program(("busybox",), "busybox-static"))
     mark = f"\x02{secrets.token_hex(16)}"
-    contents = initramfs.build(chosen, busybox, _settings(options, chosen, mark))
+    contents = initramfs.build(chosen, busybox, _settings(options, chosen, modules, mark))
     shape = machine.Shape(options.cpus, options.memory, tuple(options.nvme), options.kvm)
     running = machine.start(shape, chosen, contents, directory, stack)
 

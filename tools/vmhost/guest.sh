@@ -2,12 +2,20 @@
 #
 # First process of the guest once it is among the host's files: runs the command, says how it ended.
 #
-# settings has: directory, mark, and the function command. This is busybox's shell.
+# settings has: directory, mark, load (modules, one a line), and the function command. This is busybox's shell.
 cd /run/vm || exit
 . ./settings
 busybox=/run/vm/busybox
 $busybox ip link set lo up
 $busybox hostname greenboost-vm
+
+# As in init.sh, the last resort is a panic.
+echo "$load" | while read -r module; do
+	[ -z "$module" ] || $busybox insmod "$module" || {
+		echo "vm: $module could not be loaded" >/dev/kmsg
+		echo c >/proc/sysrq-trigger
+	}
+done
 
 # The device of the port with this name, which arrives some time after its driver.
 port() {

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Kernels: Debian's packages, unpacked under build/vm/kernels/VERSION and never installed.
 
+What modules are built with, the headers, is unpacked under build/vm/headers/VERSION once it is needed.
+
 usage: python -m vmhost.kernel SERIES...      fetches what is missing, for example 6.1 6.12
 
 apt downloads and verifies, with a sources list and a state of its own under build/vm/apt: this
@@ -28,7 +30,9 @@ SERIES = {"6.1": "bookworm", "6.12": "bookworm-backports"}
 supported, and the newest that Debian 12 has."""
 
 KERNELS = BUILD / "kernels"
+HEADERS = BUILD / "headers"
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+_HEADERS_PART = re.compile(r"linux-headers-.*-common|linux-kbuild-.*")
 # Neither -cloud- (it lacks nearly all that is wanted here) nor -rt-, -unsigned or -dbg.
 _PACKAGE = re.compile(r"linux-image-(\d[^-]*(?:-\d+)?-amd64)$")
 
@@ -111,6 +115,54 @@ def _fetch(wanted: str) -> Kernel:
     return kernel
 
 
+def headers(kernel: Kernel) -> Path:
+    """The directory to build modules for a kernel in. Fetched and unpacked if it is not there yet.
+
+    Raises VmError.
+    """
+    tree = HEADERS / kernel.version
+    build = tree / "usr" / "src" / f"linux-headers-{kernel.version}"
+    if not build.exists():
+        with _locked():
+            if not build.exists():
+                _fetch_headers(kernel.version, tree)
+    return build
+
+
+def _fetch_headers(version: str, tree: Path) -> None:
+    suite = next((suite for series, suite in SERIES.items() if version.startswith(series + ".")), None)
+    if suite is None:
+        raise VmError(f"no headers for {version}: known are those of {', '.join(SERIES)}")
+    apt = _Apt(suite)
+    package = f"linux-headers-{version}"
+    try:
+        # The others have what all flavours share, and the programs that a build runs.
+        parts = [package, *(name for name in apt.depends(package) if _HEADERS_PART.fullmatch(name))]
+    except VmError as error:
+        raise VmError(
+            f"{suite} has no {package}; if it has a newer build of the kernel, remove "
+            f"{KERNELS / version}, so that this is fetched instead\n{error}"
+        ) from error
+    print(f"vm: fetching {', '.join(parts)} from {suite}", file=sys.stderr)
+    HEADERS.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=HEADERS, prefix=".unpack-") as scratch:
+        unpacked = Path(scratch) / "tree"
+        for part in parts:
+            with tempfile.TemporaryDirectory(dir=scratch) as download:
+                _run("dpkg-deb", "-x", str(apt.download(part, Path(download))), str(unpacked))
+        shutil.rmtree(unpacked / "usr" / "share", ignore_errors=True)
+        build = unpacked / "usr" / "src" / package
+        # It names /usr/src, where nothing is installed.
+        makefile = build / "Makefile"
+        makefile.write_text(
+            makefile.read_text().replace("/usr/src/", "$(dir $(lastword $(MAKEFILE_LIST)))../")
+        )
+        # Only for type information in modules, for which pahole would have to be there.
+        (build / "vmlinux").unlink(missing_ok=True)
+        shutil.rmtree(tree, ignore_errors=True)
+        unpacked.rename(tree)
+
+
 class _Apt:
     """apt with one suite and nothing of this system's but its mirror."""
 
@@ -143,6 +195,10 @@ class _Apt:
         names = _run("apt-cache", *self._options, "pkgnames", f"linux-image-{series}.").split()
         matches = (_PACKAGE.fullmatch(name) for name in names)
         return sorted((match[1] for match in matches if match), key=_order)
+
+    def depends(self, package: str) -> list[str]:
+        lines = _run("apt-cache", *self._options, "depends", "--important", package).splitlines()
+        return [line.split()[-1] for line in lines if "Depends:" in line]
 
     def download(self, package: str, into: Path) -> Path:
         _run("apt-get", *self._options, "-q", "download", package, cwd=into)
