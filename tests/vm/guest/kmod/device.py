@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The module's device as Python sees it; device.h is the same for tests in C."""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import struct
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+MIB = 1 << 20
+DEVICE = "/dev/greenboost"
+ATTRIBUTES = Path("/sys/class/greenboost/greenboost")
+PARAMETERS = Path("/sys/module/greenboost/parameters")
+
+_ALLOC = struct.Struct("=QIIQiI")  # struct greenboost_alloc
+_IOC_ALLOC = 3 << 30 | _ALLOC.size << 16 | 0xE7 << 8
+
+
+def attribute(name: str) -> int:
+    return int((ATTRIBUTES / name).read_text())
+
+
+def set_parameter(name: str, value: int) -> None:
+    (PARAMETERS / name).write_text(str(value))
+
+
+def allocate(device: int, size: int) -> tuple[int, int]:
+    """A buffer's descriptor, and how much of it is in pages of 2 MiB. Raises OSError."""
+    answer = fcntl.ioctl(device, _IOC_ALLOC, _ALLOC.pack(size, 0, 0, 0, 0, 0))
+    _, _, _, huge, fd, _ = _ALLOC.unpack(answer)
+    return fd, huge
+
+
+@contextmanager
+def buffer(size: int) -> Iterator[tuple[int, int]]:
+    """As allocate() has it, through a file of its own."""
+    device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fd, huge = allocate(device, size)
+    finally:
+        os.close(device)
+    try:
+        yield fd, huge
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def mapped(size: int) -> Iterator[tuple[mmap.mmap, int]]:
+    """A buffer's memory, and how much of it is in pages of 2 MiB."""
+    with buffer(size) as (fd, huge), mmap.mmap(fd, size) as memory:
+        yield memory, huge
+
+
+def wait_until_unused() -> None:
+    """What has a descriptor or mapping may be worked off a little later, by a thread of the kernel's."""
+    deadline = time.monotonic() + 20
+    while attribute("used_bytes") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert attribute("used_bytes") == 0
+
+
+def empty_pool() -> None:
+    """Through the shrinker, which is asked for about half of it each time."""
+    for _ in range(20):
+        if not attribute("pool_bytes"):
+            break
+        Path("/proc/sys/vm/drop_caches").write_text("2")
+    assert attribute("pool_bytes") == 0
+
+
+def meminfo(name: str) -> int:
+    """Bytes."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise KeyError(name)
+
+
+def modules() -> list[Path]:
+    return [Path(path) for path in os.environ["GREENBOOST_MODULES"].split(":")]
+
+
+def insert_module(path: Path) -> None:
+    subprocess.run(["insmod", str(path)], check=True)
+
+
+def remove_module(name: str) -> None:
+    subprocess.run(["rmmod", name], check=True)

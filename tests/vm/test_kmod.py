@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The module, in a guest of each kernel: what is in tests/vm/guest/kmod."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from vmhost import BUILD, ROOT
+from vmhost.kernel import SERIES
+
+pytestmark = [
+    pytest.mark.vm,
+    pytest.mark.skipif(os.geteuid() != 0, reason="not root: nothing in a VM is tested"),
+    pytest.mark.skipif(
+        not all((BUILD / "kernels" / series).exists() for series in SERIES),
+        reason="no kernels in build/vm (tools/setup vm fetches them): nothing in a VM is tested",
+    ),
+]
+
+TESTS = ROOT / "tests" / "vm" / "guest" / "kmod"
+# The hypothesis plugin alone takes seconds to import there.
+PYTEST = (".venv/bin/python", "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:hypothesispytest")
+
+
+@pytest.fixture(scope="session")
+def programs() -> Path:
+    """Those in C, compiled; under the checkout, for the guest does not see this system's /tmp."""
+    directory = BUILD / "kmod-tests"
+    directory.mkdir(parents=True, exist_ok=True)
+    for source in TESTS.glob("*.c"):
+        command = ["gcc", "-O2", "-g", "-Wall", "-Wextra", "-Werror", str(source)]
+        subprocess.run([*command, "-o", str(directory / source.stem), "-luring", "-lpthread"], check=True)
+    return directory
+
+
+@pytest.mark.parametrize("kernel", SERIES)
+def test_module(kernel: str, programs: Path) -> None:
+    machine = [str(ROOT / "tools" / "vm"), "--kernel", kernel, "--nvme", "64MiB"]
+    machine += ["--module", "--module", str(TESTS / "importer")]
+    command = ["env", f"KMOD_PROGRAMS={programs}", *PYTEST, str(TESTS)]
+    done = subprocess.run(
+        [*machine, "--", *command], cwd=ROOT, capture_output=True, text=True, errors="replace"
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
