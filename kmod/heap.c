@@ -27,6 +27,9 @@
 /* Saves most of the entries that single pages would need, and is found in torn memory, too. */
 #define GB_MIDDLE_ORDER 4
 
+/* Blocks of a buffer that compaction may fail for, before only what is free is taken. */
+#define GB_MISSES 16
+
 /* Tries hard, but has nobody killed: who asks for a buffer can do with less. */
 #define GB_GFP_PATIENT (__GFP_RETRY_MAYFAIL | __GFP_NOWARN)
 #define GB_GFP_META (GFP_KERNEL_ACCOUNT | GB_GFP_PATIENT)
@@ -410,7 +413,7 @@ free_pages:
 
 static int gb_buffer_fill(struct gb_buffer *buffer, int node)
 {
-	enum gb_effort effort = GB_COMPACT;
+	unsigned int misses = 0;
 	unsigned long i;
 	int ret;
 
@@ -421,18 +424,14 @@ static int gb_buffer_fill(struct gb_buffer *buffer, int node)
 		if (fatal_signal_pending(current))
 			return -EINTR;
 		if (count == GB_BLOCK_PAGES)
-			block->huge = gb_page_alloc(node, effort);
+			block->huge =
+				gb_page_alloc(node, misses < GB_MISSES ? GB_COMPACT : GB_TAKE);
 		if (block->huge) {
 			buffer->huge_pages += GB_BLOCK_PAGES;
 			buffer->runs++;
 		} else {
-			/*
-			 * The next block is to be huge again if a page turns up, but where
-			 * compaction has failed once, another pass for each block would only take
-			 * long.
-			 */
-			if (count == GB_BLOCK_PAGES)
-				effort = GB_TAKE;
+			/* The next one is to be huge again, if a page turns up. */
+			misses += count == GB_BLOCK_PAGES;
 			ret = gb_block_fill_small(buffer, block, count, node);
 			if (ret)
 				return ret;

@@ -58,7 +58,7 @@ struct gb_page {
 /* How hard to look for a page of 2 MiB. */
 enum gb_effort {
 	GB_TAKE, /* what is free as it is */
-	GB_COMPACT, /* and what one pass of reclaim and compaction makes */
+	GB_COMPACT, /* and what reclaim and compaction make */
 };
 
 bool gb_charge(atomic_long_t *used, unsigned long pages, unsigned long limit);

@@ -214,14 +214,17 @@ static bool gb_pool_keep(struct gb_page *gp)
  */
 struct gb_page *gb_page_alloc(int node, enum gb_effort effort)
 {
-	gfp_t gfp = GFP_HIGHUSER | __GFP_ACCOUNT | __GFP_ZERO | __GFP_COMP | __GFP_NORETRY |
-		    __GFP_NOMEMALLOC | __GFP_NOWARN;
+	gfp_t gfp = GFP_HIGHUSER | __GFP_ACCOUNT | __GFP_ZERO | __GFP_COMP | __GFP_NOMEMALLOC |
+		    __GFP_NOWARN;
 	struct gb_page *gp = gb_pool_take(node);
 
 	if (gp)
 		return gp;
 	if (effort == GB_TAKE)
 		gfp &= ~__GFP_DIRECT_RECLAIM;
+	else
+		/* With __GFP_NORETRY, compaction would leave all that is movable where it is. */
+		gfp |= __GFP_RETRY_MAYFAIL;
 	gp = kmem_cache_alloc_lru(gb_page_cache, &gb_idle,
 				  GFP_KERNEL | __GFP_NORETRY | __GFP_NOWARN);
 	if (!gp)
