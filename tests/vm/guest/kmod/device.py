@@ -83,6 +83,16 @@ def meminfo(name: str) -> int:
     raise KeyError(name)
 
 
+def free_memory() -> int:
+    """Bytes that are free, those that processors keep in lists of their own included: that can be many."""
+    lists = 0
+    for line in Path("/proc/zoneinfo").read_text().splitlines():
+        words = line.split()
+        if words[0] == "count:":
+            lists += int(words[1]) * mmap.PAGESIZE
+    return meminfo("MemFree") + lists
+
+
 def modules() -> list[Path]:
     return [Path(path) for path in os.environ["GREENBOOST_MODULES"].split(":")]
 
