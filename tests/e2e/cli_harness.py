@@ -4,17 +4,22 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["DRIVER_SOURCE", "ROOT", "Cli", "wait_gone"]
+__all__ = ["DRIVER_SOURCE", "ROOT", "TIERS", "Cli", "cli_with_socket", "refused", "wait_gone"]
 
 ROOT = Path(__file__).resolve().parents[2]
+TIERS = ("--ram", "16MiB", "--chunk", "2MiB")
+"""Flags of a small daemon without a spill path."""
+
 _PATIENCE = 60
 """Seconds after which a command hangs. Nothing is timed by it."""
 
@@ -125,6 +130,24 @@ class Cli:
             if f"TMPDIR={self.tmp}".encode() in variables and command:
                 found.append(command.replace(b"\0", b" ").decode())
         return found
+
+
+@contextmanager
+def cli_with_socket() -> Iterator[Cli]:
+    """One whose commands ask the daemon that serving() starts."""
+    # pytest's own directories are too deep for a socket.
+    with tempfile.TemporaryDirectory(prefix="gb-") as home:
+        cli = Cli(Path(home))
+        cli.environ["GREENBOOST_SOCKET"] = str(cli.home / "d.sock")
+        yield cli
+
+
+def refused(done: subprocess.CompletedProcess[str], status: int, says: str) -> None:
+    """The command ended with this status and one line that says so, and did nothing else."""
+    assert done.returncode == status, done.stderr
+    assert re.fullmatch(r"greenboost: [^\n]+\n", done.stderr), done.stderr
+    assert says in done.stderr
+    assert done.stdout == ""
 
 
 def wait_gone(pid: int) -> None:

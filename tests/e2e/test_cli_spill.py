@@ -7,33 +7,19 @@ import json
 import os
 import re
 import subprocess
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.e2e.cli_harness import Cli
+from tests.e2e.cli_harness import TIERS, Cli, cli_with_socket, refused
 from tests.unit.nvme_harness import loop_device, needs_loop
-
-TIERS = ("--ram", "16MiB", "--chunk", "2MiB")
 
 
 @pytest.fixture
 def cli() -> Iterator[Cli]:
-    # pytest's own directories are too deep for a socket.
-    with tempfile.TemporaryDirectory(prefix="gb-") as home:
-        cli = Cli(Path(home))
-        cli.environ["GREENBOOST_SOCKET"] = str(cli.home / "d.sock")
+    with cli_with_socket() as cli:
         yield cli
-
-
-def refused(done: subprocess.CompletedProcess[str], status: int, says: str) -> None:
-    assert done.returncode == status, done.stderr
-    assert re.fullmatch(r"greenboost: [^\n]+\n", done.stderr), done.stderr
-    assert says in done.stderr
-    assert done.stdout == ""
 
 
 def accepted(done: subprocess.CompletedProcess[str]) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import trio
+
 from tierd.nvme.ring import Ring
 
 PAGE = 4096
@@ -103,3 +105,21 @@ class FullPipe:
         except BlockingIOError:
             pass
         return content
+
+
+async def round_trips(ring: Ring, fd: int, memory: memoryview, count: int, length: int) -> None:
+    """So many requests at once, each of which writes so many bytes and reads them back."""
+    contents = [os.urandom(length) for _ in range(count)]
+    file, buffer = ring.add_file(fd), ring.add_buffer(memory)
+
+    async def there_and_back(number: int) -> None:
+        here = number * length
+        memory[here : here + length] = contents[number]
+        await ring.write(file, buffer, here, length, here)
+        memory[here : here + length] = bytes(length)
+        await ring.read(file, buffer, here, length, here)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(count):
+            nursery.start_soon(there_and_back, number)
+    assert memory[: count * length] == b"".join(contents)

@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.unit.ring_harness import MIB, PAGE, FullPipe, Pipe, mapped_memory, scratch
+from tests.unit.ring_harness import MIB, PAGE, FullPipe, Pipe, mapped_memory, round_trips, scratch
 from tierd.nvme import ringsetup
 from tierd.nvme.errors import RingError
 from tierd.nvme.ring import Abandoned, Ring, RingBuffer, RingFile, open_ring
@@ -22,23 +22,8 @@ memory = pytest.fixture(mapped_memory)
 settled = trio.testing.wait_all_tasks_blocked
 
 
-async def round_trips(ring: Ring, fd: int, memory: memoryview) -> None:
-    """More requests, of more pieces, than the ring has entries."""
-    length = 3 * 64 * PAGE
-    contents = [os.urandom(length) for _ in range(20)]
-    file, buffer = ring.add_file(fd), ring.add_buffer(memory)
-
-    async def there_and_back(number: int) -> None:
-        here = number * length
-        memory[here : here + length] = contents[number]
-        await ring.write(file, buffer, here, length, here)
-        memory[here : here + length] = bytes(length)
-        await ring.read(file, buffer, here, length, here)
-
-    async with trio.open_nursery() as nursery:
-        for number in range(len(contents)):
-            nursery.start_soon(there_and_back, number)
-    assert memory[: len(contents) * length] == b"".join(contents)
+# More requests, of more pieces, than the rings have entries.
+COUNT, LENGTH = 20, 3 * 64 * PAGE
 
 
 @pytest.mark.parametrize("setup", range(len(ringsetup.SQ_SETUPS)))
@@ -49,7 +34,7 @@ async def test_a_thread_of_the_kernels_submits(
     with scratch(tmp_path, os.O_DIRECT) as fd:
         async with open_ring(entries=3, piece=64 * PAGE, poll="sq") as ring:
             assert ring.statistics().setup_flags & ringsetup.SQPOLL
-            await round_trips(ring, fd, memory)
+            await round_trips(ring, fd, memory, COUNT, LENGTH)
 
 
 async def test_the_kernels_thread_is_woken_when_it_sleeps(
@@ -124,7 +109,7 @@ async def test_polling_for_completions(tmp_path: Path, memory: memoryview) -> No
         async with open_ring(entries=3, piece=64 * PAGE, poll="io") as ring:
             assert ring.statistics().setup_flags & ringsetup.IOPOLL
             try:
-                await round_trips(ring, fd, memory)
+                await round_trips(ring, fd, memory, COUNT, LENGTH)
             except* RingError:
                 refused = True
     if refused:

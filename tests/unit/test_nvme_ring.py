@@ -14,7 +14,7 @@ import trio
 import trio.testing
 
 from tests.unit.nvme_harness import as_nobody, limited
-from tests.unit.ring_harness import MIB, PAGE, FullPipe, Pipe, mapped_memory, scratch
+from tests.unit.ring_harness import MIB, PAGE, FullPipe, Pipe, mapped_memory, round_trips, scratch
 from tierd.nvme import ringsetup
 from tierd.nvme.errors import MemlockError, NoSpace, RingError
 from tierd.nvme.ring import Ring, RingBuffer, RingFile, open_ring
@@ -67,24 +67,10 @@ async def test_unaligned_with_o_direct_is_the_callers_error(disk: Path, memory: 
 
 
 async def test_more_requests_than_entries(tmp_path: Path, memory: memoryview) -> None:
-    length = 16 * PAGE
-    contents = [os.urandom(length) for _ in range(60)]
     with scratch(tmp_path, os.O_DIRECT) as fd:
         async with open_ring(entries=3, piece=PAGE) as ring:
-            file, buffer = ring.add_file(fd), ring.add_buffer(memory)
-
-            async def there_and_back(number: int) -> None:
-                here = number * length
-                memory[here : here + length] = contents[number]
-                await ring.write(file, buffer, here, length, here)
-                memory[here : here + length] = bytes(length)
-                await ring.read(file, buffer, here, length, here)
-
-            async with trio.open_nursery() as nursery:
-                for number in range(len(contents)):
-                    nursery.start_soon(there_and_back, number)
-            assert ring.statistics().completed == 2 * len(contents)
-    assert memory[: 60 * length] == b"".join(contents)
+            await round_trips(ring, fd, memory, 60, 16 * PAGE)
+            assert ring.statistics().completed == 2 * 60
 
 
 async def test_short_transfers_are_continued(memory: memoryview) -> None:
