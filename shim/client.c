@@ -106,7 +106,7 @@ static void reply_number(struct reply *reply, struct field key, uint64_t number)
 		{ "session", &reply->session }, { "chunk", &reply->chunk },
 		{ "arena", &reply->arena },	{ "ram", &reply->ram },
 		{ "spill", &reply->spill },	{ "total", &reply->total },
-		{ "free", &reply->free },
+		{ "free", &reply->free },	{ "kept", &reply->kept },
 	};
 
 	for (size_t i = 0; i < sizeof(numbers) / sizeof(*numbers); i++)

@@ -16,7 +16,7 @@
 struct reply {
 	int error;
 	char message[200];
-	uint64_t session, chunk, arena, ram, spill, total, free;
+	uint64_t session, chunk, arena, ram, spill, total, free, kept;
 	int fd;
 };
 

@@ -15,6 +15,12 @@
 #define SPILL_SHARE 8
 #define SPILL_MOST 4
 
+/* Given up at a time when T3 is full: a few spills' worth. */
+#define EXTENTS_AT_ONCE 16
+
+/* Copies of what is in VRAM for which another arena is asked for: 1/2 of VRAM. */
+#define COPY_SHARE 2
+
 struct transfer {
 	struct device *device;
 	uint32_t chunk;
@@ -41,13 +47,23 @@ static void fetch_done(void *arg, const struct reply *reply)
 			 chunk->address + device->chunk, reply->message);
 		mover_put_ram(&device->mover, chunk->ram, NULL);
 		chunk->ram = NO_RAM;
+		chunk->extent = chunk->summed = false;
 		chunk->home = HOME_LOST;
 	} else {
 		chunk->home = HOME_T2;
+		chunk->extent = reply->kept;
 		device_count(device, COUNTER_FETCH_BYTES, device->chunk);
 	}
 	transfer_done(transfer);
 	pthread_mutex_unlock(&device->lock);
+}
+
+/* T3 has the chunk, which goes on there alone. */
+static void leave_ram(struct device *device, struct chunk *chunk)
+{
+	mover_put_ram(&device->mover, chunk->ram, NULL);
+	chunk->ram = NO_RAM;
+	chunk->home = HOME_T3;
 }
 
 static void spill_done(void *arg, const struct reply *reply)
@@ -59,20 +75,22 @@ static void spill_done(void *arg, const struct reply *reply)
 	pthread_mutex_lock(&device->lock);
 	device->spills--;
 	if (!reply->error) {
-		mover_put_ram(&device->mover, chunk->ram, NULL);
-		chunk->ram = NO_RAM;
-		chunk->home = HOME_T3;
+		leave_ram(device, chunk);
+		chunk->extent = true;
 		device_count(device, COUNTER_SPILL_BYTES, device->chunk);
 	} else {
 		/* It stays where it is. Whoever waits for room will find out that there is none. */
-		log_warn("a chunk could not be written to NVMe: %s", reply->message);
+		if (reply->error != ENOSPC)
+			log_warn("a chunk could not be written to NVMe: %s", reply->message);
 		device->spill_error = reply->error;
 	}
 	transfer_done(transfer);
 	pthread_mutex_unlock(&device->lock);
 }
 
-static void post_transfer(struct device *device, const char *op, uint32_t index, client_done done)
+/* keep: of a fetch, whether T3 should keep its copy; -1: not a fetch. */
+static void post_transfer(struct device *device, const char *op, uint32_t index, int keep,
+			  client_done done)
 {
 	struct chunk *chunk = &device->chunks[index];
 	struct ram_place ram = chunk->ram;
@@ -99,6 +117,8 @@ static void post_transfer(struct device *device, const char *op, uint32_t index,
 	message_uint(&request, "chunk", index);
 	message_uint(&request, "arena", device->mover.arenas[ram.arena].id);
 	message_uint(&request, "slot", ram.slot);
+	if (keep >= 0)
+		message_uint(&request, "keep", (uint64_t)keep);
 	client_post(&device->client, &request, done, transfer);
 	take_back(device);
 }
@@ -209,11 +229,113 @@ static bool get_arena(struct device *device)
 	return index >= 0;
 }
 
+/* Does nothing but free the RAM slot where T3 has the bytes already. */
 static void start_spill(struct device *device, uint32_t index)
 {
+	struct chunk *chunk = &device->chunks[index];
+
+	if (chunk->extent) {
+		leave_ram(device, chunk);
+		device_count(device, COUNTER_SPILLS_CLEAN, 1);
+		pager_set_state(device, index, ABSENT);
+		return;
+	}
 	device->spills++;
 	pager_set_state(device, index, SPILLING);
-	post_transfer(device, "spill", index, spill_done);
+	post_transfer(device, "spill", index, -1, spill_done);
+}
+
+void lower_forget_copy(struct device *device, uint32_t index)
+{
+	struct chunk *chunk = &device->chunks[index];
+
+	mover_put_ram(&device->mover, chunk->ram, NULL);
+	chunk->ram = NO_RAM;
+	device->copies--;
+}
+
+/* One copy less of what is in VRAM. Those of chunks that stay there for long go for good this way,
+ * and those of chunks that come and go remain. */
+static bool give_up_copy(struct device *device)
+{
+	const struct mover *mover = &device->mover;
+
+	for (uint32_t i = 0; device->copies && i < mover->slots; i++) {
+		uint32_t c = mover->vram[device->copy_hand].chunk;
+
+		device->copy_hand = (device->copy_hand + 1) % mover->slots;
+		if (c != NO_SLOT && device->chunks[c].state == RESIDENT &&
+		    !ram_none(device->chunks[c].ram)) {
+			lower_forget_copy(device, c);
+			return true;
+		}
+	}
+	return false;
+}
+
+struct ram_place lower_take_ram(struct device *device)
+{
+	struct ram_place place;
+
+	do {
+		place = mover_take_ram(&device->mover);
+	} while (ram_none(place) && give_up_copy(device));
+	return place;
+}
+
+uint32_t lower_ram_available(struct device *device)
+{
+	uint32_t slots, available;
+
+	mover_count_ram(&device->mover, &slots, &available);
+	return available + device->copies < slots ? available + device->copies : slots;
+}
+
+void lower_drop_extent(struct device *device, uint32_t index)
+{
+	if (!device->chunks[index].extent)
+		return;
+	device->chunks[index].extent = false;
+	let_go(device);
+	residency_drop_extents(device, &index, 1);
+	take_back(device);
+}
+
+/*
+ * T3 is full, but some of what it has is also in VRAM or RAM: make room by giving up
+ * the one or the other. What is wanted now stays where it is. False: there is nothing
+ * of the kind.
+ */
+static bool give_up_extents(struct device *device)
+{
+	uint32_t dropped[EXTENTS_AT_ONCE], count = 0;
+	bool left = false;
+
+	for (uint32_t i = 0; i < device->map.count; i++) {
+		const struct allocation *a = device->map.sorted[i];
+
+		for (uint32_t c = a->first; c < a->first + a->chunks; c++) {
+			struct chunk *chunk = &device->chunks[c];
+
+			bool in_ram = chunk->state == ABSENT && chunk->home == HOME_T2;
+
+			if (!chunk->extent || (!in_ram && chunk->state != RESIDENT))
+				continue;
+			if (in_ram && !chunk->holds) {
+				start_spill(device, c);
+				left = true;
+			} else if (count < EXTENTS_AT_ONCE) {
+				chunk->extent = false;
+				dropped[count++] = c;
+			}
+		}
+	}
+	if (count) {
+		let_go(device);
+		residency_drop_extents(device, dropped, count);
+		take_back(device);
+	}
+	return left || count;
 }
 
 void lower_start_fetch(struct device *device, uint32_t index, struct ram_place place)
@@ -221,7 +343,8 @@ void lower_start_fetch(struct device *device, uint32_t index, struct ram_place p
 	device->chunks[index].ram = place;
 	device->fetches++;
 	pager_set_state(device, index, FETCHING);
-	post_transfer(device, "fetch", index, fetch_done);
+	/* Without a checksum nobody could tell whether it is still right. */
+	post_transfer(device, "fetch", index, device->chunks[index].summed, fetch_done);
 }
 
 uint32_t lower_ram_slots(struct device *device)
@@ -259,18 +382,30 @@ struct ram_place lower_make_ram(struct device *device)
 
 		if (!ram_none(place))
 			return place;
+		if (device->copies > device->slots_allowed / COPY_SHARE && give_up_copy(device))
+			continue;
 		if (!device->spills && get_arena_at_times(device))
 			continue;
+		if (give_up_copy(device))
+			continue;
+		if (device->spill_error == ENOSPC && give_up_extents(device)) {
+			device->spill_error = 0;
+			continue;
+		}
 		/* Before it is given up, T2 is asked whatever it said before. */
 		if (device->spill_error && !device->spills && get_arena(device))
 			continue;
-		if (device->spill_error)
+		if (device->spill_error) {
+			if (device->spill_error == ENOSPC)
+				log_warn("no tier has room for another chunk");
 			return NO_RAM;
+		}
 		/* Some more than the one needed, so that the next need not wait. */
 		ahead = ahead < 1 ? 1 : ahead > SPILL_MOST ? SPILL_MOST : ahead;
 		/* One that fails at once (the daemon is gone) must not be tried for ever. */
-		while (!device->spill_error && device->spills < ahead &&
-		       (victim = spill_victim(device)) != PREDICT_NONE)
+		for (uint32_t n = device->spills; n < ahead && !device->spill_error &&
+						  (victim = spill_victim(device)) != PREDICT_NONE;
+		     n++)
 			start_spill(device, victim);
 		/* A spill may be over already: starting one lets go of the lock. */
 		if (ram_free(device))
@@ -291,14 +426,16 @@ struct ram_place lower_make_ram(struct device *device)
 static bool leave_arena(struct device *device, uint32_t index)
 {
 	struct chunk *chunk = &device->chunks[index];
-	struct ram_place place = mover_take_ram(&device->mover);
+	struct ram_place place = lower_take_ram(device);
 	struct ticket *busy;
 
 	if (ram_none(place)) {
-		device->spill_error = 0;
-		start_spill(device, index);
-		while (chunk->state == SPILLING && !device->stopped)
-			pthread_cond_wait(&device->changed, &device->lock);
+		do {
+			device->spill_error = 0;
+			start_spill(device, index);
+			while (chunk->state == SPILLING && !device->stopped)
+				pthread_cond_wait(&device->changed, &device->lock);
+		} while (device->spill_error == ENOSPC && give_up_extents(device));
 		return chunk->home == HOME_T3;
 	}
 	/* Nobody else may take it while its bytes are on the way. */
@@ -327,7 +464,11 @@ static int empty_arena(struct device *device, uint32_t arena)
 
 			while (chunk->state == FETCHING || chunk->state == SPILLING)
 				pthread_cond_wait(&device->changed, &device->lock);
-			if (chunk->ram.arena == arena && !leave_arena(device, c))
+			if (chunk->ram.arena != arena)
+				continue;
+			if (chunk->slot != NO_SLOT)
+				lower_forget_copy(device, c);
+			else if (!leave_arena(device, c))
 				return ENOSPC;
 		}
 	}

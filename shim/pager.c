@@ -51,7 +51,7 @@ static uint32_t fetch_wanted(struct device *device)
 
 		if (chunk->state != ABSENT || chunk->home != HOME_T3)
 			continue;
-		place = device->fetches < most ? mover_take_ram(&device->mover) : NO_RAM;
+		place = device->fetches < most ? lower_take_ram(device) : NO_RAM;
 		if (!ram_none(place))
 			lower_start_fetch(device, index, place);
 		else if (first == PREDICT_NONE)
@@ -157,8 +157,10 @@ static void end_allocation(struct device *device)
 			chunk->arrival = NULL;
 			device->slots_used--;
 		}
-		if (!ram_none(chunk->ram))
+		if (!ram_none(chunk->ram)) {
+			device->copies -= chunk->slot != NO_SLOT;
 			mover_put_ram(&device->mover, chunk->ram, NULL);
+		}
 		for (int i = 0; i < CHUNK_USES; i++)
 			ticket_put(chunk->uses[i]);
 		device->fixed -= chunk->fixed;
@@ -219,7 +221,7 @@ static uint32_t next_absent(const struct device *device)
 static bool look_ahead(struct device *device)
 {
 	uint32_t index = next_absent(device);
-	uint32_t slots, available;
+	struct ram_place place;
 
 	if (index == PREDICT_NONE)
 		return false;
@@ -227,10 +229,12 @@ static bool look_ahead(struct device *device)
 		return vram_rise(device, index, true);
 	/* Room must be left for what leaves VRAM, or what was fetched would be the first to go
 	 * back. */
-	mover_count_ram(&device->mover, &slots, &available);
-	if (available <= slots / 4)
+	if (lower_ram_available(device) <= lower_ram_slots(device) / 4)
 		return false;
-	lower_start_fetch(device, index, mover_take_ram(&device->mover));
+	place = lower_take_ram(device);
+	if (ram_none(place))
+		return false;
+	lower_start_fetch(device, index, place);
 	return true;
 }
 

@@ -40,6 +40,18 @@ void lower_show_ram(struct device *device); /* write the figures of RAM to the s
 /* Ask the daemon for an absent chunk of T3; place is where it goes. */
 void lower_start_fetch(struct device *device, uint32_t index, struct ram_place place);
 
+/* A free RAM slot without moving anything: a copy of what is in VRAM may be given up for it. */
+struct ram_place lower_take_ram(struct device *device);
+
+/* RAM slots that lower_take_ram() could give out. */
+uint32_t lower_ram_available(struct device *device);
+
+/* Free the RAM slot with the copy of a chunk that is in VRAM. */
+void lower_forget_copy(struct device *device, uint32_t index);
+
+/* T3's copy of the chunk, if there is one, is no longer right. Lets go of the lock. */
+void lower_drop_extent(struct device *device, uint32_t index);
+
 /*
  * A free RAM slot: from the arenas there are, from a new one, or by spilling.
  * NO_RAM: no tier has room.

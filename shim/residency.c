@@ -171,8 +171,9 @@ static uint32_t forget_overwritten(struct device *device, const struct span *spa
 			mover_put_ram(&device->mover, chunk->ram, NULL);
 			chunk->ram = NO_RAM;
 		}
-		if (chunk->home == HOME_T3 || chunk->home == HOME_LOST)
+		if (chunk->extent || chunk->home == HOME_LOST)
 			dropped[count++] = index;
+		chunk->extent = chunk->summed = false;
 		chunk->home = HOME_EMPTY;
 		residency_show(device, index);
 	}
@@ -190,8 +191,7 @@ static void drop_done(void *arg, const struct reply *reply)
 	(void)reply; /* at worst the extent stays taken until the allocation is freed */
 }
 
-/* Tell the daemon. While they are held, so that none can be spilled anew before. */
-static void drop_extents(struct device *device, const uint32_t *dropped, uint32_t count)
+void residency_drop_extents(struct device *device, const uint32_t *dropped, uint32_t count)
 {
 	for (uint32_t i = 0; i < count; i++) {
 		struct message request;
@@ -289,7 +289,8 @@ CUresult residency_hold(struct device *device, struct span *spans, uint32_t coun
 	}
 	if (dropped_count) {
 		pthread_mutex_unlock(&device->lock);
-		drop_extents(device, dropped, dropped_count);
+		/* While they are held, so that none can be spilled anew before. */
+		residency_drop_extents(device, dropped, dropped_count);
 		pthread_mutex_lock(&device->lock);
 	}
 	for (uint32_t i = 0; i < hold->count; i++) {

@@ -20,6 +20,7 @@
 #include <stdint.h>
 
 #include "alloc_map.h"
+#include "checksum.h"
 #include "client.h"
 #include "mover.h"
 #include "predict.h"
@@ -39,7 +40,11 @@ struct chunk {
 	bool sticky; /* its address was copied to the device: leaves when nothing else can */
 	uint16_t holds; /* launches and copies being prepared that name it */
 	uint32_t slot; /* its VRAM slot, NO_SLOT if none */
-	struct ram_place ram; /* its RAM slot */
+	struct ram_place ram; /* its RAM slot; while it is in VRAM, that of a copy */
+	bool extent; /* T3 has a copy */
+	bool summed; /* sum is that of its bytes below VRAM: a copy is right as long as VRAM's is
+			the same */
+	struct checksum sum;
 	struct ticket *arrival; /* its bytes are in VRAM once this is done */
 	struct ticket *uses[CHUNK_USES]; /* it may leave once these are done, one a stream */
 };
@@ -103,6 +108,8 @@ struct device {
 	uint32_t fetches, spills; /* under way */
 	int spill_error; /* of the last spill that failed, errno value */
 	uint32_t slots_used; /* VRAM slots with a chunk in them */
+	uint32_t copies; /* RAM slots with a copy of a chunk that is in VRAM */
+	uint32_t copy_hand; /* the VRAM slot whose chunk may lose its copy next */
 	uint32_t arena_refusals; /* spills to go before asking the daemon for an arena again */
 	struct reply arena_answer;
 	bool arena_answered;
@@ -113,6 +120,7 @@ struct device {
 	CUresult stop_error; /* why */
 
 	struct mover mover; /* the pager's, except the RAM slot bookkeeping */
+	struct summer summer; /* the pager's */
 	pthread_t pager;
 };
 
@@ -182,6 +190,9 @@ CUresult residency_wait_for_the_unseen(struct device *device);
  * no lock.
  */
 CUresult residency_announce(struct device *device, uint32_t slots);
+
+/* Tell the daemon that T3's copies of these chunks are no longer wanted. In no lock. */
+void residency_drop_extents(struct device *device, const uint32_t *chunks, uint32_t count);
 
 bool hold_has(const struct hold *hold, uint32_t chunk);
 

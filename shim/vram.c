@@ -3,6 +3,8 @@
 #define _GNU_SOURCE
 #include "pager.h"
 
+#include <string.h>
+
 #include "log.h"
 
 /* How many chunks to ask about before taking one that the device still uses. */
@@ -26,57 +28,101 @@ static bool all_seen(struct device *device)
 	return !result;
 }
 
-/* Write the chunk back to RAM and take it off the application's address. False: no room below. */
-static bool sink(struct device *device, uint32_t index)
+/*
+ * Wait until nothing uses the chunk, which is SINKING, and find out whether VRAM still
+ * has what the copies below it have; sum: the checksum of what it has.
+ */
+static CUresult settle(struct device *device, struct chunk *chunk, struct checksum *sum,
+		       bool *clean)
 {
-	struct chunk *chunk = &device->chunks[index];
-	struct vram_slot *slot = &device->mover.vram[chunk->slot];
-	struct ticket *uses[CHUNK_USES], *arrival = chunk->arrival, *saved = NULL;
-	struct ram_place place;
+	struct mover *mover = &device->mover;
+	struct ticket *uses[CHUNK_USES];
 	CUresult result = CUDA_SUCCESS;
 
-	pager_set_state(device, index, SINKING);
-	place = all_seen(device) ? lower_make_ram(device) : NO_RAM;
-	if (ram_none(place)) {
-		pager_set_state(device, index, RESIDENT);
-		return false;
-	}
 	for (int i = 0; i < CHUNK_USES; i++) {
 		uses[i] = chunk->uses[i];
 		chunk->uses[i] = NULL;
 	}
-	chunk->arrival = NULL;
 	let_go(device);
-
 	for (int i = 0; i < CHUNK_USES; i++) {
 		if (!result)
 			result = ticket_wait(uses[i]);
 		ticket_put(uses[i]);
 	}
 	if (!result)
-		result = ticket_wait_on(arrival, device->mover.down, 0);
-	ticket_put(arrival);
-	if (!result) {
-		saved = mover_copy_down(&device->mover, chunk->slot, place);
-		result = saved ? mover_unmap(&device->mover, chunk->address) : CUDA_ERROR_UNKNOWN;
-	}
+		result = ticket_wait(chunk->arrival);
+	summer_init(&device->summer);
+	*sum = (struct checksum){ { 0, 0 } };
+	if (!result && device->summer.kernel)
+		result = summer_take(&device->summer, mover->alias + chunk->slot * mover->chunk,
+				     mover->chunk, sum);
+	take_back(device);
+	*clean = chunk->summed && (!ram_none(chunk->ram) || chunk->extent) &&
+		 !memcmp(sum, &chunk->sum, sizeof(*sum));
+	return result;
+}
 
+/*
+ * Take the chunk off the application's address, after writing it back to RAM unless
+ * there is a copy below that is as good. False: no room below.
+ */
+static bool sink(struct device *device, uint32_t index)
+{
+	struct chunk *chunk = &device->chunks[index];
+	struct vram_slot *slot = &device->mover.vram[chunk->slot];
+	struct ticket *saved = NULL;
+	struct checksum sum;
+	CUresult result;
+	bool clean;
+
+	pager_set_state(device, index, SINKING);
+	if (!all_seen(device)) {
+		pager_set_state(device, index, RESIDENT);
+		return false;
+	}
+	result = settle(device, chunk, &sum, &clean);
+	if (!result && !clean) {
+		lower_drop_extent(device, index);
+		if (ram_none(chunk->ram)) {
+			chunk->ram = lower_make_ram(device);
+			device->copies += !ram_none(chunk->ram);
+		}
+		if (ram_none(chunk->ram)) {
+			pager_set_state(device, index, RESIDENT);
+			return false;
+		}
+	}
+	let_go(device);
+	if (!result && !clean) {
+		saved = mover_copy_down(&device->mover, chunk->slot, chunk->ram);
+		result = saved ? CUDA_SUCCESS : CUDA_ERROR_UNKNOWN;
+	}
+	if (!result)
+		result = mover_unmap(&device->mover, chunk->address);
 	take_back(device);
 	if (result) {
+		ticket_put(saved);
 		pager_stop(device, "moving a chunk out of VRAM", result);
 		return false;
 	}
-	ticket_put(mover_ram_slot(&device->mover, place)->busy);
-	mover_ram_slot(&device->mover, place)->busy = ticket_get(saved);
+	if (!clean) {
+		ticket_put(mover_ram_slot(&device->mover, chunk->ram)->busy);
+		mover_ram_slot(&device->mover, chunk->ram)->busy = ticket_get(saved);
+		chunk->summed = device->summer.kernel;
+		chunk->sum = sum;
+		device_count(device, COUNTER_D2H_BYTES, device->chunk);
+	}
 	ticket_put(slot->busy);
 	slot->busy = saved;
 	slot->chunk = NO_SLOT;
 	device->slots_used--;
+	device->copies -= !ram_none(chunk->ram);
+	ticket_put(chunk->arrival);
+	chunk->arrival = NULL;
 	chunk->slot = NO_SLOT;
-	chunk->ram = place;
-	chunk->home = HOME_T2;
-	device_count(device, COUNTER_D2H_BYTES, device->chunk);
+	chunk->home = ram_none(chunk->ram) ? HOME_T3 : HOME_T2;
 	device_count(device, COUNTER_EVICTIONS, 1);
+	device_count(device, COUNTER_EVICTIONS_CLEAN, clean);
 	pager_set_state(device, index, ABSENT);
 	return true;
 }
@@ -236,8 +282,13 @@ bool vram_rise(struct device *device, uint32_t index, bool ahead)
 	ticket_put(mover->vram[slot].busy);
 	mover->vram[slot].busy = NULL;
 	if (!fresh) {
-		mover_put_ram(mover, chunk->ram, ticket_get(arrival));
-		chunk->ram = NO_RAM;
+		/* What it is copied from is kept for when it leaves: it may not have changed by
+		 * then. */
+		ticket_put(mover_ram_slot(mover, chunk->ram)->busy);
+		mover_ram_slot(mover, chunk->ram)->busy = ticket_get(arrival);
+		device->copies++;
+		if (!chunk->summed)
+			lower_forget_copy(device, index);
 		predict_arrival(&device->history[index]);
 		device_count(device, COUNTER_H2D_BYTES, device->chunk);
 		device_count(device, COUNTER_PREFETCHED, ahead);

@@ -48,6 +48,8 @@ enum counter {
 	COUNTER_ARENA_SLOTS_USED,
 	COUNTER_VRAM_SLOTS_MOST, /* used at a time so far */
 	COUNTER_ARENA_SLOTS_MOST,
+	COUNTER_EVICTIONS_CLEAN, /* that copied nothing */
+	COUNTER_SPILLS_CLEAN, /* that wrote nothing, as T3 had it already */
 	COUNTER_COUNT
 };
 

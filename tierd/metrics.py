@@ -152,7 +152,7 @@ def summary_table(ended: Mapping[str, Any]) -> str:
         ("launches", count("launches"), f"{count('launches_paged')} with paged memory"),
         ("chunks found", f"{count('chunk_hits')} in VRAM", f"{count('chunk_stalls')} waited for"),
         ("prefetched", count("prefetched"), f"{count('prefetch_hits')} of them used"),
-        ("evicted", count("evictions"), ""),
+        ("evicted", count("evictions"), f"{count('evictions_clean')} of them unchanged"),
         ("time", f"{ended['seconds']:.1f} s", f"{ended['stall_seconds']:.1f} s of it stalled"),
     ]
     title = f"greenboost: {ended['name'] or 'application'} (pid {ended['pid']})"

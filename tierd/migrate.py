@@ -87,8 +87,8 @@ class Migrator:
                 raise Refused("EIO", f"chunk {chunk} could not be written: {error.strerror}") from error
             raise
 
-    async def fetch(self, chunk: int, arena: Arena, slot: int) -> None:
-        """Read `chunk` into the slot and give its extent back.
+    async def fetch(self, chunk: int, arena: Arena, slot: int, *, keep: bool = False) -> None:
+        """Read `chunk` into the slot and, unless it is to `keep` it, give its extent back.
 
         Raises Refused: EBUSY, ENOENT when T3 does not hold it, EIO (T3 then still holds it).
         """
@@ -104,7 +104,8 @@ class Migrator:
         finally:
             self._moving.discard(chunk)
         self._read += arena.chunk
-        self._give_back([chunk])
+        if not keep:
+            self._give_back([chunk])
 
     def drop(self, chunk: int) -> None:
         """Forget what T3 holds of `chunk`, if anything. Raises Refused: EBUSY."""

@@ -280,13 +280,29 @@ class Session:
             raise Refused("EINVAL", f"slot {slot}: an arena has {lent.arena.slots}")
         if slot in lent.busy:
             raise Refused("EBUSY", f"slot {slot} of arena {lent.arena.id} is being moved")
-        move = self._migrator.spill if request.op.name == "spill" else self._migrator.fetch
         lent.busy.add(slot)
         try:
-            await move(chunk, lent.arena, slot)
+            if request.op.name == "spill":
+                await self._migrator.spill(chunk, lent.arena, slot)
+                answer = {}
+            else:
+                keep = bool(request.uint("keep")) and self._may_keep()
+                await self._migrator.fetch(chunk, lent.arena, slot, keep=keep)
+                answer = {"kept": int(keep)}
         finally:
             lent.done(slot)
-        await self._connection.answer(request)
+        await self._connection.answer(request, answer)
+
+    def _may_keep(self) -> bool:
+        """Whether an extent may stay, as a second copy, after its chunk was fetched.
+
+        It takes nothing from other sessions: a place below T1 is counted for each chunk that needs one,
+        whether an extent is that place already or not. And T3 should not be so full that the session's
+        next spill finds no room before it has given one up.
+        """
+        state = self._tiers.state
+        share = state.sessions[self.who.id]
+        return share.extents <= share.need and 8 * state.extents_used <= 7 * state.limits.extents
 
     def _owner(self, chunk: int) -> _Allocation | None:
         at = bisect.bisect_right(self._firsts, chunk) - 1

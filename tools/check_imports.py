@@ -36,7 +36,7 @@ SHIM: Layers = (
     ("interpose", "copy copy_rows", "graph", "memory"),
     ("launch",),
     ("residency pager lower vram device",),
-    ("predict", "mover", "client", "alloc_map", "params"),
+    ("predict", "mover", "client", "alloc_map", "params", "checksum"),
     ("wire", "ticket", "gate"),
     ("driver stub",),
     ("cuda_abi", "log", "thread"),

@@ -81,9 +81,10 @@ class Daemon:
             memory, at = self.arenas[request["arena"]], request["slot"] * CHUNK
             if op == "spill":
                 self.extents[request["chunk"]] = memory[at : at + CHUNK]
+                self.send(re=id)
             else:
                 memory[at : at + CHUNK] = self.extents.pop(request["chunk"])
-            self.send(re=id)
+                self.send(re=id, kept=0)
         else:
             self.send(re=id)
 

@@ -92,6 +92,8 @@ class FakeShim:
 
     async def call(self, name: str, **fields: object) -> dict[str, int | str]:
         """The answer's fields. Raises RemoteError; must carry no file descriptors."""
+        if name == "fetch":
+            fields = {"keep": 0} | fields
         answer = await self.connection.call(name, fields)
         assert not answer.fds
         return dict(answer.fields)

@@ -158,6 +158,44 @@ async def test_vram_cannot_shrink_under_what_is_allocated(tmp_path: Path) -> Non
         await shim.call("vram", slots=3, bytes=3 * CHUNK)
 
 
+async def test_an_extent_is_kept_if_asked_for_and_nobody_lacks_it(tmp_path: Path) -> None:
+    async with running(tmp_path) as conf, connect_shim(conf.socket) as shim:
+        await shim.alloc(0, 5)
+        arena = await shim.arena()
+
+        async def fetch(chunk: int, keep: int) -> dict[str, int | str]:
+            return await shim.call("fetch", chunk=chunk, arena=arena.id, slot=1, keep=keep)
+
+        async def used() -> int:
+            return int((await status(conf))["tiers"]["nvme"]["used_bytes"]) // CHUNK
+
+        for chunk in range(5):
+            arena.write(0, b"chunk %d. " % chunk)
+            await shim.call("spill", chunk=chunk, arena=arena.id, slot=0)
+        assert await fetch(0, 1) == {"kept": 1}
+        assert await used() == 5
+        # It is T3's still: to be fetched again, and dropped before another is written.
+        await refused("EEXIST", shim.call("spill", chunk=0, arena=arena.id, slot=1))
+        assert await fetch(0, 0) == {"kept": 0}
+        await refused("ENOENT", fetch(0, 1))
+        assert await used() == 4
+        # All that needs a place below T1 is two chunks and two more; beyond, nothing is kept.
+        await shim.call("vram", slots=4, bytes=4 * CHUNK)
+        assert await fetch(1, 1) == {"kept": 0}
+        assert await fetch(2, 1) == {"kept": 1}
+
+
+async def test_nothing_is_kept_in_a_t3_that_is_nearly_full(tmp_path: Path) -> None:
+    async with running(tmp_path) as conf, connect_shim(conf.socket) as shim:
+        await shim.alloc(0, 8)
+        arena = await shim.arena()
+        for chunk in range(8):
+            await shim.call("spill", chunk=chunk, arena=arena.id, slot=0)
+        for chunk, kept in ((0, 0), (1, 1)):
+            answer = await shim.call("fetch", chunk=chunk, arena=arena.id, slot=1, keep=1)
+            assert answer == {"kept": kept}
+
+
 async def test_each_refusal_of_spill_and_fetch(tmp_path: Path) -> None:
     async with running(tmp_path) as conf, connect_shim(conf.socket) as shim:
         await shim.alloc(0, 4)

@@ -149,6 +149,8 @@ class BenchSession:
                 stamp = self._stamp_of[move.chunk] = next(self._stamps)
                 _STAMP.pack_into(slot.arena.memory, slot.offset, stamp)  # no two chunks are the same
             place = {"chunk": move.chunk, "arena": slot.arena.id, "slot": slot.number}
+            if move.op == "fetch":
+                place["keep"] = 0
             began = time.perf_counter()
             under_way[self._send(move.op, place)] = move, slot, began
         while under_way:

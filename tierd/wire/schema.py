@@ -60,6 +60,8 @@ COUNTERS = (
     "arena_slots_used",
     "vram_slots_most",
     "arena_slots_most",
+    "evictions_clean",
+    "spills_clean",
 )
 """Names of the u64 counters in the state memfd's header, in the order of their layout."""
 
@@ -133,7 +135,7 @@ _DECLARED = (
     Op("arena", Sender.SHIM, answer=(_ARENA,), answer_fds=1),
     Op("return", Sender.SHIM, request=(_ARENA,)),
     Op("spill", Sender.SHIM, request=_PLACE),
-    Op("fetch", Sender.SHIM, request=_PLACE),
+    Op("fetch", Sender.SHIM, request=(*_PLACE, _uint("keep", 1)), answer=(_uint("kept", 1),)),
     Op("drop", Sender.SHIM, request=(_CHUNK,)),
     Op("bye", Sender.SHIM),
     Op("recall", Sender.DAEMON, request=(_ARENA,)),

@@ -15,7 +15,9 @@ static struct device device = { .lock = PTHREAD_MUTEX_INITIALIZER,
 				.changed = PTHREAD_COND_INITIALIZER,
 				.work = PTHREAD_COND_INITIALIZER,
 				.quiet = true };
-static struct chunk chunk = { .state = RESIDENT, .home = HOME_T1, .holds = 1 };
+static struct chunk chunk = {
+	.state = RESIDENT, .home = HOME_T1, .holds = 1, .ram = { UINT16_MAX, UINT16_MAX }
+};
 static struct vram_slot slot = { .exists = true };
 static bool launched;
 
@@ -29,6 +31,27 @@ struct ram_place lower_make_ram(struct device *d)
 {
 	(void)d;
 	return NO_RAM;
+}
+
+void lower_drop_extent(struct device *d, uint32_t index)
+{
+	(void)d, (void)index;
+}
+
+void lower_forget_copy(struct device *d, uint32_t index)
+{
+	(void)d, (void)index;
+}
+
+void summer_init(struct summer *summer)
+{
+	(void)summer; /* no kernel: every chunk counts as changed */
+}
+
+CUresult summer_take(struct summer *summer, CUdeviceptr data, size_t bytes, struct checksum *sum)
+{
+	(void)summer, (void)data, (void)bytes, (void)sum;
+	return CUDA_ERROR_UNKNOWN;
 }
 
 void pager_set_state(struct device *d, uint32_t index, enum chunk_state state)

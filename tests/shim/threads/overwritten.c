@@ -68,8 +68,9 @@ static bool overwrite(struct allocation *a)
 	pthread_t pager;
 
 	for (int i = 0; i < 2; i++)
-		device.chunks[i] =
-			(struct chunk){ .home = HOME_T3, .slot = NO_SLOT, .ram = NO_RAM };
+		device.chunks[i] = (struct chunk){
+			.home = HOME_T3, .extent = true, .slot = NO_SLOT, .ram = NO_RAM
+		};
 	drops = held_drops = 0;
 	pthread_create(&pager, NULL, refuse, NULL);
 	if (residency_hold(&device, spans, 2, &hold) != CUDA_ERROR_OUT_OF_MEMORY)
