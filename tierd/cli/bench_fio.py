@@ -16,7 +16,7 @@ from .signals import hold_signals
 
 __all__ = ["FioJob", "FioRun", "fio_version", "run_fio"]
 
-_MODES = {"write": "randwrite", "read": "randread", "mixed": "randrw"}
+_MODES = {"write": "randwrite", "read": "randread", "mixed": "randrw", "sequential": "read"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,7 @@ def fio_version() -> str:
     """Which fio there is. Raises CommandError, saying how to get one."""
     if shutil.which("fio") is None:
         raise CommandError(
-            "bench spill: fio, which is compared with, is not installed; 'apt-get install fio', "
-            "or what your system calls it"
+            "fio, which is compared with, is not installed; 'apt-get install fio', or what it is called here"
         )
     return subprocess.run(["fio", "--version"], check=True, capture_output=True, text=True).stdout.strip()
 
@@ -57,9 +56,10 @@ def run_fio(
     offset: int,
     requests: int | None = None,
 ) -> FioRun:
-    """Every chunk of every file once, in random order, or so many `requests` of each.
+    """Every chunk of every file once, or so many `requests` of each; `direction` is a key of _MODES.
 
-    The files begin at `offset`, bytes; `depth` requests of each are under way. Raises CommandError.
+    "sequential" reads in order, the others go in random order. The files begin at `offset`, bytes;
+    `depth` requests of each are under way. Raises CommandError.
     """
     command = [
         "fio", "--output-format=json", "--thread", f"--rw={_MODES[direction]}", f"--bs={chunk}",
@@ -87,9 +87,7 @@ def run_fio(
             raise ValueError
     except ValueError:
         said = (errors or out).strip().splitlines() or [f"exit status {status}"]
-        raise CommandError(
-            f"bench spill: fio failed: {said[0]}; run it by hand: {' '.join(command)}"
-        ) from None
+        raise CommandError(f"fio failed: {said[0]}; run it by hand: {' '.join(command)}") from None
     return _summary(ran)
 
 
