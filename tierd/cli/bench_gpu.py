@@ -11,24 +11,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from .. import __version__, config
-from ..model import MAX_CHUNK, MIN_CHUNK, SizeError, format_size, parse_size
-from .bench_gpu_disk import directory_of, measure_reads
+from .. import __version__
+from ..config import DEFAULT_CHUNK
+from ..model import format_size
 from .bench_gpu_modes import Bench, run_mode
-from .bench_gpu_plan import MODES, Limits, Shape, choose_limits, choose_shape
+from .bench_gpu_plan import MODES
 from .bench_gpu_plot import draw_modes
-from .bench_gpu_program import PROGRAMS, run_program
+from .bench_gpu_prepare import look_at_machine, prepare_bench, python_with_torch
 from .bench_gpu_report import (
-    ON_DISK,
     OURS,
     PHASES,
     Ceilings,
@@ -43,15 +39,11 @@ from .bench_gpu_report import (
     table_head,
 )
 from .bench_plot import check_plot
-from .check_machine import available_ram
-from .errors import CommandError, UsageError
-from .parsers import Commands, add_command
+from .errors import UsageError
+from .parsers import Commands, add_command, as_chunk, as_count
 from .signals import HeldSignals, Interrupted, hold_signals
 
 __all__ = ["add_to"]
-
-_LOOKING = 180.0
-"""Seconds for machine.py: it imports PyTorch, and pins some GB."""
 
 
 def add_to(commands: Commands) -> None:
@@ -69,9 +61,11 @@ def add_to(commands: Commands) -> None:
         help=f"which to run: {', '.join(MODES)} (default all that can; the comparison of bits needs vram)",
     )
     parser.add_argument("--quick", action="store_true", help="a small model, so that a mode takes seconds")
-    parser.add_argument("--layers", metavar="N", type=_count, help="layers of the model (default what fits)")
     parser.add_argument(
-        "--hidden", metavar="N", type=_count, help="its width: 8192, 4096, 2048 or 1024 (default what fits)"
+        "--layers", metavar="N", type=as_count, help="layers of the model (default what fits)"
+    )
+    parser.add_argument(
+        "--hidden", metavar="N", type=as_count, help="its width: 8192, 4096, 2048 or 1024 (default what fits)"
     )
     parser.add_argument(
         "--vram", metavar="SIZE", help="VRAM for the model, also 40%% of its weights (default 40%%)"
@@ -82,21 +76,27 @@ def add_to(commands: Commands) -> None:
         help="RAM for the model in modes with NVMe or disk, also 30%% of its weights "
         "(default half of what VRAM leaves)",
     )
-    parser.add_argument("--chunk", metavar="SIZE", type=_chunk, default=config.DEFAULT_CHUNK)
+    parser.add_argument(
+        "--chunk",
+        metavar="SIZE",
+        type=as_chunk,
+        default=DEFAULT_CHUNK,
+        help="unit of movement: a power of two, 2MiB to 64MiB (default 16MiB)",
+    )
     parser.add_argument(
         "--spill",
         metavar="PATH[:SIZE]",
         help="a file that is made and removed again, a directory for one, or a block device; without it "
         "the modes with NVMe and disk are left out",
     )
-    parser.add_argument("--prompt", metavar="N", type=_count, help="tokens of the prefill (default 2048)")
-    parser.add_argument("--tokens", metavar="N", type=_count, help="tokens to decode (default 32)")
-    parser.add_argument("--repeat", metavar="N", type=_count, help="prefills to measure (default 5)")
+    parser.add_argument("--prompt", metavar="N", type=as_count, help="tokens of the prefill (default 2048)")
+    parser.add_argument("--tokens", metavar="N", type=as_count, help="tokens to decode (default 32)")
+    parser.add_argument("--repeat", metavar="N", type=as_count, help="prefills to measure (default 5)")
     parser.add_argument("--seed", metavar="N", type=_whole, default=0, help="of weights and prompt")
     parser.add_argument(
         "--timeout",
         metavar="SECONDS",
-        type=_count,
+        type=as_count,
         default=300,
         help="for one mode; one that is slow measures fewer passes (default 300)",
     )
@@ -123,22 +123,6 @@ def _whole(text: str) -> int:
     return int(text)
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
-    return int(text)
-
-
-def _chunk(text: str) -> int:
-    try:
-        size = parse_size(text)
-    except SizeError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    if not MIN_CHUNK <= size <= MAX_CHUNK or size & (size - 1):
-        raise argparse.ArgumentTypeError(f"{text}: a chunk is a power of two from 2MiB to 64MiB")
-    return size
-
-
 @dataclass(frozen=True, slots=True)
 class _Found:
     """All there is to report."""
@@ -147,6 +131,17 @@ class _Found:
     machine: dict[str, Any]
     ceilings: Ceilings
     results: list[Result]
+
+    def head(self) -> list[str]:
+        packages, bench = self.machine["packages"], self.bench
+        return [
+            f"{self.machine['gpu']['name']}, PyTorch {packages['torch']}, "
+            f"transformers {packages['transformers']}",
+            f"{model_line(bench.shape)}; a prompt of {bench.prompt} tokens, {bench.tokens} decoded",
+            *ceiling_lines(bench.shape, bench.limits, self.ceilings),
+            "",
+            table_head(),
+        ]
 
     def ideals(self, result: Result) -> dict[str, float | None]:
         reference = next((one for one in self.results if one.mode == "vram"), None)
@@ -189,12 +184,15 @@ def _gpu(options: argparse.Namespace) -> int:
         check_plot(options.plot)
     if options.json not in (None, "-"):
         _check_json(Path(options.json))
-    python = _python(options.python)
+    python = python_with_torch(options.python)
     # With --json - the standard output is for the one object.
     out = sys.stderr if options.json == "-" else sys.stdout
     with hold_signals() as held, tempfile.TemporaryDirectory(prefix="greenboost-bench-") as work:
         try:
-            found = _prepare(options, modes, python, Path(work), held, out)
+            machine = look_at_machine(python, held)
+            bench, ceilings = prepare_bench(options, modes, python, machine, Path(work), held)
+            found = _Found(bench, machine, ceilings, [])
+            print("\n".join(found.head()), file=out, flush=True)
             for mode in modes:
                 _measure(found, mode, options, held, out)
         except Interrupted as interrupted:
@@ -233,139 +231,6 @@ def _title(found: _Found) -> str:
     return f"{found.machine['gpu']['name']}: {model_line(found.bench.shape)}, {limit} of VRAM"
 
 
-def _prepare(
-    options: argparse.Namespace, modes: Sequence[str], python: str, work: Path, held: HeldSignals, out: TextIO
-) -> _Found:
-    """Look at the machine and choose what to run. Raises UsageError, CommandError and Interrupted."""
-    machine = _machine(python, held)
-    prompt = options.prompt or (512 if options.quick else 2048)
-    tokens = options.tokens or (8 if options.quick else 32)
-    shape = choose_shape(
-        free_vram=machine["gpu"]["free_bytes"],
-        available_ram=available_ram(),
-        prompt=prompt,
-        tokens=tokens,
-        layers=options.layers,
-        hidden=options.hidden,
-        quick=options.quick,
-    )
-    limits = choose_limits(
-        shape,
-        prompt=prompt,
-        tokens=tokens,
-        chunk=options.chunk,
-        vram=_size("--vram", options.vram, shape),
-        ram=_size("--ram", options.ram, shape),
-    )
-    spill, spill_size = _spill(options.spill, limits, work)
-    bench = Bench(
-        python=python,
-        shape=shape,
-        limits=limits,
-        chunk=options.chunk,
-        spill=spill,
-        spill_size=spill_size,
-        prompt=prompt,
-        tokens=tokens,
-        repeat=options.repeat or (2 if options.quick else 5),
-        seed=options.seed,
-        seconds=float(options.timeout),
-        work=work,
-        gpu_uuid=machine["gpu"]["uuid"],
-        packages=machine["packages"],
-    )
-    disk = None
-    if spill is not None and not ON_DISK.isdisjoint(modes):
-        with held.let_in():
-            disk = measure_reads(spill, size=spill_size or limits.spill, block=options.chunk)
-    copies = machine["copies"]
-    if not copies:
-        raise CommandError("too little VRAM is free to measure copies; end what else uses the GPU")
-    ceilings = Ceilings(
-        h2d=max(one["h2d_bytes_per_second"] for one in copies),
-        d2h=max(one["d2h_bytes_per_second"] for one in copies),
-        both=max(one["both_bytes_per_second"] for one in copies),
-        disk=disk,
-    )
-    head = [
-        f"{machine['gpu']['name']}, PyTorch {machine['packages']['torch']}, "
-        f"transformers {machine['packages']['transformers']}",
-        f"{model_line(shape)}; prefill of {prompt} tokens, decode of {tokens} at batch 1",
-        *ceiling_lines(shape, limits, ceilings),
-        "",
-        table_head(),
-    ]
-    print("\n".join(head), file=out, flush=True)
-    return _Found(bench, machine, ceilings, [])
-
-
-def _machine(python: str, held: HeldSignals) -> dict[str, Any]:
-    command = [python, str(PROGRAMS / "machine.py")]
-    try:
-        said = run_program(command, environ=os.environ, held=held, seconds=_LOOKING)
-    except OSError as error:
-        raise UsageError(f"--python: {python} cannot be run: {(error.strerror or '').lower()}") from None
-    if said.cut:
-        raise CommandError(f"{' '.join(command)} took more than {_LOOKING:.0f} s; run it by hand")
-    if said.status or not said.events:
-        raise CommandError(f"{' '.join(command)} failed: {said.complaint()}; run it by hand")
-    machine = said.events[-1]
-    if "error" in machine:
-        raise CommandError(str(machine["error"]))
-    return machine
-
-
-def _python(named: str | None) -> str:
-    """The Python that has PyTorch. Raises UsageError."""
-    if named is None:
-        return shutil.which("python3") or sys.executable
-    found = shutil.which(named)
-    if found is None:
-        raise UsageError(f"--python: there is no program {named}")
-    return found
-
-
-def _size(flag: str, text: str | None, shape: Shape) -> int | None:
-    if text is None:
-        return None
-    try:
-        return parse_size(text, whole=shape.weights_bytes)
-    except SizeError as error:
-        raise UsageError(f"{flag}: {error}") from None
-
-
-def _spill(text: str | None, limits: Limits, work: Path) -> tuple[Path | None, int | None]:
-    """The spill path and its size; no size for a block device. Raises UsageError."""
-    if text is None:
-        return None, None
-    try:
-        spec = config.parse_spill(text, "--spill")
-    except config.ConfigError as error:
-        raise UsageError(str(error)) from None
-    path, size = spec.path.absolute(), spec.size
-    directory = directory_of(path)
-    if directory is None:
-        return path, size
-    if not directory.is_dir():
-        raise UsageError(f"--spill: {directory} does not exist; create it")
-    if size is None:
-        size = limits.spill
-    if size < limits.spill:
-        raise UsageError(
-            f"--spill: {format_size(size)} is too little; this model with this --ram needs "
-            f"{format_size(limits.spill)}"
-        )
-    free = shutil.disk_usage(directory).free
-    if free < size:
-        raise UsageError(
-            f"--spill: {directory} has {format_size(free)} free, {format_size(size)} are needed; "
-            "free some, name another path, or give fewer --layers"
-        )
-    if path.is_dir():
-        path /= f"{work.name}.spill"
-    return path, size
-
-
 def _check_json(file: Path) -> None:
     target = file if file.exists() else file.absolute().parent
     if file.is_dir() or not os.access(target, os.W_OK):
@@ -374,11 +239,16 @@ def _check_json(file: Path) -> None:
 
 def _write(file: Path, found: _Found) -> None:
     """Replace the file whole, so that a run that is killed leaves what there was."""
-    with ExitStack() as undo:
-        fd, name = tempfile.mkstemp(prefix=".greenboost-", dir=file.absolute().parent)
-        undo.callback(Path(name).unlink, missing_ok=True)
-        with open(fd, "w") as new:
-            json.dump(found.as_json(), new, indent=2)
-            new.write("\n")
-        os.chmod(name, 0o644)
-        os.replace(name, file)
+    text = json.dumps(found.as_json(), indent=2) + "\n"
+    if file.exists() and not file.is_file():  # /dev/stderr, a pipe
+        file.write_text(text)
+        return
+    new = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        new.write_text(text)
+        new.replace(file)
+    except OSError as error:
+        # The figures are in the table as well.
+        print(f"greenboost: --json {file}: {(error.strerror or '').lower()}", file=sys.stderr)
+    finally:
+        new.unlink(missing_ok=True)

@@ -12,7 +12,6 @@ import mmap
 import os
 import random
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from .bench_files import unnamed_file
 from .bench_fio import FioJob, fio_version, run_fio
 from .errors import CommandError
 
@@ -75,13 +75,7 @@ def _file(path: Path, size: int) -> Iterator[tuple[str, bool]]:
     if directory is None:
         yield str(path), False
         return
-    try:
-        fd = os.open(directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
-            raise
-        fd, name = tempfile.mkstemp(prefix=".greenboost-", dir=directory)
-        os.unlink(name)
+    fd = unnamed_file(directory)
     try:
         os.posix_fallocate(fd, 0, size)
         yield f"/proc/{os.getpid()}/fd/{fd}", True

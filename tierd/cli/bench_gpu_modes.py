@@ -100,7 +100,7 @@ def run_mode(bench: Bench, mode: str, held: HeldSignals) -> Result:
     try:
         with ExitStack() as undo:
             _run(bench, result, held, undo)
-    except (CommandError, OSError) as error:
+    except (CommandError, OSError, subprocess.SubprocessError) as error:
         result.status, result.reason = "failed", str(error)
     return result
 

@@ -4,20 +4,19 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import math
 import os
 import stat
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import MIN_RAM_CHUNKS
-from ..model import MAX_CHUNK, MIN_CHUNK, SizeError, format_size, parse_size
+from ..model import format_size
 from ..wire import MAX_UNDER_WAY
+from .bench_files import unnamed_file
 from .bench_fio import FioJob, fio_version
 from .bench_pairs import (
     DIRECTIONS,
@@ -40,7 +39,7 @@ from .bench_report import (
 from .bench_session import BenchSession
 from .control import status_of
 from .errors import CommandError, UsageError
-from .parsers import Commands, add_command
+from .parsers import Commands, add_command, as_chunk, as_count, as_size
 from .private import PrivateDaemon, start_daemon
 from .signals import HeldSignals, Interrupted, hold_signals
 
@@ -66,7 +65,7 @@ def add_to(commands: Commands) -> None:
         "several, also by repeating this, are used together",
     )
     parser.add_argument(
-        "--size", type=_size, default=4 << 30, help="what is written and read of each path (default 4GiB)"
+        "--size", type=as_size, default=4 << 30, help="what is written and read of each path (default 4GiB)"
     )
     parser.add_argument(
         "--chunk",
@@ -78,12 +77,12 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--depth",
         metavar="N",
-        type=_count,
+        type=as_count,
         default=8,
         help="chunks under way at a time for each path (default 8)",
     )
     parser.add_argument(
-        "--rounds", metavar="N", type=_count, default=5, help="how often the two are compared (default 5)"
+        "--rounds", metavar="N", type=as_count, default=5, help="how often the two are compared (default 5)"
     )
     parser.add_argument(
         "--seconds",
@@ -96,25 +95,8 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--plot", metavar="FILE", type=Path, help="draw the figures into FILE, .svg or .png")
 
 
-def _size(text: str) -> int:
-    try:
-        return parse_size(text)
-    except SizeError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def _chunks(text: str) -> list[int]:
-    sizes = [_size(part) for part in text.split(",")]
-    for size in sizes:
-        if not MIN_CHUNK <= size <= MAX_CHUNK or size & (size - 1):
-            raise argparse.ArgumentTypeError(f"{text}: a chunk is a power of two from 2MiB to 64MiB")
-    return sizes
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
-    return int(text)
+    return [as_chunk(part) for part in text.split(",")]
 
 
 def _seconds(text: str) -> float:
@@ -187,7 +169,7 @@ def _as_json(paths: Sequence[_Path], options: argparse.Namespace, fio: str, foun
 
 @contextmanager
 def _paths(names: Sequence[str], size: int) -> Iterator[list[_Path]]:
-    """What to open for each; what is made here has no name, so that however we end it goes with us."""
+    """What to open for each; what is made here has no name."""
     from ..nvme.spillpath import DATA_OFFSET  # needs the io_uring extension, which --help does without
 
     size += DATA_OFFSET
@@ -223,15 +205,7 @@ def _usable(name: str, size: int) -> int:
 
 def _unnamed_file(name: str, directory: str) -> int:
     try:
-        try:
-            return os.open(directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
-                raise
-        # This file system has no O_TMPFILE.
-        fd, made = tempfile.mkstemp(prefix=".greenboost-", dir=directory)
-        os.unlink(made)
-        return fd
+        return unnamed_file(directory)
     except OSError as error:
         raise CommandError(
             f"--path: {name}: no file can be made there ({error.strerror}); name another path"

@@ -7,7 +7,9 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-__all__ = ["Commands", "add_command", "add_socket", "add_tiers", "columns"]
+from ..model import MAX_CHUNK, MIN_CHUNK, SizeError, parse_size
+
+__all__ = ["Commands", "add_command", "add_socket", "add_tiers", "as_chunk", "as_count", "as_size", "columns"]
 
 # Quoted: argparse's class takes a parameter for type checkers only.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -47,6 +49,29 @@ def add_tiers(parser: argparse.ArgumentParser) -> None:
         help="a file or block device for what RAM cannot hold; may be repeated",
     )
     parser.add_argument("--view", metavar="DIR", help="mount the view on this empty directory")
+
+
+def as_size(text: str) -> int:
+    """For argparse's `type`: bytes."""
+    try:
+        return parse_size(text)
+    except SizeError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def as_chunk(text: str) -> int:
+    """For argparse's `type`: bytes of a chunk."""
+    found = as_size(text)
+    if not MIN_CHUNK <= found <= MAX_CHUNK or found & (found - 1):
+        raise argparse.ArgumentTypeError(f"{text}: a chunk is a power of two from 2MiB to 64MiB")
+    return found
+
+
+def as_count(text: str) -> int:
+    """For argparse's `type`: a number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return int(text)
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:

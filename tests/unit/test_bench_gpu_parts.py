@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The parts of greenboost bench gpu that touch the machine: groups, NVML, disks, programs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tierd.cli.bench_gpu_cgroup import RamCap, RamCapError
+from tierd.cli.bench_gpu_disk import measure_reads
+from tierd.cli.bench_gpu_nvml import VramMeter
+from tierd.cli.bench_gpu_program import Said, run_program
+from tierd.cli.errors import CommandError
+from tierd.cli.signals import hold_signals
+
+MIB = 1 << 20
+
+
+def mounts(tmp_path: Path, *lines: str) -> Path:
+    file = tmp_path / "mounts"
+    file.write_text("".join(f"{line}\n" for line in ("proc /proc proc rw 0 0", *lines)))
+    return file
+
+
+def version_2(tmp_path: Path, controllers: str) -> Path:
+    """A tree that looks like one of version 2, though nothing obeys it."""
+    root = tmp_path / "v2 tree"
+    root.mkdir()
+    (root / "cgroup.controllers").write_text(controllers)
+    (root / "cgroup.subtree_control").write_text("")
+    return root
+
+
+def test_version_2_where_it_has_memory(tmp_path: Path) -> None:
+    root = version_2(tmp_path, "cpu memory\n")
+    line = f"cgroup2 {str(root).replace(' ', chr(92) + '040')} cgroup2 rw 0 0"
+    cap = RamCap(100 * MIB, mounts=mounts(tmp_path, "cgroup /v1 cgroup rw,memory 0 0", line))
+    group = root / f"greenboost-bench-{os.getpid()}"
+    assert (root / "cgroup.subtree_control").read_text() == "+memory"
+    assert (group / "memory.max").read_text() == str(100 * MIB)
+    cap.enter(42)
+    assert (group / "cgroup.procs").read_text() == "42"
+    assert cap.peak() is None
+    (group / "memory.peak").write_text("12345\n")
+    assert cap.peak() == 12345
+
+
+def test_no_group(tmp_path: Path) -> None:
+    root = version_2(tmp_path, "cpu\n")
+    line = f"cgroup2 {str(root).replace(' ', chr(92) + '040')} cgroup2 rw 0 0"
+    with pytest.raises(RamCapError, match="no control groups with a memory controller"):
+        RamCap(MIB, mounts=mounts(tmp_path, line))
+    with pytest.raises(RamCapError, match="/none"):
+        RamCap(MIB, mounts=mounts(tmp_path, "cgroup /none cgroup rw,memory 0 0"))
+
+
+def test_the_cap_holds() -> None:
+    """Page cache counts, and does not outgrow it; memory that cannot be given back ends the process."""
+    try:
+        cap = RamCap(64 * MIB)
+    except RamCapError as error:
+        pytest.skip(f"no group with a limit can be made here: {error}")
+    take = "import os, sys; x = bytearray(int(sys.argv[1]) << 20); os.write(1, b'taken')"
+    with cap:
+        for size, taken in (("8", b"taken"), ("200", b"")):
+            done = subprocess.run(
+                [sys.executable, "-c", take, size], preexec_fn=cap.enter, capture_output=True, check=False
+            )
+            assert done.stdout == taken
+        assert (cap.peak() or 0) <= 64 * MIB
+    assert done.returncode == -signal.SIGKILL
+    cap.close()
+
+
+def test_without_a_driver_there_is_no_figure() -> None:
+    with VramMeter("GPU-none") as meter:
+        if Path("/dev/nvidia0").exists():
+            pytest.skip("there is a GPU")
+        assert meter.used() is None
+
+
+@pytest.mark.parametrize("fio", [True, False])
+def test_reads(disk: Path, fio: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not fio:
+        monkeypatch.setattr("shutil.which", lambda name: None)
+    speed = measure_reads(disk / "spill", size=48 * MIB, block=2 * MIB)
+    assert speed.method == "pread" or (fio and speed.method.startswith("fio-"))
+    assert speed.best == max(speed.sequential, speed.random) > 0
+    assert list(disk.iterdir()) == []
+
+
+def test_reads_nowhere(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match="cannot be measured: no such file"):
+        measure_reads(tmp_path / "none" / "spill", size=MIB, block=2 * MIB)
+
+
+def run(script: str, seconds: float = 60.0) -> tuple[Said, list[str]]:
+    """What a Python program said, and the marks it came to."""
+    marks: list[str] = []
+    with hold_signals() as held:
+        said = run_program(
+            [sys.executable, "-c", script],
+            environ=os.environ,
+            held=held,
+            seconds=seconds,
+            at_mark=marks.append,
+        )
+    return said, marks
+
+
+SPEAK = "import json, sys, time\ndef say(**fields): print(json.dumps(fields), flush=True)\n"
+
+
+def test_a_program_waits_at_its_marks() -> None:
+    said, marks = run(
+        SPEAK
+        + "say(event='mark', name='a'); sys.stdin.readline(); say(event='after'); print('[1]\\n{nonsense')"
+    )
+    assert marks == ["a"]
+    assert [event["event"] for event in said.events] == ["mark", "after"]
+    assert said.last("after") == {"event": "after"}
+    assert said.last("none") == {}
+    assert (said.status, said.cut) == (0, False)
+
+
+def test_a_program_that_fails() -> None:
+    said, _ = run("import sys\nprint('hello', file=sys.stderr)\nraise MemoryError('CUDA: out of memory')")
+    assert said.status == 1
+    assert said.complaint() == "MemoryError: CUDA: out of memory"
+    assert Said(status=3).complaint() == "exit status 3"
+    assert run("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")[0].status == 128 + signal.SIGSEGV
+
+
+def test_a_program_that_takes_too_long() -> None:
+    """It ends with all of its children, and what it said until then is there."""
+    said, marks = run(
+        SPEAK + "import subprocess\nchild = subprocess.Popen(['sleep', '1000'])\n"
+        "say(event='child', pid=child.pid)\n"
+        "import signal; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); time.sleep(1000)",
+        seconds=3,
+    )
+    assert said.cut
+    assert marks == ["cut"]
+    assert said.status == 7
+    pid = said.last("child")["pid"]
+    status = Path(f"/proc/{pid}/stat")
+    assert not status.exists() or status.read_text().split(")")[1].split()[0] == "Z"
+
+
+def test_no_such_program() -> None:
+    with hold_signals() as held, pytest.raises(FileNotFoundError):
+        run_program(["/none/python"], environ={}, held=held, seconds=1)
