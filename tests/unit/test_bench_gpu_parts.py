@@ -77,11 +77,36 @@ def test_the_cap_holds() -> None:
     cap.close()
 
 
-def test_without_a_driver_there_is_no_figure() -> None:
-    with VramMeter("GPU-none") as meter:
-        if Path("/dev/nvidia0").exists():
-            pytest.skip("there is a GPU")
-        assert meter.used() is None
+NVML = """
+#include <string.h>
+struct memory { unsigned long long total, free, used; };
+static unsigned long long used[] = { 100, 300, 700, 200 }, *next = used;
+int nvmlInit_v2(void) { return 0; }
+int nvmlShutdown(void) { return 0; }
+int nvmlDeviceGetHandleByUUID(const char *uuid, void **d) { *d = used; return strcmp(uuid, "GPU-1-2"); }
+int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **d) { (void)i; *d = 0; return 0; }
+int nvmlDeviceGetMemoryInfo(void *d, struct memory *m) { m->used = *next++; return d != used; }
+"""
+
+
+def test_vram_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = tmp_path / "nvml.so"
+    command = ["cc", "-shared", "-fPIC", "-w", "-x", "c", "-o", str(library), "-"]
+    subprocess.run(command, input=NVML, text=True, check=True)
+    monkeypatch.setattr("tierd.cli.bench_gpu_nvml._LIBRARY", str(library))
+    # PyTorch's name of a GPU lacks NVML's prefix.
+    with VramMeter("1-2") as meter:
+        assert meter.most is None
+        for most in (200, 600, 600):
+            meter.look()
+            assert meter.most == most
+
+
+def test_without_nvml_there_is_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tierd.cli.bench_gpu_nvml._LIBRARY", "/none/libnvidia-ml.so.1")
+    with VramMeter("1-2") as meter:
+        meter.look()
+        assert meter.most is None
 
 
 @pytest.mark.parametrize("fio", [True, False])

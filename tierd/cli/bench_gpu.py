@@ -39,6 +39,7 @@ from .bench_gpu_report import (
     table_head,
 )
 from .bench_plot import check_plot
+from .check_spill import is_tmpfs
 from .errors import UsageError
 from .parsers import Commands, add_command, as_chunk, as_count
 from .signals import HeldSignals, Interrupted, hold_signals
@@ -134,14 +135,19 @@ class _Found:
 
     def head(self) -> list[str]:
         packages, bench = self.machine["packages"], self.bench
+        disk = [f"{bench.spill} is RAM (tmpfs): its figures are no disk's"] if self.spills_to_ram() else []
         return [
             f"{self.machine['gpu']['name']}, PyTorch {packages['torch']}, "
             f"transformers {packages['transformers']}",
             f"{model_line(bench.shape)}; a prompt of {bench.prompt} tokens, {bench.tokens} decoded",
             *ceiling_lines(bench.shape, bench.limits, self.ceilings),
+            *disk,
             "",
             table_head(),
         ]
+
+    def spills_to_ram(self) -> bool:
+        return self.bench.spill is not None and is_tmpfs(self.bench.spill)
 
     def ideals(self, result: Result) -> dict[str, float | None]:
         reference = next((one for one in self.results if one.mode == "vram"), None)
@@ -173,6 +179,7 @@ class _Found:
                 "d2h_bytes_per_second": self.ceilings.d2h,
                 "both_bytes_per_second": self.ceilings.both,
                 "disk": asdict(disk) if disk is not None else None,
+                "disk_is_ram": self.spills_to_ram(),
             },
             "modes": [as_json(one, self.ideals(one)) for one in self.results],
         }

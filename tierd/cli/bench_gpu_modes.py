@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..model import format_size
 from .bench_gpu_cgroup import RamCap, RamCapError
 from .bench_gpu_disk import directory_of
 from .bench_gpu_nvml import VramMeter
@@ -135,22 +137,16 @@ def _run(bench: Bench, result: Result, held: HeldSignals, undo: ExitStack) -> No
     result.command = _command(bench, result.mode, daemon, figures, undo)
     counters = _Counters(daemon)
     meter = undo.enter_context(VramMeter(bench.gpu_uuid))
-    most: list[int] = []
-
-    def look() -> None:
-        if (used := meter.used()) is not None:
-            most[:] = [max(used, *most)]
-
     said = run_program(
         result.command,
         environ=_environ(),
         held=held,
         seconds=bench.seconds,
         at_mark=counters.read,
-        look=look,
+        look=meter.look,
         enter=cap.enter if cap is not None else lambda: None,
     )
-    result.vram = most[0] if most else None
+    result.vram = meter.most
     result.ram = cap.peak() if cap is not None else None
     if daemon is not None and figures.exists():
         result.greenboost = json.loads(figures.read_text())
@@ -271,6 +267,9 @@ def _read(bench: Bench, result: Result, said: Said) -> None:
     }
     if said.cut:
         result.status, result.reason = "cut", f"after {bench.seconds:.0f} s; give more --timeout"
+    elif said.status == 128 + signal.SIGKILL and result.ram_cap is not None:
+        limit = format_size(result.ram_cap)
+        result.status, result.reason = "failed", f"killed, as a rule for want of RAM: it may have {limit}"
     elif said.status:
         result.status, result.reason = "failed", said.complaint()
     answer = said.last("answer")

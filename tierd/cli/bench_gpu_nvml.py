@@ -9,6 +9,8 @@ from typing import Self
 
 __all__ = ["VramMeter"]
 
+_LIBRARY = "libnvidia-ml.so.1"
+
 
 class _Memory(ctypes.Structure):
     """nvmlMemory_t, bytes."""
@@ -17,17 +19,19 @@ class _Memory(ctypes.Structure):
 
 
 class VramMeter:
-    """Bytes in use on one GPU, all processes together, above what was in use when this was made.
+    """The most bytes in use on one GPU, all processes together, above what was in use when this was made.
 
-    The figure of a process would need its number as the driver knows it, which in a container is another.
+    `most` is None where there is no NVML, and before the first look(). The figure of one process would
+    need its number as the driver knows it, which in a container is another.
     """
 
     def __init__(self, uuid: str) -> None:
+        self.most: int | None = None
         self._nvml: ctypes.CDLL | None = None
         self._device = ctypes.c_void_p()
         self._before = 0
         try:
-            nvml = ctypes.CDLL("libnvidia-ml.so.1")
+            nvml = ctypes.CDLL(_LIBRARY)
         except OSError:
             return
         if nvml.nvmlInit_v2():
@@ -53,10 +57,11 @@ class VramMeter:
             self._nvml.nvmlShutdown()
             self._nvml = None
 
-    def used(self) -> int | None:
-        """Bytes in use now, above what was before; None where there is no NVML."""
+    def look(self) -> None:
+        """Have `most` take in what is in use now."""
         used = self._used()
-        return None if used is None else max(used - self._before, 0)
+        if used is not None:
+            self.most = max(self.most or 0, used - self._before)
 
     def _used(self) -> int | None:
         memory = _Memory()

@@ -51,7 +51,7 @@ def spill_check(path: Path) -> Check:
         "read_bytes_per_second": round(_BYTES / read),
     }
     rates = f"read {_rate(read)}" if write is None else f"write {_rate(write)}, read {_rate(read)}"
-    if _is_tmpfs(path):
+    if is_tmpfs(path):
         advice = "spilling there takes the RAM that it is to relieve: use a disk"
         return Check("spill", WARNING, f"{path} is RAM (tmpfs): {rates}", advice, details=details)
     return Check("spill", OK, f"{path}: {rates}", details=details)
@@ -64,7 +64,7 @@ def _missing(path: Path, wrong: str, remedy: str) -> Check:
     )
 
 
-def _is_tmpfs(path: Path) -> bool:
+def is_tmpfs(path: Path) -> bool:
     """Whether the innermost mount that holds `path` is one."""
     best, kind = Path(), ""
     target = path.resolve()
