@@ -126,10 +126,12 @@ def test_reads_nowhere(tmp_path: Path) -> None:
 
 def run(script: str, seconds: float = 60.0) -> tuple[Said, list[str]]:
     """What a Python program said, and the marks it came to."""
+    said = Said()
     marks: list[str] = []
     with hold_signals() as held:
-        said = run_program(
+        run_program(
             [sys.executable, "-c", script],
+            said,
             environ=os.environ,
             held=held,
             seconds=seconds,
@@ -179,4 +181,4 @@ def test_a_program_that_takes_too_long() -> None:
 
 def test_no_such_program() -> None:
     with hold_signals() as held, pytest.raises(FileNotFoundError):
-        run_program(["/none/python"], environ={}, held=held, seconds=1)
+        run_program(["/none/python"], Said(), environ={}, held=held, seconds=1)

@@ -208,13 +208,16 @@ def _gpu(options: argparse.Namespace) -> int:
 
 
 def _measure(found: _Found, mode: str, options: argparse.Namespace, held: HeldSignals, out: TextIO) -> None:
-    result = run_mode(found.bench, mode, held)
+    result = Result(mode)
     found.results.append(result)
-    print(mode_line(result, found.ideals(result)), file=out, flush=True)
-    if result.uncapped:
-        print(f"{'':16} RAM was NOT capped: {result.uncapped}", file=out, flush=True)
-    if options.json not in (None, "-"):
-        _write(Path(options.json), found)
+    try:
+        run_mode(found.bench, result, held)
+    finally:  # when it is interrupted, too
+        print(mode_line(result, found.ideals(result)), file=out, flush=True)
+        if result.uncapped:
+            print(f"{'':16} RAM was NOT capped: {result.uncapped}", file=out, flush=True)
+        if options.json not in (None, "-"):
+            _write(Path(options.json), found)
 
 
 def _finish(found: _Found, options: argparse.Namespace, out: TextIO) -> int:

@@ -30,7 +30,7 @@ from .bench_gpu_report import ON_DISK, PHASES, Result
 from .control import status_of
 from .errors import CommandError
 from .private import PrivateDaemon, start_daemon
-from .signals import HeldSignals
+from .signals import HeldSignals, Interrupted
 
 __all__ = ["Bench", "run_mode"]
 
@@ -78,7 +78,11 @@ class _Counters:
     def read(self, mark: str) -> None:
         if self.daemon is None:
             return
-        status: Mapping[str, Any] = status_of(self.daemon.socket)
+        try:
+            status: Mapping[str, Any] = status_of(self.daemon.socket)
+        except CommandError:
+            # Without it the program will fail, and say more; its passes until then are worth keeping.
+            return
         sessions = [*status["sessions"], *status["ended"]]
         figures = {name: sum(one["counters"].get(name, 0) for one in sessions) for name in _COUNTERS}
         for name in ("nvme_read_bytes", "nvme_written_bytes"):
@@ -93,18 +97,22 @@ class _Counters:
         return {name: second[name] - first[name] for name in second}
 
 
-def run_mode(bench: Bench, mode: str, held: HeldSignals) -> Result:
-    """Run one mode to its end, or to that of its time. Raises Interrupted."""
-    result = Result(mode)
-    if reason := _missing(bench, mode):
+def run_mode(bench: Bench, result: Result, held: HeldSignals) -> None:
+    """Run the result's mode to its end, or to that of its time.
+
+    Raises Interrupted, when the result has what was measured until then.
+    """
+    if reason := _missing(bench, result.mode):
         result.status, result.reason = "left out", reason
-        return result
+        return
     try:
         with ExitStack() as undo:
             _run(bench, result, held, undo)
+    except Interrupted:
+        result.status, result.reason = "cut", "interrupted"
+        raise
     except (CommandError, OSError, subprocess.SubprocessError) as error:
         result.status, result.reason = "failed", str(error)
-    return result
 
 
 def _missing(bench: Bench, mode: str) -> str:
@@ -137,23 +145,27 @@ def _run(bench: Bench, result: Result, held: HeldSignals, undo: ExitStack) -> No
     result.command = _command(bench, result.mode, daemon, figures, undo)
     counters = _Counters(daemon)
     meter = undo.enter_context(VramMeter(bench.gpu_uuid))
-    said = run_program(
-        result.command,
-        environ=_environ(),
-        held=held,
-        seconds=bench.seconds,
-        at_mark=counters.read,
-        look=meter.look,
-        enter=cap.enter if cap is not None else lambda: None,
-    )
-    result.vram = meter.most
-    result.ram = cap.peak() if cap is not None else None
-    if daemon is not None and figures.exists():
+    said = Said()
+    try:
+        run_program(
+            result.command,
+            said,
+            environ=_environ(),
+            held=held,
+            seconds=bench.seconds,
+            at_mark=counters.read,
+            look=meter.look,
+            enter=cap.enter if cap is not None else lambda: None,
+        )
+    finally:
+        result.vram = meter.most
+        result.ram = cap.peak() if cap is not None else None
+        result.moved = {
+            phase: moved for phase in ("load", *PHASES) if (moved := counters.between(phase)) is not None
+        }
+        _read(bench, result, said)
+    if figures.exists():
         result.greenboost = json.loads(figures.read_text())
-    _read(bench, result, said)
-    result.moved = {
-        phase: moved for phase in ("load", *PHASES) if (moved := counters.between(phase)) is not None
-    }
 
 
 def _cap(bench: Bench, result: Result, undo: ExitStack) -> RamCap | None:

@@ -16,7 +16,7 @@ from ..model import SizeError, format_size, parse_size
 from .bench_gpu_disk import directory_of, measure_reads
 from .bench_gpu_modes import Bench
 from .bench_gpu_plan import Limits, Shape, choose_limits, choose_shape
-from .bench_gpu_program import PROGRAMS, run_program
+from .bench_gpu_program import PROGRAMS, Said, run_program
 from .bench_gpu_report import ON_DISK, Ceilings
 from .check_machine import available_ram
 from .errors import CommandError, UsageError
@@ -31,8 +31,9 @@ _LOOKING = 180.0
 def look_at_machine(python: str, held: HeldSignals) -> dict[str, Any]:
     """What machine.py found. Raises UsageError, CommandError and Interrupted."""
     command = [python, str(PROGRAMS / "machine.py")]
+    said = Said()
     try:
-        said = run_program(command, environ=os.environ, held=held, seconds=_LOOKING)
+        run_program(command, said, environ=os.environ, held=held, seconds=_LOOKING)
     except OSError as error:
         raise UsageError(f"--python: {python} cannot be run: {(error.strerror or '').lower()}") from None
     if said.cut:

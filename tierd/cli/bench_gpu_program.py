@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from .signals import HeldSignals
+from .signals import HeldSignals, Interrupted
 
 __all__ = ["PROGRAMS", "Said", "run_program"]
 
@@ -63,6 +63,7 @@ class Said:
 
 def run_program(
     command: Sequence[str],
+    said: Said,
     *,
     environ: Mapping[str, str],
     held: HeldSignals,
@@ -70,14 +71,14 @@ def run_program(
     at_mark: Callable[[str], None] = lambda name: None,
     look: Callable[[], None] = lambda: None,
     enter: Callable[[], None] = lambda: None,
-) -> Said:
-    """Run `command` for `seconds` at most.
+) -> None:
+    """Run `command` for `seconds` at most, and put down in `said` what it says.
 
     `at_mark` is called with the name of each mark, and with "cut" before the program is ended because
-    its time is over; `look` every _LOOK seconds; `enter` in the new process before the command.
-    Raises OSError when it cannot be started, and signals.Interrupted; nothing of it is left then.
+    its time, or ours, is over; `look` every _LOOK seconds; `enter` in the new process before the command.
+    Raises OSError when it cannot be started, and signals.Interrupted, when `said` has what there was;
+    nothing of the program is left then.
     """
-    said = Said()
     began = time.monotonic()
     with tempfile.TemporaryFile() as errors:
         process = _start(command, environ, held, enter, errors)
@@ -93,12 +94,14 @@ def run_program(
                 except subprocess.TimeoutExpired:
                     said.cut = True
                     at_mark("cut")
+        except Interrupted:
+            at_mark("cut")
+            raise
         finally:
             _end(process)
-        said.seconds = time.monotonic() - began
-        said.status = process.returncode if process.returncode >= 0 else 128 - process.returncode
-        said.tail = _tail(errors)
-    return said
+            said.seconds = time.monotonic() - began
+            said.status = process.returncode if process.returncode >= 0 else 128 - process.returncode
+            said.tail = _tail(errors)
 
 
 def _start(
