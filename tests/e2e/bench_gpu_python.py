@@ -5,7 +5,8 @@ For machine.py it describes a GPU. For llama.py it speaks that program's protoco
 model holds as much memory as the weights would take and writes over it in each pass. What memory holds
 in the end is what it hands out as logits, so that these are wrong if a chunk was lost.
 
-BENCH_STUB tells it to go wrong: "no-torch"; or in all modes under GreenBoost "other" (logits), "fail",
+BENCH_STUB tells it to go wrong: "no-torch"; "random" (logits); or in all modes under GreenBoost "other"
+(logits), "fail",
 "hang" (after one token; then it makes the file BENCH_STUB_SIGN), "mute" (before the first pass).
 """
 
@@ -120,6 +121,8 @@ def llama(options: dict[str, str]) -> None:
     mark("decode-end")
     if wrong == "other":
         logits[-1] += 1
+    if os.environ.get("BENCH_STUB") == "random":
+        logits[-1] += os.getpid()
     with open(options["logits"], "wb") as file:
         logits.tofile(file)
     say("answer", prefill_sha256=digest, tokens=list(range(1 + int(options["tokens"]))))

@@ -19,6 +19,7 @@ from .bench_gpu_disk import DiskSpeed
 from .bench_gpu_plan import Limits, Shape
 
 __all__ = [
+    "AGAIN",
     "ON_DISK",
     "OURS",
     "PHASES",
@@ -37,6 +38,8 @@ __all__ = [
 
 UNLIMITED = frozenset({"vram", "shim"})
 """Modes that may use all VRAM."""
+AGAIN = "vram again"
+"""The reference once more, to tell whether another result is ours or the libraries'."""
 OURS = frozenset({"shim", "paged", "paged+nvme", "mapped"})
 """Modes under `greenboost run`."""
 ON_DISK = frozenset({"paged+nvme", "accelerate+disk"})
