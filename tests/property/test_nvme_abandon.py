@@ -30,8 +30,10 @@ class Call:
     async def run(self, ring: Ring, write: bool, file: RingFile, buffer: RingBuffer) -> None:
         with self.scope:
             try:
-                call = ring.write if write else ring.read
-                await call(file, buffer, 0, 2 * PAGE, 0, late=self.on_late)
+                if write:
+                    await ring.write(file, buffer, 0, 2 * PAGE, 0, late=self.on_late)
+                else:
+                    await ring.read(file, buffer, 0, 2 * PAGE, 0, arrived=self.on_arrived, late=self.on_late)
             except Abandoned:
                 self.ends.append("abandoned")
             except trio.Cancelled:
@@ -41,6 +43,10 @@ class Call:
                 self.ends.append("done")
             finally:
                 self.owed = ring.owes(self.on_late)
+
+    def on_arrived(self, length: int) -> None:
+        assert not self.ends
+        assert length in (0, PAGE)  # the pipe brings whole pages
 
     def on_late(self) -> None:
         assert self.ends in (["abandoned"], ["cancelled"])

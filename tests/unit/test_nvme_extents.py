@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import replace
 
 import pytest
 
 from tests.unit.nvme_harness import arena_of
-from tierd.nvme.checksum import Checksums, digest, digest_in_thread_if_large
+from tierd.nvme.checksum import Checksums
 from tierd.nvme.errors import ExtentError, NoSpace
 from tierd.nvme.extents import ExtentAllocator
 from tierd.nvme.slots import slot_memory
@@ -108,14 +107,6 @@ def test_superblocks_differ_by_id() -> None:
     one = Superblock(1, 1, State.OPEN, True)
     assert one != Superblock(1, 1, State.OPEN, True)
     assert replace(one, generation=2).id == one.id
-
-
-async def test_checksums_of_small_and_large_memory_agree() -> None:
-    content = os.urandom(16 << 20)
-    for size in (1 << 20, len(content)):
-        view = memoryview(content)[:size]
-        assert await digest_in_thread_if_large(view) == digest(view)
-    assert digest(memoryview(content)) != digest(memoryview(content)[1:])
 
 
 def test_checksums_are_forgotten() -> None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 import trio
@@ -21,13 +21,15 @@ class Abandoned(TimeoutError):
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """A call of Ring.read() or Ring.write()."""
+    """A call of Ring.read() or Ring.write(), made by its task."""
 
     write: bool
-    started: float  #: trio's time: first of the call, then when the request was started
-    task: trio.lowlevel.Task
     late: Callable[[], None] | None
     patient: bool = False  #: abandon_writes() leaves it alone
+    meanwhile: Callable[[], None] | None = None
+    arrived: Callable[[int], None] | None = None  #: None too where nothing of it is to be reported
+    started: float = field(default_factory=trio.current_time)  #: the call, and then its request
+    task: trio.lowlevel.Task = field(default_factory=trio.lowlevel.current_task)
     number: int = -1  #: the request's in the ring; -1 while it waits for one
     keeps: bool = False  #: the kernel has no hold of its own on the memory: it cannot be abandoned
     cancelled: Callable[[], NoReturn] | None = None  #: raises the task's trio.Cancelled

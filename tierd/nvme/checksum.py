@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 import trio
 import xxhash
 
-__all__ = ["Checksums", "digest", "digest_in_thread_if_large", "digest_while"]
+__all__ = ["Checksums", "Digest", "digest", "digest_while"]
 
 _INLINE = 16 << 20
 """Up to here, bytes, a checksum takes less time than handing it to a thread and back is worth."""
@@ -24,12 +24,34 @@ def digest(memory: memoryview) -> int:
     return xxhash.xxh3_64_intdigest(memory)
 
 
-async def digest_in_thread_if_large(memory: memoryview) -> int:
-    """The same without stopping trio's thread for long. The bytes must not change meanwhile."""
-    if len(memory) <= _INLINE:
-        return digest(memory)
-    # Not abandoned when cancelled: the thread reads memory that its owner may reuse afterwards.
-    return await trio.to_thread.run_sync(digest, memory)
+class Digest:
+    """The same of bytes that arrive one after the other, without stopping trio's thread for long."""
+
+    __slots__ = ("_hash", "_memory", "_taken")
+
+    def __init__(self, memory: memoryview) -> None:
+        self._memory = memory
+        self._hash = xxhash.xxh3_64()
+        self._taken = 0  # bytes
+
+    def take(self, arrived: int) -> None:
+        """So many of the first bytes are there and do not change any more."""
+        self._take(min(arrived, self._taken + _INLINE))
+
+    async def finish(self) -> int:
+        """The checksum, now that all of them are there."""
+        length = len(self._memory)
+        if length - self._taken <= _INLINE:
+            self._take(length)
+        else:
+            # Not abandoned when cancelled: the thread reads memory that its owner may reuse afterwards.
+            await trio.to_thread.run_sync(self._take, length)
+        return self._hash.intdigest()
+
+    def _take(self, end: int) -> None:
+        if end > self._taken:
+            self._hash.update(self._memory[self._taken : end])
+            self._taken = end
 
 
 async def digest_while(
@@ -40,7 +62,7 @@ async def digest_while(
     `transfer` is handed what it is to call as soon as the kernel has the request; see Ring.write().
     """
     if len(memory) > _INLINE:
-        checksum = await digest_in_thread_if_large(memory)
+        checksum = await Digest(memory).finish()
         await transfer(None)
         return checksum
     taken: list[int] = []

@@ -60,7 +60,7 @@ static void cut(struct gb_ring *ring, uint32_t number)
 	struct request *request = &ring->requests[number];
 	uint64_t offset = request->buffer_offset + request->sent;
 	uint64_t left = request->length - request->sent;
-	uint32_t room = min_u32(SEGMENT_SIZE - (offset & (SEGMENT_SIZE - 1)), ring->options.piece);
+	uint32_t room = min_u32(SEGMENT_SIZE - (offset & (SEGMENT_SIZE - 1)), request->piece);
 	struct piece *piece = take_piece(ring);
 
 	*piece = (struct piece){
@@ -157,7 +157,7 @@ static void finish_if_done(struct gb_ring *ring, uint32_t number)
 }
 
 int gb_ring_start(struct gb_ring *ring, int flags, uint32_t file, uint32_t buffer,
-		  uint64_t buffer_offset, uint64_t length, uint64_t file_offset)
+		  uint64_t buffer_offset, uint64_t length, uint64_t file_offset, uint32_t piece)
 {
 	uint32_t number = ring->unused;
 	struct request *request;
@@ -174,6 +174,7 @@ int gb_ring_start(struct gb_ring *ring, int flags, uint32_t file, uint32_t buffe
 		.file_offset = file_offset,
 		.file = file,
 		.buffer = buffer,
+		.piece = piece ? min_u32(piece, ring->options.piece) : ring->options.piece,
 		.next = NONE,
 		.write = flags & GB_WRITE,
 		.sync = flags & GB_SYNC,
@@ -185,6 +186,23 @@ int gb_ring_start(struct gb_ring *ring, int flags, uint32_t file, uint32_t buffe
 	ring->waiting_last = number;
 	feed(ring);
 	return number;
+}
+
+uint64_t gb_ring_arrived(const struct gb_ring *ring, uint32_t number)
+{
+	const struct request *request = &ring->requests[number];
+	uint64_t arrived = request->sent;
+
+	if (request->result)
+		return 0;
+	/* A piece that came back short begins behind what it brought: see complete(). */
+	for (uint32_t i = 0; i < ring->options.depth; i++) {
+		const struct piece *piece = &ring->pieces[i];
+
+		if (piece->request == number && piece->offset < arrived)
+			arrived = piece->offset;
+	}
+	return arrived;
 }
 
 void gb_ring_cancel(struct gb_ring *ring, uint32_t number)
@@ -257,6 +275,7 @@ static void complete(struct gb_ring *ring, uint32_t index, int32_t res)
 	 */
 	if (res < 0 || (!res && piece->length))
 		fail(ring, number, res ? res : -EIO);
+	piece->request = NONE;
 	piece->next = ring->unused_pieces;
 	ring->unused_pieces = index;
 	request->pieces--;

@@ -59,9 +59,18 @@ int gb_ring_set_file(struct gb_ring *ring, uint32_t index, int fd);
 #define GB_WRITE 1 /* to the file; otherwise from it */
 #define GB_SYNC 2 /* with GB_WRITE: what was written is durable when the request ends */
 
-/* Starts a request; its number, or -EBUSY when all are taken. */
+/*
+ * Starts a request; its number, or -EBUSY when all are taken. Its pieces have
+ * `piece` bytes at most if that is less than the ring's and not 0.
+ */
 int gb_ring_start(struct gb_ring *ring, int flags, uint32_t file, uint32_t buffer,
-		  uint64_t buffer_offset, uint64_t length, uint64_t file_offset);
+		  uint64_t buffer_offset, uint64_t length, uint64_t file_offset, uint32_t piece);
+
+/*
+ * How many bytes from its start a read that gb_ring_reap() has not reported has
+ * brought, without a gap. 0 once it has failed. Looks through all pieces.
+ */
+uint64_t gb_ring_arrived(const struct gb_ring *ring, uint32_t request);
 
 /*
  * Sends no further piece of the request. What the kernel has already cannot be

@@ -28,6 +28,7 @@ struct request {
 	uint64_t file_offset;
 	uint32_t file;
 	uint32_t buffer; /* first entry of its buffer */
+	uint32_t piece; /* bytes of one at most */
 	uint32_t pieces; /* with the kernel now */
 	uint32_t next; /* in `waiting` or `unused` */
 	int32_t result;
@@ -38,7 +39,7 @@ struct request {
 struct piece {
 	uint64_t offset; /* from the start of its request */
 	uint32_t length; /* 0 for an fdatasync */
-	uint32_t request;
+	uint32_t request; /* NONE: it is unused */
 	uint32_t next; /* in `unused_pieces` */
 	uint32_t retries;
 };

@@ -50,6 +50,7 @@ static struct gb_ring *allocate(const struct gb_ring_options *options)
 	for (uint32_t i = 0; i < depth; i++) {
 		ring->requests[i].next = i + 1 < depth ? i + 1 : NONE;
 		ring->pieces[i].next = i + 1 < depth ? i + 1 : NONE;
+		ring->pieces[i].request = NONE;
 	}
 	ring->waiting = ring->waiting_last = NONE;
 	return ring;

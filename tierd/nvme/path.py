@@ -23,7 +23,7 @@ import trio
 from tierd.model import SpillPathSnapshot
 
 from .budget import Budget
-from .checksum import Checksums, digest_in_thread_if_large, digest_while
+from .checksum import Checksums, Digest, digest_while
 from .crypt import Cipher
 from .errors import ExtentError
 from .extents import ExtentAllocator
@@ -203,7 +203,7 @@ class SpillPath:
         async with self._ciphering.slot() as place:
             with slot_memory(arena, slot) as plain, slot_memory(*place) as secret:
                 # Of the plain bytes: so a wrong key or tweak is found out as well.
-                self._checksums[index] = await digest_in_thread_if_large(plain)
+                self._checksums[index] = await Digest(plain).finish()
                 await trio.to_thread.run_sync(
                     self._cipher.encrypt, index, self.extents.generation(index), plain, secret
                 )
@@ -244,12 +244,14 @@ class SpillPath:
             self._unpin(index)
 
     async def _read(self, index: int, generation: int, expected: int, arena: Arena, slot: int) -> None:
-        with self._pinned(index) as late:
-            await self.file.read(index, arena, slot, late=late)
         with slot_memory(arena, slot) as memory:
+            digest = Digest(memory)
+            arrived = digest.take if self._cipher is None else None
+            with self._pinned(index) as late:
+                await self.file.read(index, arena, slot, arrived=arrived, late=late)
             if self._cipher is not None:
                 await trio.to_thread.run_sync(self._cipher.decrypt, index, generation, memory, memory)
-            if await digest_in_thread_if_large(memory) != expected:
+            if await digest.finish() != expected:
                 raise OSError(errno.EIO, "the device returned other bytes than were written", self.name)
 
     def release(self, stored: Stored) -> None:

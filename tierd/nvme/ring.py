@@ -3,7 +3,8 @@
 
 The work per piece and per completion is C (engine.h); this file is about tasks. A task starts a
 request with one call into C and parks. One pump task waits for the ring's eventfd, reaps, and
-wakes each task whose request is complete: one wake-up a request, however many pieces it had.
+wakes each task whose request is complete: one wake-up a request, however many pieces it had. Only a
+read that is alone, for which time counts and not work, may be told of what is there already.
 
 A ring belongs to the thread that made it. So trio's own thread submits and reaps, and no lock is
 needed anywhere. A thread per ring would take the submissions off trio's thread, but each request
@@ -75,6 +76,11 @@ Smaller ones would let a request that was cancelled end sooner.
 """
 
 _GIB = 1 << 30
+
+_PIECES_ALONE = 4
+_LEAST_PIECE = 512 << 10
+"""Bytes. A read that is alone is cut so that little is left to do when its last piece has come, and
+each piece still takes a device longer than its wake-up takes the processor."""
 
 _LATE_POLL = 0.01
 """Seconds between looks at what was abandoned on a ring that polls for completions."""
@@ -232,7 +238,7 @@ class Ring:
         with mmap.mmap(-1, mmap.PAGESIZE) as page, memoryview(page) as memory:
             buffer = self.add_buffer(memory, fixed=False)
             try:
-                lib.gb_ring_start(self._ring, 0, file.index, buffer.first, 0, mmap.PAGESIZE, 0)
+                lib.gb_ring_start(self._ring, 0, file.index, buffer.first, 0, mmap.PAGESIZE, 0, 0)
                 while not lib.gb_ring_reap(self._ring, self._ended, self._results):
                     pass
                 error = -self._results[0]
@@ -294,6 +300,7 @@ class Ring:
         length: int,
         file_offset: int,
         *,
+        arrived: Callable[[int], None] | None = None,
         late: Callable[[], None] | None = None,
     ) -> None:
         """Reads exactly `length` bytes at `file_offset` into the buffer at `buffer_offset`.
@@ -301,12 +308,18 @@ class Ring:
         On a file opened with O_DIRECT all three are multiples of the block size. Raises OSError;
         what the buffer then holds is undefined. The end of the file is an error too (EIO).
 
+        A read that begins when no other request is under way comes in pieces if `arrived` is given.
+        That is called, by run(), with how many of the first bytes are there, so that the caller can
+        work on them while the device brings the rest. It must not raise, and is not called once the
+        read has ended.
+
         `late`, which must not raise, is called once if the request was abandoned, as soon as the
         kernel is done with it: only then may the memory be used for something else. It is called by
         run(), after this call has raised, and not at all when the call ended in any other way; owes()
         tells which of them it was.
         """
-        await self._transfer(0, file, buffer, buffer_offset, length, file_offset, None, late)
+        call = Call(False, late, arrived=arrived)
+        await self._transfer(call, 0, file, buffer, buffer_offset, length, file_offset)
 
     async def write(
         self,
@@ -335,28 +348,23 @@ class Ring:
         if sync and self._poll == "io":
             raise ValueError("no fdatasync can be sent on a ring that polls for completions")
         flags = lib.GB_WRITE | (lib.GB_SYNC if sync else 0)
-        await self._transfer(
-            flags, file, buffer, buffer_offset, length, file_offset, meanwhile, late, patient
-        )
+        call = Call(True, late, patient, meanwhile)
+        await self._transfer(call, flags, file, buffer, buffer_offset, length, file_offset)
 
     async def _transfer(
         self,
+        call: Call,
         flags: int,
         file: RingFile,
         buffer: RingBuffer,
         buffer_offset: int,
         length: int,
         file_offset: int,
-        meanwhile: Callable[[], None] | None,
-        late: Callable[[], None] | None,
-        patient: bool = False,
     ) -> None:
         if length <= 0 or buffer_offset < 0 or buffer_offset + length > buffer.length or file_offset < 0:
             place = f"{buffer_offset} of a buffer of {buffer.length}, at {file_offset} of the file"
             raise ValueError(f"no transfer of {length} bytes at {place}")
         await trio.lowlevel.checkpoint_if_cancelled()
-        write = bool(flags & lib.GB_WRITE)
-        call = Call(write, trio.current_time(), trio.lowlevel.current_task(), late, patient)
         if self._unused:
             self._unused -= 1
         else:
@@ -365,8 +373,14 @@ class Ring:
             self._check_open()
             if file.index < 0 or buffer.first < 0:
                 raise ValueError("the file or the buffer was removed from the ring")
+            piece = 0  # the ring's own
+            if call.arrived is not None:
+                if self._waiting:
+                    call.arrived = None
+                else:
+                    piece = _piece_alone(length)
             number = lib.gb_ring_start(
-                self._ring, flags, file.index, buffer.first, buffer_offset, length, file_offset
+                self._ring, flags, file.index, buffer.first, buffer_offset, length, file_offset, piece
             )
             if number < 0:
                 raise OSError(-number, os.strerror(-number))
@@ -375,14 +389,14 @@ class Ring:
             raise
         call.number = number
         call.started = trio.current_time()
-        call.keeps = not (write or buffer.fixed)
+        call.keeps = not (call.write or buffer.fixed)
         file.busy += 1
         buffer.busy += 1
         self._waiting[number] = call
         if self._poll == "io" and len(self._waiting) == 1:
             self._wake_pump()
         try:
-            await self._complete(call, meanwhile)
+            await self._complete(call)
         finally:
             file.busy -= 1
             buffer.busy -= 1
@@ -407,10 +421,10 @@ class Ring:
         else:
             self._unused += 1
 
-    async def _complete(self, call: Call, meanwhile: Callable[[], None] | None) -> None:
+    async def _complete(self, call: Call) -> None:
         try:
-            if meanwhile is not None:
-                meanwhile()
+            if call.meanwhile is not None:
+                call.meanwhile()
         finally:  # the kernel has the buffer: whatever happened above, wait
             await self._wait(call)
 
@@ -573,6 +587,10 @@ class Ring:
         for i in range(ended):
             self._end(self._ended[i], self._results[i])
         self._completed += ended
+        for call in self._waiting.values():
+            if call.arrived is not None:  # it began alone, so it is the oldest
+                call.arrived(lib.gb_ring_arrived(self._ring, call.number))
+            break
         while self._late:
             self._late.popleft()()
 
@@ -612,6 +630,11 @@ class Ring:
             raise trio.BusyResourceError(f"{busy} requests are using it")
 
 
+def _piece_alone(length: int) -> int:
+    """Bytes of a piece of a read that nothing else is under way beside."""
+    return max(length // _PIECES_ALONE // _LEAST_PIECE, 1) * _LEAST_PIECE
+
+
 def write_within(seconds: float, fd: int, memory: memoryview, file_offset: int) -> None:
     """Writes memory to a file for who has no pump and cannot wait for a device that stalls.
 
@@ -623,7 +646,7 @@ def write_within(seconds: float, fd: int, memory: memoryview, file_offset: int) 
     with Ring(entries=1, buffers=1, files=1) as ring:
         file, buffer = ring.add_file(fd), ring.add_buffer(memory)
         number = lib.gb_ring_start(
-            ring._ring, lib.GB_WRITE, file.index, buffer.first, 0, buffer.length, file_offset
+            ring._ring, lib.GB_WRITE, file.index, buffer.first, 0, buffer.length, file_offset, 0
         )
         ready = select.poll()
         ready.register(ring._eventfd, select.POLLIN)

@@ -166,12 +166,18 @@ class SpillFile:
         self.bytes_written += self.chunk
 
     async def read(
-        self, index: int, arena: Arena, slot: int, *, late: Callable[[], None] | None = None
+        self,
+        index: int,
+        arena: Arena,
+        slot: int,
+        *,
+        arrived: Callable[[int], None] | None = None,
+        late: Callable[[], None] | None = None,
     ) -> None:
         """Reads extent `index` into a slot. Raises OSError; see Ring.read()."""
         ring, file, buffer = self._prepare(index, arena)
         offset, position = slot_offset(arena, slot), self._position(index)
-        await ring.read(file, buffer, offset, self.chunk, position, late=late)
+        await ring.read(file, buffer, offset, self.chunk, position, arrived=arrived, late=late)
         self.bytes_read += self.chunk
 
     def _position(self, index: int) -> int:
