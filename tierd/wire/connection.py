@@ -6,6 +6,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
+from typing import TypeVar
 
 import trio
 
@@ -16,8 +17,7 @@ from .schema import MAX_UNDER_WAY, OPS, Op, Sender
 
 __all__ = ["Connection"]
 
-_BURST = 16
-"""Packets that are taken one after the other before everybody else has a turn."""
+_Received = TypeVar("_Received")
 
 
 class _Call:
@@ -47,7 +47,6 @@ class Connection:
         self._calls: dict[int, _Call] = {}
         self._next_id = 1
         self._closed = False
-        self._burst = 0  # packets since one had to be waited for
 
     async def __aenter__(self) -> Connection:
         return self
@@ -81,7 +80,7 @@ class Connection:
 
         Raises as receive() does.
         """
-        message, fds = await self._receive_message()
+        message, fds = await self._when_there(self._receive_message)
         try:
             role = message.get("role")
             if message.get("op") != "hello" or role not in ("shim", "control"):
@@ -99,10 +98,14 @@ class Connection:
         """The next request; answers to our own calls are handed to their callers on the way.
 
         Raises Disconnected at the end and WireError for what the protocol does not allow. The caller
-        owns the request's file descriptors.
+        owns the request's file descriptors. Always lets others have a turn first.
         """
+        return await self._when_there(self.receive_nowait)
+
+    def receive_nowait(self) -> Request:
+        """As receive(); raises trio.WouldBlock where no request has come yet."""
         while True:
-            message, fds = await self._receive_message()
+            message, fds = self._receive_message()
             if "re" in message:
                 self._resolve(message, fds)
                 continue
@@ -112,31 +115,32 @@ class Connection:
                 close_fds(fds)
                 raise
 
-    async def _receive_message(self) -> tuple[dict[str, object], tuple[int, ...]]:
+    def _receive_message(self) -> tuple[dict[str, object], tuple[int, ...]]:
         """The next message, unchecked but for its being a map, and its descriptors."""
-        # A peer that never stops sending must not starve the others. Mostly the wait below is the
-        # checkpoint, and one more for each packet would cost a round of the scheduler.
-        if self._burst == _BURST:
-            self._burst = 0
-            await trio.lowlevel.checkpoint()
-        while True:
-            try:
-                packet, fds = receive_packet(self._sock)
-                self._burst += 1
-                break
-            except BlockingIOError:
-                self._burst = 0
-                await self._wait(trio.lowlevel.wait_readable)
-            except Disconnected:
-                self._end_calls()
-                raise
+        try:
+            packet, fds = receive_packet(self._sock)
+        except BlockingIOError:
+            raise trio.WouldBlock from None
+        except Disconnected:
+            self._end_calls()
+            raise
         try:
             return codec.unpack(packet), fds
         except WireError:
             close_fds(fds)
             raise
 
+    async def _when_there(self, receive: Callable[[], _Received]) -> _Received:
+        while True:
+            await self._wait(trio.lowlevel.wait_readable)
+            try:
+                return receive()
+            except trio.WouldBlock:
+                continue
+
     async def _wait(self, ready: Callable[[int], Awaitable[None]]) -> None:
+        if self._closed:
+            raise Disconnected("the connection was closed")
         try:
             await ready(self._sock.fileno())
         except trio.ClosedResourceError:
