@@ -31,7 +31,9 @@ class Call:
         with self.scope:
             try:
                 if write:
-                    await ring.write(file, buffer, 0, 2 * PAGE, 0, late=self.on_late)
+                    await ring.write(
+                        file, buffer, 0, 2 * PAGE, 0, meanwhile=trio.lowlevel.checkpoint, late=self.on_late
+                    )
                 else:
                     await ring.read(file, buffer, 0, 2 * PAGE, 0, arrived=self.on_arrived, late=self.on_late)
             except Abandoned:

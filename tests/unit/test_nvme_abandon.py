@@ -307,6 +307,31 @@ async def test_a_patient_write_is_not_abandoned(memory: memoryview) -> None:
             assert ring.statistics().requests == 0
 
 
+async def test_abandoned_while_the_caller_does_something_else(memory: memoryview) -> None:
+    events: list[str] = []
+    gate = trio.Event()
+    async with open_ring() as ring, trio.open_nursery() as nursery:
+        buffer = ring.add_buffer(memory)
+        with FullPipe(ring) as pipe:
+
+            async def write() -> None:
+                with pytest.raises(Abandoned):
+                    await ring.write(
+                        pipe.file, buffer, 0, PAGE, 0, meanwhile=gate.wait, late=lambda: events.append("late")
+                    )
+                events.append("abandoned")
+
+            nursery.start_soon(write)
+            await settled()
+            assert ring.abandon_writes(trio.current_time() + 1) == 1
+            pipe.drain()
+            await settled()
+            assert events == []  # the memory is still being read
+            gate.set()
+            await settled()
+            assert events == ["abandoned", "late"]
+
+
 def test_a_write_without_a_pump_ends_in_time(tmp_path: Path, memory: memoryview) -> None:
     memory[:PAGE] = b"a" * PAGE
     with memory[:PAGE] as page:

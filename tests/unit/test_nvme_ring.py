@@ -7,6 +7,7 @@ import errno
 import mmap
 import os
 import resource
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -107,22 +108,42 @@ async def test_an_error_in_the_middle_is_the_requests(tmp_path: Path, memory: me
             assert os.fstat(fd).st_size == MIB + PAGE
 
 
-async def test_meanwhile_runs_before_the_completion(memory: memoryview, tmp_path: Path) -> None:
+async def test_meanwhile_runs_when_the_kernel_has_the_request(memory: memoryview, tmp_path: Path) -> None:
     seen: list[int] = []
+    gate = trio.Event()
 
-    def fail() -> None:
+    async def ended() -> None:
+        while ring.statistics().requests:
+            await trio.lowlevel.checkpoint()
+
+    async def look() -> None:
+        seen.append(ring.statistics().completed)
+        await ended()
+        seen.append(ring.statistics().completed)
+
+    async def fail() -> None:
         raise ZeroDivisionError
 
     with scratch(tmp_path) as fd:
-        async with open_ring() as ring:
+        async with open_ring() as ring, trio.open_nursery() as nursery:
             file, buffer = ring.add_file(fd), ring.add_buffer(memory)
-            await ring.write(
-                file, buffer, 0, PAGE, 0, meanwhile=lambda: seen.append(ring.statistics().completed)
-            )
-            assert seen == [0]
+            await ring.write(file, buffer, 0, PAGE, 0, meanwhile=look)
+            assert seen == [0, 1]  # an end that nobody waits for yet is not forgotten
             with pytest.raises(ZeroDivisionError):
                 await ring.write(file, buffer, 0, PAGE, 0, meanwhile=fail)
-            assert ring.statistics().requests == 0
+            nursery.start_soon(partial(ring.write, file, buffer, 0, PAGE, 0, meanwhile=gate.wait))
+            await trio.testing.wait_all_tasks_blocked()
+            await ended()
+            assert buffer.busy == 1
+            gate.set()
+        assert buffer.busy == 0
+
+
+async def test_an_error_is_told_after_meanwhile(memory: memoryview) -> None:
+    async with open_ring() as ring:
+        buffer = ring.add_buffer(memory)
+        with Pipe(ring) as pipe, pytest.raises(OSError, match="Bad file descriptor"):
+            await ring.write(pipe.file, buffer, 0, PAGE, 0, meanwhile=trio.testing.wait_all_tasks_blocked)
 
 
 @pytest.mark.parametrize("length", [PAGE, 3 * MIB])

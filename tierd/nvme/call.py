@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import NoReturn
 
+import outcome
 import trio
 
 __all__ = ["Abandoned", "Call"]
@@ -26,16 +27,26 @@ class Call:
     write: bool
     late: Callable[[], None] | None
     patient: bool = False  #: abandon_writes() leaves it alone
-    meanwhile: Callable[[], None] | None = None
+    meanwhile: Callable[[], Awaitable[None]] | None = None
     arrived: Callable[[int], None] | None = None  #: None too where nothing of it is to be reported
     started: float = field(default_factory=trio.current_time)  #: the call, and then its request
     task: trio.lowlevel.Task = field(default_factory=trio.lowlevel.current_task)
     number: int = -1  #: the request's in the ring; -1 while it waits for one
+    parked: bool = False  #: the task waits to be told how it ended
+    result: outcome.Outcome[int] | None = None  #: how it ended, where the task was not parked
     keeps: bool = False  #: the kernel has no hold of its own on the memory: it cannot be abandoned
     cancelled: Callable[[], NoReturn] | None = None  #: raises the task's trio.Cancelled
     abandoned: bool = False  #: the task does not wait for the kernel any more
     left: bool = False  #: the task has gone on since then
     done: bool = False  #: the kernel has let go of what was abandoned
+
+    def end(self, result: outcome.Outcome[int]) -> None:
+        """It is over: the task goes on with `result`."""
+        if self.parked:
+            self.parked = False
+            trio.lowlevel.reschedule(self.task, result)
+        else:
+            self.result = result
 
     def gives_up(self, before: float) -> bool:
         """Whether abandon_writes(before) ends it."""

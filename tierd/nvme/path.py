@@ -14,8 +14,7 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import trio
@@ -23,7 +22,7 @@ import trio
 from tierd.model import SpillPathSnapshot
 
 from .budget import Budget
-from .checksum import Checksums, Digest, digest_while
+from .checksum import Checksums, Digest
 from .crypt import Cipher
 from .errors import ExtentError
 from .extents import ExtentAllocator
@@ -196,24 +195,34 @@ class SpillPath:
     async def _write(self, index: int, arena: Arena, slot: int, patient: bool) -> None:
         if self._cipher is None:
             with slot_memory(arena, slot) as memory:
-                self._checksums[index] = await digest_while(
-                    memory, lambda meanwhile: self._send(index, arena, slot, patient, meanwhile)
-                )
+                digest = Digest(memory)
+                await self._send(index, arena, slot, patient, digest.take_all)
+            self._checksums[index] = digest.value
             return
         async with self._ciphering.slot() as place:
             with slot_memory(arena, slot) as plain, slot_memory(*place) as secret:
                 # Of the plain bytes: so a wrong key or tweak is found out as well.
-                self._checksums[index] = await Digest(plain).finish()
+                digest = Digest(plain)
+                await digest.take_all()
+                self._checksums[index] = digest.value
                 await trio.to_thread.run_sync(
                     self._cipher.encrypt, index, self.extents.generation(index), plain, secret
                 )
             await self._send(index, *place, patient, None)
 
     async def _send(
-        self, index: int, arena: Arena, slot: int, patient: bool, meanwhile: Callable[[], None] | None
+        self,
+        index: int,
+        arena: Arena,
+        slot: int,
+        patient: bool,
+        meanwhile: Callable[[], Awaitable[None]] | None,
     ) -> None:
-        with self._pinned(index) as late:
+        late = self._pinned(index)
+        try:
             await self.file.write(index, arena, slot, meanwhile=meanwhile, late=late, patient=patient)
+        finally:
+            self._transferred(late)
 
     # Loading
 
@@ -247,11 +256,15 @@ class SpillPath:
         with slot_memory(arena, slot) as memory:
             digest = Digest(memory)
             arrived = digest.take if self._cipher is None else None
-            with self._pinned(index) as late:
+            late = self._pinned(index)
+            try:
                 await self.file.read(index, arena, slot, arrived=arrived, late=late)
+            finally:
+                self._transferred(late)
             if self._cipher is not None:
                 await trio.to_thread.run_sync(self._cipher.decrypt, index, generation, memory, memory)
-            if await digest.finish() != expected:
+            await digest.take_all()
+            if digest.value != expected:
                 raise OSError(errno.EIO, "the device returned other bytes than were written", self.name)
 
     def release(self, stored: Stored) -> None:
@@ -269,16 +282,17 @@ class SpillPath:
 
     # Extents
 
-    @contextmanager
-    def _pinned(self, index: int) -> Iterator[Callable[[], None]]:
-        """Pins the extent for a transfer that is told of the `late` it gives: see Ring.read()."""
-        late = partial(self._unpin, index)
+    # Not as a context manager, which would cost each request as much as its checksum's bookkeeping.
+
+    def _pinned(self, index: int) -> Callable[[], None]:
+        """Pins the extent for a transfer; the `late` that it is to be given, see Ring.read()."""
         self._pin(index)
-        try:
-            yield late
-        finally:
-            if not self.ring.owes(late):
-                late()
+        return partial(self._unpin, index)
+
+    def _transferred(self, late: Callable[[], None]) -> None:
+        """The transfer has ended, though the kernel may still have it."""
+        if not self.ring.owes(late):
+            late()
 
     def _pin(self, index: int) -> None:
         self._pins[index] = self._pins.get(index, 0) + 1

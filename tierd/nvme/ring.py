@@ -35,7 +35,7 @@ import os
 import select
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -78,7 +78,7 @@ Smaller ones would let a request that was cancelled end sooner.
 _GIB = 1 << 30
 
 _PIECES_ALONE = 4
-_LEAST_PIECE = 512 << 10
+_LEAST_PIECE, _MOST_PIECE = 512 << 10, 4 << 20
 """Bytes. A read that is alone is cut so that little is left to do when its last piece has come, and
 each piece still takes a device longer than its wake-up takes the processor."""
 
@@ -329,15 +329,17 @@ class Ring:
         length: int,
         file_offset: int,
         *,
-        meanwhile: Callable[[], None] | None = None,
+        meanwhile: Callable[[], Awaitable[None]] | None = None,
         late: Callable[[], None] | None = None,
         sync: bool = False,
         patient: bool = False,
     ) -> None:
         """Writes exactly `length` bytes at `file_offset` from the buffer at `buffer_offset`.
 
-        `meanwhile` is called once, when the kernel has the request: it may read the same bytes
-        while the device does. Raises OSError; what the file then holds there is undefined.
+        `meanwhile` is awaited once, when the kernel has the request: it may read the same bytes
+        while the device does, and the call ends when both are through. Raises OSError; what the file
+        then holds there is undefined.
+
         `late` is as in read(): until it is called, the file may still change there. Raises Abandoned,
         which is an OSError with ETIMEDOUT, when abandon_writes() ends the call; with `patient` it does not.
 
@@ -388,7 +390,6 @@ class Ring:
             self._number_is_unused()
             raise
         call.number = number
-        call.started = trio.current_time()
         call.keeps = not (call.write or buffer.fixed)
         file.busy += 1
         buffer.busy += 1
@@ -409,22 +410,24 @@ class Ring:
         self._check_open()
         self._queue.append(call)
         try:
+            call.parked = True
             await trio.lowlevel.wait_task_rescheduled(abort)
         except Abandoned:
             self._has_left(call)
             raise
+        call.started = trio.current_time()
 
     def _number_is_unused(self) -> None:
         """It goes to the call that has waited longest, if any does."""
         if self._queue:
-            trio.lowlevel.reschedule(self._queue.popleft().task)
+            self._queue.popleft().end(outcome.Value(0))
         else:
             self._unused += 1
 
     async def _complete(self, call: Call) -> None:
         try:
             if call.meanwhile is not None:
-                call.meanwhile()
+                await call.meanwhile()
         finally:  # the kernel has the buffer: whatever happened above, wait
             await self._wait(call)
 
@@ -438,7 +441,11 @@ class Ring:
             return trio.lowlevel.Abort.FAILED
 
         try:
-            error = -(await trio.lowlevel.wait_task_rescheduled(abort))
+            if call.result is None:
+                call.parked = True
+                error = -(await trio.lowlevel.wait_task_rescheduled(abort))
+            else:
+                error = -call.result.unwrap()
         finally:
             if call.abandoned:
                 self._has_left(call)
@@ -479,7 +486,7 @@ class Ring:
             self._abandon(call)
         for call in queued + started:
             error = Abandoned(errno.ETIMEDOUT, "the device has not answered in time")
-            trio.lowlevel.reschedule(call.task, outcome.Error(error))
+            call.end(outcome.Error(error))
         return len(queued) + len(started)
 
     def owes(self, late: Callable[[], None]) -> bool:
@@ -515,7 +522,7 @@ class Ring:
             else:
                 continue
             self._abandon(call)
-            trio.lowlevel.reschedule(call.task, result)
+            call.end(result)
 
     def _abandon(self, call: Call) -> None:
         call.abandoned = True
@@ -559,7 +566,7 @@ class Ring:
             self._open = False
             while self._queue:
                 closed = trio.ClosedResourceError("the ring was closed")
-                trio.lowlevel.reschedule(self._queue.popleft().task, outcome.Error(closed))
+                self._queue.popleft().end(outcome.Error(closed))
             if self._stalled:
                 self._let_go()
             for number in self._waiting:
@@ -598,7 +605,7 @@ class Ring:
         self._number_is_unused()
         call = self._waiting.pop(number, None)
         if call is not None:
-            trio.lowlevel.reschedule(call.task, outcome.Value(result))
+            call.end(outcome.Value(result))
             return
         call = self._abandoned.pop(number)
         call.done = True
@@ -609,7 +616,7 @@ class Ring:
         """The kernel refuses the ring itself, which only a fault of this program can bring about."""
         self._open = False
         for call in self._waiting.values():
-            trio.lowlevel.reschedule(call.task, outcome.Value(-error))
+            call.end(outcome.Value(-error))
         self._waiting.clear()
         raise RingError(error, f"the kernel refuses the ring: {os.strerror(error)}")
 
@@ -632,7 +639,8 @@ class Ring:
 
 def _piece_alone(length: int) -> int:
     """Bytes of a piece of a read that nothing else is under way beside."""
-    return max(length // _PIECES_ALONE // _LEAST_PIECE, 1) * _LEAST_PIECE
+    piece = length // _PIECES_ALONE // _LEAST_PIECE * _LEAST_PIECE
+    return min(max(piece, _LEAST_PIECE), _MOST_PIECE)
 
 
 def write_within(seconds: float, fd: int, memory: memoryview, file_offset: int) -> None:

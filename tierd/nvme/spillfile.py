@@ -7,7 +7,7 @@ import fcntl
 import logging
 import mmap
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
@@ -153,7 +153,7 @@ class SpillFile:
         arena: Arena,
         slot: int,
         *,
-        meanwhile: Callable[[], None] | None = None,
+        meanwhile: Callable[[], Awaitable[None]] | None = None,
         late: Callable[[], None] | None = None,
         patient: bool = False,
     ) -> None:

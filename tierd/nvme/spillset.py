@@ -374,10 +374,11 @@ class SpillSet:
         """
         while True:
             taking = [path for path in self._paths if path.takes and path is not avoid]
-            now = time.time()
-            # In this order: one that has not just failed, and one that may still be written today.
-            taking = [path for path in taking if path not in tried] or taking
-            taking = [path for path in taking if not path.budget.spent(now)] or taking
+            if len(taking) > 1:
+                now = time.time()
+                # In this order: one that has not just failed, and one that may still be written today.
+                taking = [path for path in taking if path not in tried] or taking
+                taking = [path for path in taking if not path.budget.spent(now)] or taking
             if taking:
                 return next_path(taking)
             if avoid is not None or not any(path.room_to_come for path in self._paths):

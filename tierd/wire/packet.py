@@ -67,9 +67,12 @@ def receive_packet(sock: socket.socket) -> tuple[bytes, tuple[int, ...]]:
 
 def send_packet(sock: socket.socket, packet: bytes, fds: Sequence[int] = ()) -> None:
     """Send `packet`; `fds` stay the caller's. Raises Disconnected, or BlockingIOError as above."""
-    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     try:
-        sock.sendmsg([packet], ancillary, _NOSIGNAL)
+        if fds:
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+            sock.sendmsg([packet], ancillary, _NOSIGNAL)
+        else:
+            sock.send(packet, _NOSIGNAL)
     except (BlockingIOError, TimeoutError):
         raise
     except OSError as error:
