@@ -227,11 +227,12 @@ class Session:
     async def _receive(self, nursery: trio.Nursery) -> Request | None:
         """Wait for requests; the last that is there, the others assigned to others; None at the end.
 
-        Those that need not wait for anything are answered here.
+        Those that need not wait for anything are answered here. A lone request is not kept waiting by
+        a look for others.
         """
         last = None
         assigned = 0
-        while last is None or assigned < _BURST:
+        while last is None or (self._under_way > 1 and assigned < _BURST):
             try:
                 if last is None:
                     new = await self._connection.receive()

@@ -16,12 +16,20 @@ class Notice:
     """
 
     def __init__(self) -> None:
-        self.event = trio.Event()  #: set at the next change
+        self._event: trio.Event | None = None  # made for who wants it: most changes interest nobody
+
+    @property
+    def event(self) -> trio.Event:
+        """Set at the next change."""
+        if self._event is None:
+            self._event = trio.Event()
+        return self._event
 
     def tell(self) -> None:
         """Something has changed."""
-        self.event.set()
-        self.event = trio.Event()
+        if self._event is not None:
+            self._event.set()
+            self._event = None
 
     async def wait(self) -> None:
         """Until the next change."""

@@ -65,7 +65,7 @@ class Stored:
 class SpillPath:
     """A file or device that is open, with its ring.
 
-    `changed` is told whenever there may be room, or a chunk to move, where there was none.
+    `changed` is told whenever there may be room, or one more chunk to move, where there was none.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class SpillPath:
         self.assumed_rate = 1.0  #: where it could not be measured
         self.credit = 0.0  # striping's
         self.ready = True  #: False while nothing but measuring may use it
+        self.emptying = Notice()  #: told when what it holds is to be moved elsewhere
         self.removals = 0  #: that wait for it to be empty
         self.leave = trio.Event()  #: it is to be taken out of use
         self.gone = trio.Event()  #: it is closed, or nothing drives its ring any more
@@ -327,3 +328,4 @@ class SpillPath:
         if self.state is not before:
             _log.error("%s: %s; it takes no more chunks, and those it holds are moved", self.name, self.state)
             self._changed.tell()
+            self.emptying.tell()

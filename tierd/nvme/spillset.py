@@ -174,6 +174,7 @@ class SpillSet:
         """Gives the path no more chunks and begins to move those it holds."""
         path.health.drain(True)
         self._changed.tell()
+        path.emptying.tell()
 
     def restore(self, path: SpillPath) -> bool:
         """Calls a drain off; False if the path has failed, and is drained all the same."""
@@ -250,7 +251,7 @@ class SpillSet:
         room = partial(self._others_have_room, path)
         while True:
             while not (path.empties and path.extents.owned):
-                await self._changed.wait()
+                await path.emptying.wait()  # not for changes, which come with every chunk
             await drain(path, transit, self._store, self._changed, room)
 
     async def _measure(self) -> None:

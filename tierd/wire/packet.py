@@ -48,10 +48,7 @@ def receive_packet(sock: socket.socket) -> tuple[bytes, tuple[int, ...]]:
         raise
     except OSError as error:
         raise Disconnected(f"the connection broke: {error.strerror}") from error
-    fds = array.array("i")
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(data[: len(data) - len(data) % _INT])
+    fds = _descriptors(ancillary) if ancillary else ()
     if flags & _CTRUNC:
         close_fds(fds)
         raise WireError(f"a packet may carry {MAX_FDS} file descriptors, more came or could not be opened")
@@ -62,7 +59,15 @@ def receive_packet(sock: socket.socket) -> tuple[bytes, tuple[int, ...]]:
         # The end, or an empty packet, which is no message either: both end the conversation.
         close_fds(fds)
         raise Disconnected("the peer closed the connection")
-    return packet, tuple(fds)
+    return packet, fds
+
+
+def _descriptors(ancillary: Iterable[tuple[int, int, bytes]]) -> tuple[int, ...]:
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % _INT])
+    return tuple(fds)
 
 
 def send_packet(sock: socket.socket, packet: bytes, fds: Sequence[int] = ()) -> None:
