@@ -58,6 +58,7 @@ def test_json(cli: Cli) -> None:
     for one in answer["throughput"]:
         assert list(one) == [
             "direction", "chunk_bytes", "depth", "bytes_per_second", "fio_bytes_per_second",
+            "fio_summed_bytes_per_second",
             "ratio", "ratio_min", "ratio_max",
             "daemon_cpu_seconds_per_gb", "client_cpu_seconds_per_gb", "fio_cpu_seconds_per_gb", "pairs",
         ]  # fmt: skip

@@ -32,7 +32,8 @@ class FioJob:
 class FioRun:
     """What one run came to, all jobs together."""
 
-    rate: float  #: bytes/s: the sum over the jobs
+    rate: float  #: bytes/s: all jobs' bytes over the time until the last was through
+    summed: float  #: bytes/s: the sum of what each job had while it ran
     cpu: float  #: seconds of processor time a byte
     median: float  #: seconds from a request to its completion
     p99: float
@@ -104,15 +105,18 @@ def _run(command: Sequence[str]) -> tuple[int, str, str]:
 
 
 def _summary(jobs: Sequence[dict[str, Any]]) -> FioRun:
-    rate = cpu = size = 0.0
+    summed = cpu = size = longest = 0.0
     for job in jobs:
         sides = [job[side] for side in ("read", "write") if job[side]["io_bytes"]]
         moved = sum(side["io_bytes"] for side in sides)
         # Milliseconds, and a run of nothing but a few chunks may take none.
         seconds = max([1, *(side["runtime"] for side in sides)]) / 1000
-        rate += moved / seconds
+        summed += moved / seconds
+        longest = max(longest, seconds)
         cpu += (job["usr_cpu"] + job["sys_cpu"]) / 100 * job["job_runtime"] / 1000
         size += moved
     side = max((jobs[0][side] for side in ("read", "write")), key=lambda side: side["io_bytes"])
     percentiles = side["lat_ns"]["percentile"]
-    return FioRun(rate, cpu / size, percentiles["50.000000"] / 1e9, percentiles["99.000000"] / 1e9)
+    return FioRun(
+        size / longest, summed, cpu / size, percentiles["50.000000"] / 1e9, percentiles["99.000000"] / 1e9
+    )

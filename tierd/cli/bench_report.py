@@ -52,6 +52,7 @@ def throughput_json(found: Throughput) -> dict[str, object]:
         "depth": found.depth,
         "bytes_per_second": found.median(_rate),
         "fio_bytes_per_second": found.median(_fio_rate),
+        "fio_summed_bytes_per_second": found.median(_fio_summed),
         "ratio": found.median(_ratio),
         "ratio_min": min(ratios),
         "ratio_max": max(ratios),
@@ -83,6 +84,10 @@ def _rate(pair: Pair) -> float:
 
 def _fio_rate(pair: Pair) -> float:
     return pair.fio_rate
+
+
+def _fio_summed(pair: Pair) -> float:
+    return pair.fio_summed
 
 
 def _ratio(pair: Pair) -> float:
