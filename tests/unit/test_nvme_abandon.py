@@ -14,7 +14,8 @@ import trio
 import trio.testing
 
 from tests.unit.ring_harness import PAGE, FullPipe, Pipe, mapped_memory, scratch
-from tierd.nvme.ring import Abandoned, Ring, RingBuffer, RingFile, open_ring, write_within
+from tierd.nvme.ring import Abandoned, Ring, RingBuffer, RingFile, open_ring
+from tierd.nvme.ringtables import write_within
 
 pytestmark = pytest.mark.usefixtures("no_leaked_fds")
 memory = pytest.fixture(mapped_memory)

@@ -30,30 +30,23 @@ from one may be: bytes of another kind then reach a region that holds nothing.
 from __future__ import annotations
 
 import errno
-import mmap
 import os
-import select
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn, Self
+from typing import NoReturn
 
 import outcome
 import trio
 
 from tierd.model import Poll
 
-from ._uring import ffi, lib
+from ._uring import lib
 from .call import Abandoned, Call
 from .errors import RingError
-from .ringsetup import buffer_error, cannot_poll, new_ring
-from .table import Table
-
-if TYPE_CHECKING:
-    from ._uring import CData
+from .ringsetup import cannot_poll
+from .ringtables import RingBuffer, RingFile, RingTables
 
 __all__ = [
     "DEFAULT_ENTRIES",
@@ -65,7 +58,6 @@ __all__ = [
     "RingFile",
     "RingStatistics",
     "open_ring",
-    "write_within",
 ]
 
 DEFAULT_ENTRIES = 64
@@ -74,8 +66,6 @@ DEFAULT_PIECE = 16 << 20
 GB/s in pieces of 2 MiB and 0.13 in one, and chunks of 32 MiB in two pieces were the nearest to fio.
 Smaller ones would let a request that was cancelled end sooner.
 """
-
-_GIB = 1 << 30
 
 _PIECES_ALONE = 4
 _LEAST_PIECE, _MOST_PIECE = 512 << 10, 4 << 20
@@ -99,42 +89,13 @@ class RingStatistics:
     completed: int  #: requests
 
 
-class RingBuffer:
-    """Memory that a ring transfers from and to. Ring.add_buffer() makes it."""
-
-    __slots__ = ("_memory", "busy", "first", "fixed", "length", "segments")
-
-    def __init__(self, first: int, segments: int, length: int, fixed: bool, memory: CData) -> None:
-        self.first = first  #: its first entry in the ring's table; -1 once removed
-        self.segments = segments
-        self.length = length  #: bytes
-        self.fixed = fixed  #: whether its pages are pinned once and for all
-        self.busy = 0  #: requests under way
-        self._memory = memory
-
-    def release(self) -> None:
-        """Lets go of the memory: until then the mapping behind it cannot be closed."""
-        self.first = -1
-        ffi.release(self._memory)
-
-
-class RingFile:
-    """A file that a ring transfers from and to. Ring.add_file() makes it."""
-
-    __slots__ = ("busy", "index")
-
-    def __init__(self, index: int) -> None:
-        self.index = index  #: its entry in the ring's table; -1 once removed
-        self.busy = 0  #: requests under way
-
-
-class Ring:
+class Ring(RingTables):
     """One io_uring instance, for use from the thread that makes it.
 
     `entries` bounds the pieces that are with the kernel and the requests that are started; further
     requests wait their turn, first come first served. `piece` is the size, in bytes, at which
-    requests are cut. `buffers` bounds the
-    buffers, counted by GiB begun, and `files` the files that can be added.
+    requests are cut. `buffers` bounds the buffers, counted by GiB begun, and `files` the files that
+    can be added.
 
     `poll` says who looks after the device. "none": it interrupts when it is done. "io": run() asks it
     again and again while requests are under way, and trio's other tasks in turn; that keeps one core
@@ -154,33 +115,17 @@ class Ring:
         files: int = 16,
         poll: Poll = "none",
     ) -> None:
+        super().__init__(entries, piece, buffers, files, poll)
         self._entries = entries
         self._piece = piece
-        self._poll = poll
-        self._ring, self._setup_flags = new_ring(entries, piece, buffers, files, poll)
-        self._open = True  # requests are taken
-        self._eventfd = lib.gb_ring_eventfd(self._ring)
-        self._ended = ffi.new("uint32_t[]", entries)
-        self._results = ffi.new("int32_t[]", entries)
         self._unused = entries  # request numbers
         self._queue: deque[Call] = deque()  # calls without a number, while none is unused
         self._waiting: dict[int, Call] = {}  # by number, in the order in which they were started
         self._abandoned: dict[int, Call] = {}  # by number: the kernel has them still
         self._late: deque[Callable[[], None]] = deque()  # to be called by the pump
         self._stalled = False
-        self._buffer_table = Table(buffers)
-        self._file_table = Table(files)
-        self._buffers: set[RingBuffer] = set()
         self._wakeups = 0
         self._completed = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Gives the ring back to the kernel; closing twice is allowed.
@@ -189,16 +134,9 @@ class Ring:
         Requests that were abandoned do not count. The kernel takes the ring apart when it is done
         with them, of which nobody is told: `late` is not called any more.
         """
-        if self._eventfd == -1:
-            return
         if self._waiting:
             raise trio.BusyResourceError(f"{len(self._waiting)} requests are under way on this ring")
-        self._open = False
-        self._eventfd = -1
-        lib.gb_ring_free(self._ring)
-        for buffer in self._buffers:
-            buffer.release()
-        self._buffers.clear()
+        super().close()
 
     def statistics(self) -> RingStatistics:
         """What the ring is and does now."""
@@ -211,84 +149,6 @@ class Ring:
             wakeups=self._wakeups,
             completed=self._completed,
         )
-
-    # Files and buffers
-
-    def add_file(self, fd: int) -> RingFile:
-        """Registers an open file. The ring holds the file, not the descriptor, until it is removed.
-
-        Raises NoSpace when the table is full and OSError when the kernel refuses.
-        """
-        self._check_open()
-        index = self._file_table.take(1)
-        error = lib.gb_ring_set_file(self._ring, index, fd)
-        if error:
-            self._file_table.give_back(index, 1)
-            raise OSError(-error, f"io_uring cannot register file descriptor {fd}: {os.strerror(-error)}")
-        return RingFile(index)
-
-    def check_polling(self, file: RingFile) -> None:
-        """Reads the file's first block, before run(), where the ring polls for completions.
-
-        Raises RingError where it cannot be polled, which the kernel says only when it is tried, and
-        OSError where it cannot be read.
-        """
-        if self._poll != "io":
-            return
-        with mmap.mmap(-1, mmap.PAGESIZE) as page, memoryview(page) as memory:
-            buffer = self.add_buffer(memory, fixed=False)
-            try:
-                lib.gb_ring_start(self._ring, 0, file.index, buffer.first, 0, mmap.PAGESIZE, 0, 0)
-                while not lib.gb_ring_reap(self._ring, self._ended, self._results):
-                    pass
-                error = -self._results[0]
-            finally:
-                self.remove_buffer(buffer)
-        if error == errno.EOPNOTSUPP:
-            raise cannot_poll()
-        if error:
-            raise OSError(error, os.strerror(error))
-
-    def remove_file(self, file: RingFile) -> None:
-        """Lets go of a file. Raises trio.BusyResourceError while a request uses it.
-
-        Also when one was abandoned and, with poll="sq", the kernel's thread has not even looked at it
-        for a second.
-        """
-        self._check_idle(file.busy, file.index)
-        self._check_settled(lib.gb_ring_set_file(self._ring, file.index, -1))
-        self._file_table.give_back(file.index, 1)
-        file.index = -1
-
-    def add_buffer(self, memory: memoryview, *, fixed: bool = True) -> RingBuffer:
-        """Registers writable memory, of any length; its pages are pinned here, once.
-
-        With `fixed` false nothing is pinned now, and the kernel pins for each transfer. Takes 8 ms a
-        GiB, but up to 0.6 s where the pages do not exist yet: populate large memory in a thread.
-
-        Raises MemlockError when RLIMIT_MEMLOCK forbids it, NoSpace when the table is full, and
-        OSError when the kernel refuses otherwise.
-        """
-        self._check_open()
-        segments = -(-memory.nbytes // _GIB)
-        first = self._buffer_table.take(segments)
-        address = ffi.from_buffer("char[]", memory, require_writable=True)
-        error = lib.gb_ring_set_buffer(self._ring, first, address, memory.nbytes, fixed)
-        if error:
-            ffi.release(address)
-            self._buffer_table.give_back(first, segments)
-            raise buffer_error(-error, memory.nbytes)
-        buffer = RingBuffer(first, segments, memory.nbytes, fixed, address)
-        self._buffers.add(buffer)
-        return buffer
-
-    def remove_buffer(self, buffer: RingBuffer) -> None:
-        """Unpins a buffer. Raises trio.BusyResourceError as remove_file() does."""
-        self._check_idle(buffer.busy, buffer.first)
-        self._check_settled(lib.gb_ring_clear_buffer(self._ring, buffer.first, buffer.length))
-        self._buffer_table.give_back(buffer.first, buffer.segments)
-        self._buffers.discard(buffer)
-        buffer.release()
 
     # Transfers
 
@@ -620,56 +480,11 @@ class Ring:
         self._waiting.clear()
         raise RingError(error, f"the kernel refuses the ring: {os.strerror(error)}")
 
-    def _check_settled(self, error: int) -> None:
-        if error == -errno.EBUSY:
-            raise trio.BusyResourceError("the kernel's thread has not taken what was abandoned yet")
-
-    def _check_open(self) -> None:
-        if not self._open:
-            raise trio.ClosedResourceError("the ring was closed")
-
-    def _check_idle(self, busy: int, entry: int) -> None:
-        if self._eventfd == -1:
-            raise trio.ClosedResourceError("the ring was closed")
-        if entry < 0:
-            raise ValueError("it was removed from the ring before")
-        if busy:
-            raise trio.BusyResourceError(f"{busy} requests are using it")
-
 
 def _piece_alone(length: int) -> int:
     """Bytes of a piece of a read that nothing else is under way beside."""
     piece = length // _PIECES_ALONE // _LEAST_PIECE * _LEAST_PIECE
     return min(max(piece, _LEAST_PIECE), _MOST_PIECE)
-
-
-def write_within(seconds: float, fd: int, memory: memoryview, file_offset: int) -> None:
-    """Writes memory to a file for who has no pump and cannot wait for a device that stalls.
-
-    pwrite() would: nothing interrupts it then, and nothing kills the process. Blocks the thread for
-    `seconds` at most. Raises OSError: TimeoutError when they are over. The memory may be reused even
-    then, but the file may yet be written.
-    """
-    until = time.monotonic() + seconds
-    with Ring(entries=1, buffers=1, files=1) as ring:
-        file, buffer = ring.add_file(fd), ring.add_buffer(memory)
-        number = lib.gb_ring_start(
-            ring._ring, lib.GB_WRITE, file.index, buffer.first, 0, buffer.length, file_offset, 0
-        )
-        ready = select.poll()
-        ready.register(ring._eventfd, select.POLLIN)
-        while not lib.gb_ring_reap(ring._ring, ring._ended, ring._results):
-            left = until - time.monotonic()
-            if left <= 0:
-                lib.gb_ring_abandon(ring._ring, number)
-                raise TimeoutError(errno.ETIMEDOUT, "the device does not answer")
-            ready.poll(left * 1000)
-        error = -ring._results[0]
-        # Now, for the kernel takes rings apart in the background, and the file stays busy till then.
-        ring.remove_buffer(buffer)
-        ring.remove_file(file)
-    if error:
-        raise OSError(error, os.strerror(error))
 
 
 @asynccontextmanager

@@ -16,7 +16,8 @@ from typing import Self
 from tierd.model import SpillOptions
 
 from .errors import RingError
-from .ring import Ring, RingBuffer, RingFile, write_within
+from .ring import Ring
+from .ringtables import RingBuffer, RingFile, write_within
 from .slots import Arena, slot_offset
 from .spillpath import DATA_OFFSET, OpenPath, is_same_file, open_spill_path
 from .superblock import BLOCK, State
