@@ -12,7 +12,7 @@ To compare the two and nothing else:
   first in every other pair, and what counts is the ratio within a pair.
 - With several paths both are measured until the last byte is there, as fio does for a group of jobs.
   Jobs on one disk do not end together, and the sum of what each had until its own end is more than
-  the disk ever gave: 4 to 17% more with four.
+  the disk ever gave: 4 to 21% more with four.
 - A fetch gives its extent back, so something has to be spilled before something can be fetched.
   That happens before the clock starts, and before fio's turn just the same.
 """
