@@ -66,9 +66,11 @@ struct allocation *alloc_map_add(struct alloc_map *map, uint64_t base, uint64_t 
 		map->sorted = grown;
 		map->room = room;
 	}
-	*allocation = (struct allocation){
-		.base = base, .bytes = bytes, .first = first, .chunks = chunks
-	};
+	*allocation = (struct allocation){ .base = base,
+					   .bytes = bytes,
+					   .first = first,
+					   .chunks = chunks,
+					   .number = map->added++ };
 	at = rank(map, base);
 	memmove(map->sorted + at + 1, map->sorted + at, (map->count - at) * sizeof(*map->sorted));
 	map->sorted[at] = allocation;

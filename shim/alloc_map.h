@@ -28,6 +28,7 @@ struct allocation {
 	uint64_t bytes; /* asked for */
 	uint32_t first; /* its first chunk; unused while direct */
 	uint32_t chunks; /* 0: direct, the driver's own */
+	uint32_t number; /* how many were added to the map before it */
 	bool leaving; /* being freed */
 	uint32_t
 		guests; /* launches that name it, perhaps by accident, and hold nothing of it yet */
@@ -39,6 +40,7 @@ struct alloc_map {
 	struct allocation **sorted;
 	uint32_t count, room;
 	uint32_t paged; /* how many are paged */
+	uint32_t added; /* since the beginning */
 	uint64_t low, high; /* paged addresses lie in [low, high) */
 };
 

@@ -144,7 +144,11 @@ static CUresult begin_piece(struct launch held[2], const struct end ends[2], con
 	CUresult result;
 	uint32_t n = 0;
 
-	held[0].device = held[1].device = NULL;
+	for (int e = 0; e < 2; e++) {
+		held[e].device = NULL;
+		held[e].record = NULL;
+		held[e].function = NULL;
+	}
 	held[0].captured = held[1].captured = launch_captured(stream, variant);
 	if (ends[0].device && ends[0].device == ends[1].device) {
 		for (int e = 0; e < 2; e++)

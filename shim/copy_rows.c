@@ -23,6 +23,8 @@ static CUresult begin_rows(struct launch *held, const struct extent *sides, uint
 	uint32_t n = 0;
 
 	held->device = NULL;
+	held->record = NULL;
+	held->function = NULL;
 	for (uint32_t i = 0; i < count; i++) {
 		struct device *owner =
 			sides[i].begin < sides[i].end ? device_of(sides[i].begin) : NULL;

@@ -13,6 +13,7 @@
 
 #include "gate.h"
 #include "log.h"
+#include "record.h"
 
 #define MAX_DEVICES 16
 /* 2 TiB of 2 MiB chunks; the tables are mapped, not touched, until used. */
@@ -201,7 +202,11 @@ static bool activate(struct device *device)
 	device->slots_allowed = slots;
 	atomic_store(&device->slots_announced, slots);
 	device_gauge(device, COUNTER_VRAM_SLOTS, slots);
-	return pager_start(device) == 0;
+	if (pager_start(device))
+		return false;
+	if (record_open(device))
+		residency_begin_paging(device);
+	return true;
 }
 
 struct device *device_obtain(void)
@@ -289,6 +294,7 @@ void device_abandon(CUdevice ordinal)
 	device = atomic_exchange(&devices[ordinal], NULL);
 	if (!device)
 		return;
+	record_close(device);
 	pthread_mutex_lock(&device->lock);
 	device->stop_error = CUDA_ERROR_DEINITIALIZED;
 	device->stopped = true;
@@ -325,6 +331,7 @@ static void in_child(void)
 		atomic_store(&refused, true); /* CUDA was in use: it is not usable here */
 	}
 	atomic_store(&gate_closed, 0);
+	record_forget();
 }
 
 __attribute__((constructor)) static void watch_forks(void)

@@ -23,10 +23,15 @@ CUresult launch_begin(struct launch *launch, struct device *device, struct span 
 	CUresult result;
 
 	launch->device = NULL;
-	if (!count)
-		return CUDA_SUCCESS;
+	launch->record = NULL;
 	launch->stream = stream;
 	launch->variant = variant;
+	if (!count) {
+		/* Its time is a part of the pass all the same. */
+		launch->record = record_begin(device, launch->function, spans, 0, stream, variant,
+					      launch->captured);
+		return CUDA_SUCCESS;
+	}
 	result = residency_hold(device, spans, count, &launch->hold);
 	if (result)
 		return result;
@@ -37,11 +42,15 @@ CUresult launch_begin(struct launch *launch, struct device *device, struct span 
 		return result;
 	}
 	launch->device = device;
+	launch->record = record_begin(device, launch->function, spans, count, stream, variant,
+				      launch->captured);
 	return CUDA_SUCCESS;
 }
 
 void launch_end(struct launch *launch)
 {
+	if (launch->record)
+		record_end(launch->record, launch->stream, launch->variant);
 	if (!launch->device)
 		return;
 	if (launch->captured)
@@ -138,8 +147,10 @@ static CUresult begin_kernel(struct launch *launch, CUfunction f, void **params,
 	uint32_t count = 0;
 
 	launch->device = NULL;
+	launch->record = NULL;
 	if (!device)
 		return CUDA_SUCCESS;
+	launch->function = f;
 	device_count(device, COUNTER_LAUNCHES, 1);
 	params_scan(f, params, extra, __atomic_load_n(&device->map.low, __ATOMIC_RELAXED),
 		    __atomic_load_n(&device->map.high, __ATOMIC_RELAXED), named_found, &named);
@@ -149,13 +160,13 @@ static CUresult begin_kernel(struct launch *launch, CUfunction f, void **params,
 		result = CUDA_ERROR_OUT_OF_MEMORY;
 	else if (named.count)
 		count = objects(device, &named, spans);
-	if (count) {
+	launch->captured = graph || (count && launch_captured(stream, variant));
+	if (count)
 		device_count(device, COUNTER_LAUNCHES_PAGED, 1);
-		launch->captured = graph || launch_captured(stream, variant);
+	if (!result)
 		result = launch_begin(launch, device, spans, count, stream, variant);
-		if (result == CUDA_ERROR_OUT_OF_MEMORY)
-			say_too_large(device, spans, count);
-	}
+	if (count && result == CUDA_ERROR_OUT_OF_MEMORY)
+		say_too_large(device, spans, count);
 	if (spans != few)
 		free(spans);
 	named_free(&named);
@@ -284,8 +295,8 @@ CUresult launch_fix_kernel(const CUDA_KERNEL_NODE_PARAMS *params)
 		begin_kernel(&launch, params->func ? params->func : (CUfunction)params->kern,
 			     params->kernelParams, params->extra, NULL, 0, true);
 
-	if (!result && launch.device)
-		residency_fix(launch.device, &launch.hold);
+	if (!result)
+		launch_end(&launch);
 	return result;
 }
 

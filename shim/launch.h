@@ -5,6 +5,7 @@
 
 #include <stdbool.h>
 
+#include "record.h"
 #include "residency.h"
 
 /* Is the stream recording a graph? Asks the driver only while any stream may be. */
@@ -15,6 +16,8 @@ struct launch {
 	struct hold hold;
 	CUstream stream;
 	unsigned int variant;
+	struct record *record; /* NULL: it is not recorded */
+	CUfunction function; /* set by the caller; NULL: a copy or memset */
 	bool captured; /* set by the caller: the work goes into a graph, what it names is fixed for
 			  good */
 };

@@ -7,6 +7,7 @@
 #include "device.h"
 #include "log.h"
 #include "params.h"
+#include "record.h"
 
 /* Small allocations go to the driver, up to half of VRAM; beyond that they are paged like the rest.
  */
@@ -109,8 +110,10 @@ static struct allocation *enter(struct device *device, CUdeviceptr base, size_t 
 		};
 		residency_show(device, first + i);
 	}
-	if (allocation)
+	if (allocation) {
 		device->committed += chunks;
+		record_allocation(device, allocation);
+	}
 	pthread_mutex_unlock(&device->lock);
 	return allocation;
 }
@@ -157,6 +160,7 @@ static void take_apart(struct device *device, struct allocation *allocation, uin
 
 	residency_wait_unnamed(device, allocation);
 	pthread_mutex_lock(&device->lock);
+	record_free(device, allocation);
 	device->ending = allocation;
 	pthread_cond_signal(&device->work);
 	while (device->ending == allocation)

@@ -43,6 +43,9 @@ def add_to(commands: Commands) -> None:
     )
     add_tiers(parser)
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the final figures to FILE as well")
+    parser.add_argument(
+        "--record", metavar="FILE", type=Path, help="record launches and what they name, for tools/replay"
+    )
     parser.add_argument("--driver", metavar="PATH", help="the CUDA driver (libcuda.so.1), if it is not found")
     add_socket(parser)
     # Like a subparser's: from the first word that is no option of ours on, all is the command's.
@@ -61,7 +64,8 @@ def _run(options: argparse.Namespace) -> int:
         del options.argv[0]
     if not options.argv:
         raise UsageError("run: no command is given; write it after --")
-    _check_json(options.json)
+    _check_file("--json", options.json)
+    _check_file("--record", options.record)
     shim = find_shim(os.environ)
     driver = find_driver(options.driver, os.environ, shim=shim)
     with hold_signals() as held:
@@ -151,6 +155,10 @@ def _environment(daemon: _Daemon, options: argparse.Namespace, driver: Path, shi
     if vram is not None:
         # The shim knows percentages and bytes.
         environ["GREENBOOST_VRAM"] = vram.strip() if "%" in vram else str(parse_size(vram))
+    if options.record is not None:
+        # The shim appends, as one process after another may be recorded.
+        options.record.write_bytes(b"")
+        environ["GREENBOOST_RECORD"] = str(options.record.absolute())
     return environ
 
 
@@ -178,13 +186,13 @@ def _check_vram(options: argparse.Namespace, chunk: int) -> None:
         )
 
 
-def _check_json(file: Path | None) -> None:
-    """Raise UsageError if the figures could not be written: better now than after hours of work."""
+def _check_file(flag: str, file: Path | None) -> None:
+    """Raise UsageError if the file could not be written: better now than after hours of work."""
     if file is None:
         return
     if file.is_dir():
-        raise UsageError(f"--json: {file} is a directory; give a file")
+        raise UsageError(f"{flag}: {file} is a directory; give a file")
     target = file if file.exists() else file.absolute().parent
     if not os.access(target, os.W_OK):
         reason = "cannot be written" if target.exists() else "does not exist"
-        raise UsageError(f"--json: {target} {reason}; give a file that can be written")
+        raise UsageError(f"{flag}: {target} {reason}; give a file that can be written")
