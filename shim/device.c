@@ -18,6 +18,8 @@
 #define MAX_DEVICES 16
 /* 2 TiB of 2 MiB chunks; the tables are mapped, not touched, until used. */
 #define MAX_CHUNKS (1u << 20)
+/* Uses that are remembered: some passes, or one of a large model in small chunks. 12 MiB. */
+#define MAX_USES (1u << 19)
 /* VRAM left to the driver and to others when no limit is given: kernels, libraries' workspaces,
  * stacks. */
 #define RESERVE_SHARE 16
@@ -97,20 +99,23 @@ static int connect_daemon(struct device *device)
 static struct device *device_new(CUdevice ordinal)
 {
 	struct device *device = calloc(1, sizeof(*device));
+	struct history *history;
+	struct past *log;
 
 	if (!device)
 		return NULL;
 	device->ordinal = ordinal;
 	device->chunk_limit = MAX_CHUNKS;
 	device->chunks = map_table(MAX_CHUNKS * sizeof(*device->chunks));
-	device->history = map_table(MAX_CHUNKS * sizeof(*device->history));
+	history = map_table(MAX_CHUNKS * sizeof(*history));
+	log = map_table(MAX_USES * sizeof(*log));
 	device->map.low = UINT64_MAX;
-	predict_init(&device->predictor);
+	predict_init(&device->predictor, history, log, MAX_USES);
 	pthread_mutex_init(&device->allocate, NULL);
 	pthread_mutex_init(&device->lock, NULL);
 	pthread_cond_init(&device->changed, NULL);
 	pthread_cond_init(&device->work, NULL);
-	if (!device->chunks || !device->history || connect_daemon(device)) {
+	if (!device->chunks || !history || !log || connect_daemon(device)) {
 		free(device); /* its tables, at most a few pages, stay: this happens once */
 		return NULL;
 	}

@@ -32,6 +32,8 @@ CUresult launch_begin(struct launch *launch, struct device *device, struct span 
 					      launch->captured);
 		return CUDA_SUCCESS;
 	}
+	/* Handles are addresses; neighbours differ in the middle bits. */
+	launch->hold.tag = (uint32_t)((uintptr_t)launch->function * 0x9e3779b97f4a7c15u >> 33);
 	result = residency_hold(device, spans, count, &launch->hold);
 	if (result)
 		return result;

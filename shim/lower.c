@@ -52,6 +52,7 @@ static void fetch_done(void *arg, const struct reply *reply)
 	} else {
 		chunk->home = HOME_T2;
 		chunk->extent = reply->kept;
+		predict_moved(&device->predictor, transfer->chunk, PLACE_RAM, false);
 		device_count(device, COUNTER_FETCH_BYTES, device->chunk);
 	}
 	transfer_done(transfer);
@@ -64,6 +65,7 @@ static void leave_ram(struct device *device, struct chunk *chunk)
 	mover_put_ram(&device->mover, chunk->ram, NULL);
 	chunk->ram = NO_RAM;
 	chunk->home = HOME_T3;
+	predict_moved(&device->predictor, (uint32_t)(chunk - device->chunks), PLACE_AWAY, false);
 }
 
 static void spill_done(void *arg, const struct reply *reply)
@@ -124,34 +126,22 @@ static void post_transfer(struct device *device, const char *op, uint32_t index,
 }
 
 /*
- * Of the chunks at home in T2 the one needed last; PREDICT_NONE if there is
- * none. One that a launch waits for goes only before nothing can move at all:
- * with every RAM slot full of what is wanted, no chunk could leave VRAM for it.
+ * One that a launch waits for goes only before nothing can move at all: with every RAM
+ * slot full of what is wanted, no chunk could leave VRAM for it.
  */
-static uint32_t spill_victim(const struct device *device)
+static enum predict_leave may_spill(void *arg, uint32_t index)
 {
-	uint32_t best = PREDICT_NONE;
-	uint64_t latest = 0;
+	const struct chunk *chunk = &((struct device *)arg)->chunks[index];
 
-	for (uint32_t i = 0; i < device->map.count; i++) {
-		const struct allocation *a = device->map.sorted[i];
+	if (chunk->state != ABSENT || chunk->home != HOME_T2)
+		return LEAVE_NOT;
+	return chunk->holds ? LEAVE_LAST : LEAVE_CLEAN;
+}
 
-		for (uint32_t c = a->first; c < a->first + a->chunks; c++) {
-			const struct chunk *chunk = &device->chunks[c];
-			uint64_t next;
-
-			if (chunk->state != ABSENT || chunk->home != HOME_T2)
-				continue;
-			next = chunk->holds
-				       ? 0
-				       : predict_next_use(&device->predictor, &device->history[c]);
-			if (best == PREDICT_NONE || next > latest) {
-				best = c;
-				latest = next;
-			}
-		}
-	}
-	return best;
+/* Of the chunks at home in T2 the one needed last; PREDICT_NONE if there is none. */
+static uint32_t spill_victim(struct device *device)
+{
+	return predict_victim(&device->predictor, PLACE_RAM, HASTE_HURRY, may_spill, device);
 }
 
 static void arena_done(void *arg, const struct reply *reply)

@@ -125,7 +125,7 @@ static struct allocation *enter(struct device *device, CUdeviceptr base, size_t 
 static CUresult map_all(struct device *device, struct allocation *allocation)
 {
 	struct span span = { .allocation = allocation, .end = allocation->bytes };
-	struct hold hold;
+	struct hold hold = { .tag = 0 };
 	CUresult result = residency_hold(device, &span, 1, &hold);
 
 	if (result)

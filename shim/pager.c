@@ -7,12 +7,21 @@
 #define _GNU_SOURCE
 #include "pager.h"
 
+#include <time.h>
+
 #include "log.h"
 #include "thread.h"
 
-/* Prefetched and not yet used at most: 1/8 of VRAM, so that looking ahead cannot push out the
- * present. */
-#define PREFETCH_SHARE 8
+/* Of VRAM, as what to divide it by: what was brought in ahead and is not used yet; and what stays
+ * free for new memory when there is room for what is far ahead. */
+#define UNREAD_SHARE 8
+#define ROOM_SHARE 32
+
+/* Reads of T3 under way ahead of use. */
+#define FETCHES_AHEAD 8
+
+/* How soon a pager looks again when what is to leave is still in use. */
+#define AGAIN_NS 100000
 
 void pager_set_state(struct device *device, uint32_t index, enum chunk_state state)
 {
@@ -165,7 +174,7 @@ static void end_allocation(struct device *device)
 			ticket_put(chunk->uses[i]);
 		device->fixed -= chunk->fixed;
 		*chunk = (struct chunk){ .slot = NO_SLOT, .ram = NO_RAM };
-		predict_forget(&device->history[c]);
+		predict_forget(&device->predictor, c);
 		__atomic_store_n(&device->state_map[c], STATE_FREE, __ATOMIC_RELAXED);
 	}
 	let_go(device);
@@ -191,45 +200,33 @@ void pager_on_recall(void *arg, uint64_t id, uint64_t arena)
 	pthread_mutex_unlock(&device->lock);
 }
 
-/* The next chunks by what followed last time, else by address, that are not in VRAM. */
-static uint32_t next_absent(const struct device *device)
+static bool may_rise(void *arg, uint32_t index)
 {
-	uint32_t c = device->predictor.arrived;
-	uint32_t depth = device->slots_allowed / PREFETCH_SHARE;
+	const struct chunk *chunk = &((struct device *)arg)->chunks[index];
 
-	if (depth > PREFETCH_MOST)
-		depth = PREFETCH_MOST;
-	while (c != PREDICT_NONE && depth--) {
-		uint32_t next = predict_successor(&device->history[c]);
-		const struct chunk *chunk;
-
-		if (next == PREDICT_NONE)
-			next = c + 1;
-		if (next >= device->chunk_limit)
-			break;
-		chunk = &device->chunks[next];
-		if (!chunk->address || (chunk->state == ABSENT && chunk->home == HOME_EMPTY))
-			break; /* past the end of the allocation, or of what was written */
-		if (chunk->state == ABSENT && chunk->home != HOME_LOST)
-			return next;
-		c = next;
-	}
-	return PREDICT_NONE;
+	return chunk->state == ABSENT && (chunk->home == HOME_T2 || chunk->home == HOME_T3);
 }
 
-/* One step ahead; false: nothing to do until something is used. */
-static bool look_ahead(struct device *device)
+static bool may_fetch(void *arg, uint32_t index)
 {
-	uint32_t index = next_absent(device);
-	struct ram_place place;
+	const struct chunk *chunk = &((struct device *)arg)->chunks[index];
 
-	if (index == PREDICT_NONE)
-		return false;
-	if (device->chunks[index].home == HOME_T2)
-		return vram_rise(device, index, true);
+	return chunk->state == ABSENT && chunk->home == HOME_T3;
+}
+
+/* Ask T3 for what will be wanted, farther ahead than VRAM does. */
+static bool fetch_ahead(struct device *device)
+{
+	struct ram_place place;
+	uint32_t index;
+
 	/* Room must be left for what leaves VRAM, or what was fetched would be the first to go
 	 * back. */
-	if (lower_ram_available(device) <= lower_ram_slots(device) / 4)
+	if (lower_ram_available(device) <= lower_ram_slots(device) / 4 ||
+	    device->fetches >= FETCHES_AHEAD)
+		return false;
+	index = predict_next(&device->predictor, PLACE_RAM, false, may_fetch, device);
+	if (index == PREDICT_NONE)
 		return false;
 	place = lower_take_ram(device);
 	if (ram_none(place))
@@ -238,14 +235,49 @@ static bool look_ahead(struct device *device)
 	return true;
 }
 
+/* One step ahead; false: nothing to do, or not yet. */
+static bool look_ahead(struct device *device)
+{
+	uint32_t available = device->slots_allowed > device->slots_used
+				     ? device->slots_allowed - device->slots_used
+				     : 0;
+	bool room = available > device->slots_allowed / ROOM_SHARE + 1;
+	uint32_t index;
+
+	if (fetch_ahead(device))
+		return true;
+	if (!room && device->predictor.unread >= device->slots_allowed / UNREAD_SHARE)
+		return false;
+	index = predict_next(&device->predictor, PLACE_VRAM, room, may_rise, device);
+	return index != PREDICT_NONE && device->chunks[index].home == HOME_T2 &&
+	       vram_rise(device, index, true);
+}
+
 /* Looks ahead once; what is used meanwhile asks for more by setting prefetch again. */
 static bool look_further(struct device *device)
 {
 	bool moved;
 
 	device->prefetch = false;
+	vram_see_what_is_over(device);
 	moved = look_ahead(device);
 	return moved || device->prefetch;
+}
+
+/* Launches end without telling: while some are under way, what they used may be free by now. */
+static void wait_for_work(struct device *device)
+{
+	struct timespec until;
+
+	if (!device->recent_count || !atomic_load(&device->paging)) {
+		pthread_cond_wait(&device->work, &device->lock);
+		return;
+	}
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_nsec += AGAIN_NS;
+	until.tv_sec += until.tv_nsec / 1000000000;
+	until.tv_nsec %= 1000000000;
+	device->prefetch |= pthread_cond_timedwait(&device->work, &device->lock, &until) != 0;
 }
 
 static void *pager_thread(void *arg)
@@ -278,7 +310,7 @@ static void *pager_thread(void *arg)
 			 * have come. */
 			device->prefetch = look_further(device);
 		else
-			pthread_cond_wait(&device->work, &device->lock);
+			wait_for_work(device);
 	}
 	return NULL;
 }

@@ -14,9 +14,6 @@
 
 #include "residency.h"
 
-/* Chunks that may be on their way ahead of their use. */
-#define PREFETCH_MOST 16
-
 static inline void let_go(struct device *device)
 {
 	pthread_mutex_unlock(&device->lock);
@@ -68,6 +65,9 @@ void lower_serve_recall(struct device *device);
  * nobody waits for it. False: not possible now.
  */
 bool vram_rise(struct device *device, uint32_t index, bool ahead);
+
+/* Ask the driver which launches are over, from the oldest on. */
+void vram_see_what_is_over(struct device *device);
 
 /* One slot less, as direct allocations take VRAM from the slots. */
 void vram_give_up_slot(struct device *device);

@@ -175,6 +175,7 @@ static uint32_t forget_overwritten(struct device *device, const struct span *spa
 			dropped[count++] = index;
 		chunk->extent = chunk->summed = false;
 		chunk->home = HOME_EMPTY;
+		predict_moved(&device->predictor, index, PLACE_AWAY, false);
 		residency_show(device, index);
 	}
 	return count;
@@ -265,16 +266,19 @@ CUresult residency_hold(struct device *device, struct span *spans, uint32_t coun
 		dropped_count += forget_overwritten(device, &spans[s], dropped + dropped_count);
 	}
 
-	predict_tick(&device->predictor);
+	predict_slots(&device->predictor, device->slots_allowed);
+	predict_begin(&device->predictor, hold->tag);
 	for (uint32_t i = 0; i < hold->count; i++) {
 		uint32_t index = hold->chunks[i];
 		bool resident = device->chunks[index].state == RESIDENT;
 
 		device->chunks[index].holds++;
 		device_count(device, resident ? COUNTER_CHUNK_HITS : COUNTER_CHUNK_STALLS, 1);
-		if (resident && device->history[index].unread)
+		if (resident && device->predictor.chunks[index].unread)
 			device_count(device, COUNTER_PREFETCH_HITS, 1);
+		predict_use(&device->predictor, index);
 	}
+	predict_end(&device->predictor);
 	if (!all_resident(device, hold)) {
 		started = now_ns();
 		device->wanted = hold;
@@ -301,7 +305,6 @@ CUresult residency_hold(struct device *device, struct span *spans, uint32_t coun
 			chunk->holds--;
 			continue;
 		}
-		predict_use(&device->predictor, device->history, index);
 		if (chunk->arrival && ticket_done(chunk->arrival)) {
 			ticket_put(chunk->arrival);
 			chunk->arrival = NULL;
@@ -416,6 +419,20 @@ static void chunk_join_uses(struct device *device, struct chunk *chunk, struct t
 	ticket_put(ticket);
 }
 
+/* The pager will ask whether it is over. */
+static void note_recent(struct device *device, struct ticket *ticket)
+{
+	uint32_t last = (device->recent_first + device->recent_count) % RECENT_MOST;
+
+	if (device->recent_count == RECENT_MOST) {
+		ticket_put(device->recent[last]);
+		device->recent_first = (last + 1) % RECENT_MOST;
+	} else {
+		device->recent_count++;
+	}
+	device->recent[last] = ticket_get(ticket);
+}
+
 static void hold_free(struct hold *hold)
 {
 	for (uint32_t i = 0; i < hold->arrival_count; i++)
@@ -444,6 +461,8 @@ void residency_release(struct device *device, struct hold *hold, CUstream stream
 			chunk_join_uses(device, chunk, ticket);
 		chunk->holds--;
 	}
+	if (ticket)
+		note_recent(device, ticket);
 	device->prefetch = true;
 	pthread_cond_signal(&device->work);
 	pthread_cond_broadcast(&device->changed);

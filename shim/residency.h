@@ -68,7 +68,11 @@ struct hold {
 	uint32_t in_place[HOLD_INLINE];
 	struct ticket *arrivals[4]; /* the latest of each stream that chunks arrive by */
 	uint32_t arrival_count;
+	uint32_t tag; /* set by the caller: what kind of launch it is, 0 for a copy */
 };
+
+/* Launches whose end the pager has not seen yet; of more the oldest are taken for over. */
+#define RECENT_MOST 4096
 
 struct recall {
 	uint64_t id, arena;
@@ -92,7 +96,6 @@ struct device {
 	pthread_cond_t work; /* the pager has something to do */
 	struct alloc_map map;
 	struct chunk *chunks;
-	struct history *history;
 	struct predictor predictor;
 	uint32_t chunk_limit; /* entries of chunks */
 	uint64_t committed; /* chunks of all allocations */
@@ -114,11 +117,14 @@ struct device {
 	struct reply arena_answer;
 	bool arena_answered;
 	bool prefetch; /* chunks were used: look ahead */
+	struct ticket *recent[RECENT_MOST]; /* a ring, in the order of launches */
+	uint32_t recent_first, recent_count;
 	atomic_bool paging; /* some chunk is or was absent: launches are looked at */
 	atomic_bool quiet; /* work from before paging began has been waited for */
 	bool stopped; /* nothing moves any more */
 	CUresult stop_error; /* why */
 
+	struct ticket *rising[2]; /* the latest copies to VRAM, the last one second; the pager's */
 	struct mover mover; /* the pager's, except the RAM slot bookkeeping */
 	struct summer summer; /* the pager's */
 	pthread_t pager;

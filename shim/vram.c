@@ -7,9 +7,6 @@
 
 #include "log.h"
 
-/* How many chunks to ask about before taking one that the device still uses. */
-#define VICTIM_TRIES 4
-
 /* False: nothing may leave now, as nobody knows what still uses it. */
 static bool all_seen(struct device *device)
 {
@@ -73,7 +70,7 @@ static bool sink(struct device *device, uint32_t index)
 	struct ticket *saved = NULL;
 	struct checksum sum;
 	CUresult result;
-	bool clean;
+	bool clean, changed;
 
 	pager_set_state(device, index, SINKING);
 	if (!all_seen(device)) {
@@ -81,6 +78,8 @@ static bool sink(struct device *device, uint32_t index)
 		return false;
 	}
 	result = settle(device, chunk, &sum, &clean);
+	/* Once it was below, not counting what had to be written because its copy was given up. */
+	changed = chunk->summed && memcmp(&sum, &chunk->sum, sizeof(sum));
 	if (!result && !clean) {
 		lower_drop_extent(device, index);
 		if (ram_none(chunk->ram)) {
@@ -121,84 +120,99 @@ static bool sink(struct device *device, uint32_t index)
 	chunk->arrival = NULL;
 	chunk->slot = NO_SLOT;
 	chunk->home = ram_none(chunk->ram) ? HOME_T3 : HOME_T2;
+	predict_left(&device->predictor, index, changed);
+	predict_moved(&device->predictor, index, chunk->home == HOME_T2 ? PLACE_RAM : PLACE_AWAY,
+		      false);
 	device_count(device, COUNTER_EVICTIONS, 1);
 	device_count(device, COUNTER_EVICTIONS_CLEAN, clean);
 	pager_set_state(device, index, ABSENT);
 	return true;
 }
 
-/* Is the device done with the chunk? Asks the driver. */
-static bool uses_over(struct device *device, uint32_t index)
+void vram_see_what_is_over(struct device *device)
 {
-	struct ticket *uses[CHUNK_USES];
-	bool over = device->quiet;
+	while (device->recent_count) {
+		struct ticket *ticket = ticket_get(device->recent[device->recent_first]);
+		bool over;
 
-	for (int i = 0; i < CHUNK_USES; i++)
-		uses[i] = ticket_get(device->chunks[index].uses[i]);
-	let_go(device);
-	for (int i = 0; i < CHUNK_USES; i++) {
-		over = over && ticket_poll(uses[i]);
-		ticket_put(uses[i]);
-	}
-	take_back(device);
-	return over;
-}
-
-static bool may_leave(const struct device *device, uint32_t index)
-{
-	const struct chunk *chunk = &device->chunks[index];
-
-	return chunk->state == RESIDENT && !chunk->holds && !chunk->fixed;
-}
-
-/* Of the resident chunks the one needed last; PREDICT_NONE if none may leave. */
-static uint32_t needed_last(const struct device *device, const uint32_t *except,
-			    uint32_t exceptions, uint64_t *when)
-{
-	uint32_t best = PREDICT_NONE;
-
-	*when = 0;
-	for (uint32_t i = 0; i < device->mover.slots; i++) {
-		uint32_t c = device->mover.vram[i].chunk;
-		uint64_t next;
-		bool skip = c == NO_SLOT || !may_leave(device, c);
-
-		for (uint32_t e = 0; e < exceptions && !skip; e++)
-			skip = except[e] == c;
-		if (skip)
-			continue;
-		next = device->chunks[c].sticky
-			       ? 0
-			       : predict_next_use(&device->predictor, &device->history[c]);
-		if (best == PREDICT_NONE || next > *when) {
-			best = c;
-			*when = next;
+		let_go(device);
+		over = ticket_poll(ticket);
+		take_back(device);
+		/* Only this thread takes from the ring, but a full one loses its oldest. */
+		if (over && device->recent_count &&
+		    device->recent[device->recent_first] == ticket) {
+			ticket_put(ticket);
+			device->recent_first = (device->recent_first + 1) % RECENT_MOST;
+			device->recent_count--;
 		}
+		ticket_put(ticket);
+		if (!over)
+			break;
 	}
-	return best;
 }
 
-/*
- * The chunk to leave VRAM. For a launch that waits: the one needed last, rather
- * one that the device is done with. For looking ahead: only one that it is done
- * with and that will not be needed as soon.
- */
+/* As far as is known: whether it was changed is found out when it leaves. */
+static enum predict_leave may_leave(void *arg, uint32_t index)
+{
+	const struct device *device = arg;
+	const struct chunk *chunk = &device->chunks[index];
+	bool busy;
+
+	if (chunk->state != RESIDENT || chunk->holds || chunk->fixed)
+		return LEAVE_NOT;
+	if (chunk->sticky)
+		return LEAVE_LAST;
+	busy = !ticket_done(chunk->arrival);
+	for (int i = 0; i < CHUNK_USES && !busy; i++)
+		busy = !ticket_done(chunk->uses[i]);
+	if (device->predictor.chunks[index].changes)
+		return busy ? LEAVE_BUSY_DIRTY : LEAVE_DIRTY;
+	if (!chunk->summed || (ram_none(chunk->ram) && !chunk->extent))
+		return busy ? LEAVE_BUSY_NEW : LEAVE_NEW;
+	return busy ? LEAVE_BUSY : LEAVE_CLEAN;
+}
+
+/* Has the bus more to bring in than what it is just about to end? */
+static bool bus_has_more(struct device *device)
+{
+	struct ticket *last_but_one = ticket_get(device->rising[0]);
+	bool more;
+
+	let_go(device);
+	more = !ticket_poll(last_but_one);
+	ticket_put(last_but_one);
+	take_back(device);
+	return more;
+}
+
+/* The chunk to leave VRAM; PREDICT_NONE: none may. ahead: nobody waits for the place. */
 static uint32_t vram_victim(struct device *device, bool ahead)
 {
-	uint32_t tried[VICTIM_TRIES];
-	uint64_t when;
+	uint32_t victim;
 
-	for (uint32_t n = 0; n < VICTIM_TRIES; n++) {
-		uint32_t best = needed_last(device, tried, n, &when);
+	/* What was launched before anybody looked left no tickets. */
+	if (ahead && !device->quiet)
+		return PREDICT_NONE;
+	vram_see_what_is_over(device);
+	if (ahead)
+		return predict_victim(&device->predictor, PLACE_VRAM, HASTE_AHEAD, may_leave,
+				      device);
+	if (bus_has_more(device)) {
+		struct ticket *last_but_one;
 
-		if (best == PREDICT_NONE ||
-		    (ahead && when <= device->predictor.now + PREFETCH_MOST))
-			break;
-		if (uses_over(device, best) && may_leave(device, best))
-			return best;
-		tried[n] = best;
+		victim = predict_victim(&device->predictor, PLACE_VRAM, HASTE_PATIENT, may_leave,
+					device);
+		if (victim == PREDICT_NONE || !predict_busy(may_leave(device, victim)))
+			return victim;
+		/* Waiting is fine as long as the bus need not. */
+		last_but_one = ticket_get(device->rising[0]);
+		let_go(device);
+		ticket_wait(last_but_one);
+		ticket_put(last_but_one);
+		take_back(device);
+		vram_see_what_is_over(device);
 	}
-	return ahead ? PREDICT_NONE : needed_last(device, NULL, 0, &when);
+	return predict_victim(&device->predictor, PLACE_VRAM, HASTE_HURRY, may_leave, device);
 }
 
 /* A free VRAM slot, made if it may be; NO_SLOT: some chunk has to leave first. */
@@ -289,10 +303,13 @@ bool vram_rise(struct device *device, uint32_t index, bool ahead)
 		device->copies++;
 		if (!chunk->summed)
 			lower_forget_copy(device, index);
-		predict_arrival(&device->history[index]);
 		device_count(device, COUNTER_H2D_BYTES, device->chunk);
 		device_count(device, COUNTER_PREFETCHED, ahead);
+		ticket_put(device->rising[0]);
+		device->rising[0] = device->rising[1];
+		device->rising[1] = ticket_get(arrival);
 	}
+	predict_moved(&device->predictor, index, PLACE_VRAM, ahead);
 	chunk->arrival = arrival;
 	chunk->slot = slot;
 	chunk->home = HOME_T1;

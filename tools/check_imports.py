@@ -35,7 +35,7 @@ SHIM: Layers = (
     # The hooks, by what they are about; interpose is the way into them.
     ("interpose", "copy copy_rows", "graph", "memory"),
     ("launch",),
-    ("residency pager lower vram device",),
+    ("residency pager lower vram device record",),
     ("predict", "mover", "client", "alloc_map", "params", "checksum"),
     ("wire", "ticket", "gate"),
     ("driver stub",),

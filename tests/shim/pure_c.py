@@ -22,6 +22,7 @@ def declarations(header: Path) -> str:
     defines = dict(re.findall(r"^#define (\w+) (\d+)$", text, re.M))
     text = re.sub(r"/\*.*?\*/", "", text, flags=re.S)
     text = re.sub(r"^#.*$", "", text, flags=re.M)
+    text = re.sub(r"^static inline .*?^}$", "", text, flags=re.M | re.S)
     for name, value in defines.items():
         text = re.sub(rf"\b{name}\b", value, text)
     return text

@@ -80,10 +80,12 @@ static void *launch(void *arg)
 int main(void)
 {
 	struct history history = { 0 };
+	struct past log[4];
 	pthread_t thread;
 
 	device.chunks = &chunk;
-	device.history = &history;
+	predict_init(&device.predictor, &history, log, 4);
+	predict_moved(&device.predictor, 0, PLACE_VRAM, false);
 	device.slots_allowed = 0;
 	device.mover = (struct mover){ .slots = 1, .slots_existing = 1, .vram = &slot };
 	pthread_create(&thread, NULL, launch, NULL);

@@ -86,7 +86,8 @@ int main(void)
 	device.state = calloc(1, sizeof(*device.state) + COUNTER_COUNT * sizeof(uint64_t));
 	device.state_map = calloc(2, 1);
 	device.chunks = calloc(2, sizeof(*device.chunks));
-	device.history = calloc(2, sizeof(*device.history));
+	predict_init(&device.predictor, calloc(2, sizeof(struct history)),
+		     calloc(64, sizeof(struct past)), 64);
 	a = alloc_map_add(&device.map, 1 << 20, 2 << 20, 0, 2);
 	for (int growths = 0; growths <= 2; growths++) {
 		growths_left = growths;
