@@ -125,7 +125,7 @@ def _mixture(notes: Notes, *, apart: bool) -> None:
 def _experts_apart(torch: Any, config: Any) -> Any:
     """The experts of a layer, each in tensors of its own, and only those run that a token is routed to."""
 
-    class Experts(torch.nn.Module):  # type: ignore[name-defined, misc]
+    class Experts(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             wide, narrow = config.intermediate_size, config.hidden_size
@@ -149,7 +149,7 @@ def _experts_apart(torch: Any, config: Any) -> Any:
 
 
 def moe(notes: Notes) -> None:
-    """Mixtral's architecture, 12 layers of 8 experts: 8.7 GB. The library names a layer's experts together."""
+    """Mixtral's architecture, 12 layers of 8 experts: 8.7 GB. A layer's experts are one tensor."""
     _mixture(notes, apart=False)
 
 
@@ -268,7 +268,11 @@ def record(name: str, out: Path) -> None:
     begun = time.monotonic()
     subprocess.run(
         [*start, "run", *FLAGS, "--record", str(trace), "--", *program],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)},
+        env={
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        },
         check=True,
     )
     launches = merge(trace, notes, out / f"{name}.jsonl.xz")

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * What cannot be avoided. Reads: Belady's choice, with the future known, brings in
+ * the fewest chunks. Writes: of the times from a change of a chunk to the last use
+ * before the next one, in which it stays in VRAM or has to be written, the fewest that
+ * must be interrupted; other chunks take room only while they are used, so this is at
+ * most what any policy writes. The two need not be reachable at once.
+ */
+#include "replay.h"
+
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define NEVER UINT32_MAX
+
+/* A heap of chunks, the one used last on top; entries that are out of date are dropped late. */
+struct heap {
+	struct later {
+		uint32_t next, chunk;
+	} * entries;
+	size_t count;
+};
+
+static void push(struct heap *heap, struct later entry)
+{
+	size_t at = heap->count++;
+
+	while (at && heap->entries[(at - 1) / 2].next < entry.next) {
+		heap->entries[at] = heap->entries[(at - 1) / 2];
+		at = (at - 1) / 2;
+	}
+	heap->entries[at] = entry;
+}
+
+static struct later pop(struct heap *heap)
+{
+	struct later top = heap->entries[0], last = heap->entries[--heap->count];
+	size_t at = 0, child;
+
+	while ((child = 2 * at + 1) < heap->count) {
+		if (child + 1 < heap->count &&
+		    heap->entries[child + 1].next > heap->entries[child].next)
+			child++;
+		if (heap->entries[child].next <= last.next)
+			break;
+		heap->entries[at] = heap->entries[child];
+		at = child;
+	}
+	heap->entries[at] = last;
+	return top;
+}
+
+enum counted { READS, WRITES };
+
+/*
+ * For each use the step of the chunk's next one that needs its bytes (READS), or of the
+ * last one that does before they are changed again (WRITES). NEVER: none does.
+ */
+static uint32_t *next_needs(const struct trace *trace, enum counted what)
+{
+	size_t uses = 0;
+	uint32_t *next, *latest;
+
+	for (uint32_t s = 0; s < trace->step_count; s++)
+		uses += trace->steps[s].count;
+	next = malloc((uses + 1) * sizeof(*next));
+	latest = malloc((trace->chunk_count + 1) * sizeof(*latest));
+	memset(latest, 0xff, trace->chunk_count * sizeof(*latest));
+	for (uint32_t s = trace->step_count; s-- > 0;) {
+		const struct step *step = &trace->steps[s];
+
+		for (uint32_t i = step->first; i < step->first + step->count; i++) {
+			uint32_t *needed = &latest[trace->chunks[i]];
+
+			next[i] = *needed;
+			if (step->frees || trace->uses[i] == USE_OVERWRITES)
+				*needed = NEVER;
+			else if (what == READS || trace->uses[i] == USE_CHANGES || *needed == NEVER)
+				*needed = s;
+		}
+	}
+	free(latest);
+	return next;
+}
+
+struct entry {
+	uint32_t next; /* of next_needs(); of one that is kept */
+	uint32_t used; /* step, plus one */
+	bool kept, exists;
+};
+
+/*
+ * Chunks that must come in (READS) or be written (WRITES) a pass with room for so
+ * many. counts has a place a pass, `stride` bytes apart.
+ */
+static uint32_t minimum(const struct trace *trace, uint32_t room, enum counted what,
+			const uint32_t *next, uint64_t *counts, size_t stride)
+{
+	struct entry *all = calloc(trace->chunk_count + 1, sizeof(*all));
+	struct heap heap = { 0 };
+	uint32_t kept = 0, failed = 0;
+	size_t uses = 1;
+
+	for (uint32_t s = 0; s < trace->step_count; s++)
+		uses += trace->steps[s].count;
+	heap.entries = malloc(uses * sizeof(*heap.entries));
+
+	for (uint32_t s = 0; s < trace->step_count && !failed; s++) {
+		const struct step *step = &trace->steps[s];
+		uint64_t *count = (uint64_t *)((char *)counts + step->pass * stride);
+		uint32_t present = kept;
+
+		if (step->count > room && !step->frees)
+			failed = s + 1;
+		for (uint32_t i = step->first; i < step->first + step->count; i++) {
+			struct entry *e = &all[trace->chunks[i]];
+
+			if (step->frees) {
+				kept -= e->kept;
+				*e = (struct entry){ 0 };
+				continue;
+			}
+			e->used = s + 1;
+			present += !e->kept;
+		}
+		if (step->frees)
+			continue;
+		while (present > room && heap.count) {
+			struct later last = pop(&heap);
+			struct entry *e = &all[last.chunk];
+
+			if (!e->kept || e->next != last.next || e->used == s + 1)
+				continue; /* out of date, or pushed anew below */
+			e->kept = false;
+			kept--;
+			present--;
+			if (what == WRITES && last.next != NEVER)
+				++*count;
+		}
+		for (uint32_t i = step->first; i < step->first + step->count; i++) {
+			uint32_t c = trace->chunks[i];
+			struct entry *e = &all[c];
+			bool whole = trace->uses[i] == USE_OVERWRITES;
+
+			if (what == READS && !e->kept && e->exists && !whole)
+				++*count;
+			kept -= e->kept;
+			e->exists = true;
+			/* What nobody needs again takes no room; what is unchanged need not be
+			 * written. */
+			e->kept = next[i] != NEVER &&
+				  (what == READS || e->kept || trace->uses[i] != USE_READS);
+			e->next = next[i];
+			kept += e->kept;
+			if (e->kept)
+				push(&heap, (struct later){ next[i], c });
+		}
+	}
+	free(heap.entries);
+	free(all);
+	return failed;
+}
+
+uint32_t replay_bound(const struct trace *trace, const struct machine *machine, struct pass *passes)
+{
+	uint32_t *reads = next_needs(trace, READS), *writes = next_needs(trace, WRITES);
+	uint32_t failed;
+
+	failed = minimum(trace, machine->slots, READS, reads, &passes->in_bound, sizeof(*passes));
+	if (!failed)
+		failed = minimum(trace, machine->slots, WRITES, writes, &passes->out_bound,
+				 sizeof(*passes));
+	if (!failed)
+		failed = minimum(trace, machine->slots + machine->ram, READS, reads,
+				 &passes->fetched_bound, sizeof(*passes));
+	free(reads);
+	free(writes);
+	return failed;
+}
