@@ -107,6 +107,7 @@ with Driver() as driver:
     model = Model(driver, program, model_directory())
     model.embed(FIRST)
     show(model)
+    driver.free = lambda address: None  # or the model would come back
     othertask.run(driver, program, 56 << 20)
     show(model)
 """

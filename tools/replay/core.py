@@ -89,12 +89,16 @@ class _Trace:
         self.trace.chunk_count, self.trace.pass_count = steps.chunk_count, len(steps.names)
 
 
+def _slots(steps: Steps, machine: Machine) -> int:
+    return max(machine.vram - steps.small, 0) // steps.chunk
+
+
 def replay(steps: Steps, machine: Machine) -> list[Pass]:
     """Run the steps on the machine. Raises TraceError if one of them does not fit."""
     trace = _Trace(steps)
     ffi, lib = trace.ffi, trace.lib
     settings = ffi.new("struct machine *")
-    settings.slots = max(machine.vram - steps.small, 0) // steps.chunk
+    settings.slots = _slots(steps, machine)
     settings.ram = machine.ram // steps.chunk
     settings.chunk = steps.chunk
     fields: Mapping[str, float] = vars(machine)
@@ -125,9 +129,9 @@ def replay(steps: Steps, machine: Machine) -> list[Pass]:
     ]
 
 
-def cost(steps: Steps) -> tuple[float, float]:
-    """Nanoseconds that following the trace takes, a step and a use."""
+def cost(steps: Steps, machine: Machine) -> tuple[float, float]:
+    """Nanoseconds of CPU that following the trace takes, a step and a use."""
     trace = _Trace(steps)
     a, b = trace.ffi.new("double *"), trace.ffi.new("double *")
-    trace.lib.replay_cost(trace.trace, a, b)
+    trace.lib.replay_cost(trace.trace, _slots(steps, machine), a, b)
     return a[0], b[0]

@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, TraceError) as error:
         print(f"replay: {error}", file=sys.stderr)
         return 1
-    step_ns, use_ns = cost(trace)
+    step_ns, use_ns = cost(trace, machine)
     if options.json:
         print(
             json.dumps(

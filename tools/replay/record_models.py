@@ -244,8 +244,7 @@ def merge(trace: Path, notes: Path, out: Path) -> int:
             return None  # smaller than a chunk: it is in no trace
         return json.dumps(line)
 
-    # Where the stored text is small: what differs from line to line is little.
-    with lzma.open(out, "wt", preset=6) as file:
+    with lzma.open(out, "wt", preset=9) as file:
         for text in lines:
             line = json.loads(text)
             while pending and "t" in line and (pending[0]["ns"] - clock) / 1e3 <= line["t"]:
@@ -256,6 +255,10 @@ def merge(trace: Path, notes: Path, out: Path) -> int:
             elif line.get("op") == "free":
                 homes.pop(line["a"], None)
             launches += line.get("op") == "launch"
+            # A launch names an object once for each of its parameters that points there.
+            if objects := line.get("o"):
+                line["o"] = [o for i, o in enumerate(objects) if o not in objects[:i]]
+                text = json.dumps(line, separators=(",", ":"))
             print(text, file=file)
     return launches
 

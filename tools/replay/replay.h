@@ -60,7 +60,7 @@ uint32_t replay_run(const struct trace *trace, const struct machine *machine, st
 uint32_t replay_bound(const struct trace *trace, const struct machine *machine,
 		      struct pass *passes);
 
-/* Nanoseconds that predict_begin to predict_end take a step, and a use, over the whole trace. */
-void replay_cost(const struct trace *trace, double *step_ns, double *use_ns);
+/* CPU time that predict_begin to predict_end take a step, and a use, over the whole trace. */
+void replay_cost(const struct trace *trace, uint32_t slots, double *step_ns, double *use_ns);
 
 #endif

@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""tools/replay: its bounds are bounds, and the predictor comes near them on traces made and recorded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from replay.core import Machine, Pass, replay
+from replay.generate import generate
+from replay.model import CHANGES, OVERWRITES, READS, Steps, TraceError, read, steps
+from replay.program import main, summary
+
+TRACES = Path(__file__).parent / "traces"
+MIB = 1 << 20
+CHUNK = 16 * MIB
+Lines = list[dict[str, Any]]
+
+
+def trace(*lines: dict[str, Any]) -> Lines:
+    return [{"greenboost_trace": 1}, *lines]
+
+
+def small(uses: list[list[tuple[int, int]]], **more: Any) -> Steps:
+    """Steps that use these chunks in these ways."""
+    made = Steps(CHUNK, **more)
+    for step in uses:
+        made.first.append(len(made.chunks))
+        made.count.append(len(step))
+        made.tag.append(len(made.tag) % 3)
+        made.passes.append(0)
+        made.compute.append(1e-4)
+        made.frees.append(0)
+        made.waits.append(0)
+        for chunk, use in step:
+            made.chunks.append(chunk)
+            made.uses.append(use)
+            made.chunk_count = max(made.chunk_count, chunk + 1)
+    return made
+
+
+def least_reads(uses: list[list[tuple[int, int]]], slots: int) -> int:
+    """By trying all there is: a state is what is in VRAM; worth the fewest chunks brought in."""
+    states: dict[frozenset[int], int] = {frozenset(): 0}
+    exists: set[int] = set()
+    for step in uses:
+        named = {chunk for chunk, _ in step}
+        needed = {chunk for chunk, use in step if use != OVERWRITES and chunk in exists}
+        following: dict[frozenset[int], int] = {}
+        for state, cost in states.items():
+            cost += len(needed - state)
+            others = sorted(state - named)
+            for kept in range(1 << len(others)):
+                after = named | {c for i, c in enumerate(others) if kept >> i & 1}
+                if len(after) <= slots:
+                    key = frozenset(after)
+                    following[key] = min(following.get(key, cost), cost)
+        states = following
+        exists |= named
+    return min(states.values())
+
+
+def short_uses() -> st.SearchStrategy[list[list[tuple[int, int]]]]:
+    use = st.tuples(st.integers(0, 5), st.sampled_from([READS, READS, CHANGES, OVERWRITES]))
+    return st.lists(st.lists(use, min_size=1, max_size=3, unique_by=lambda u: u[0]), min_size=1, max_size=12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(short_uses(), st.integers(3, 5))
+def test_the_bound_of_reads_is_what_trying_everything_finds(
+    uses: list[list[tuple[int, int]]], slots: int
+) -> None:
+    (result,) = replay(small(uses), Machine(vram=slots * CHUNK, ram=100 * CHUNK))
+    assert result.in_bound == least_reads(uses, slots)
+
+
+@settings(max_examples=50, deadline=None)
+@given(short_uses(), st.integers(3, 6), st.integers(5, 8))
+def test_nothing_is_better_than_its_bound(uses: list[list[tuple[int, int]]], slots: int, ram: int) -> None:
+    machine = Machine(vram=slots * CHUNK, ram=ram * CHUNK)
+    (result,) = replay(small(uses * 3), machine)
+    assert result.moved_in >= result.in_bound
+    assert result.moved_out >= result.out_bound
+    assert result.fetched >= result.fetched_bound
+    assert result.seconds >= result.compute
+    assert result.seconds >= result.moved_in * CHUNK / machine.up - 1e-9
+
+
+def test_a_written_chunk_that_does_not_fit_is_written_once_a_pass() -> None:
+    """Of 8 chunks, each changed once a pass, 5 fit: 3 a pass must go and come back."""
+    passes = [[(chunk, CHANGES)] for chunk in range(8)]
+    (result,) = replay(small(passes * 10), Machine(vram=5 * CHUNK, ram=100 * CHUNK))
+    assert result.out_bound == result.in_bound
+    assert 9 * 3 <= result.in_bound <= 10 * 4
+
+
+def kind(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    (row,) = (row for row in rows if row["pass"] == name)
+    return row
+
+
+def check(row: dict[str, Any], bytes_in: float, seconds: float) -> None:
+    """At most these times the bounds. The bytes are those to VRAM."""
+    assert row["in_bytes"] <= bytes_in * row["bound_in_bytes"], row
+    assert row["seconds"] <= seconds * row["bound_seconds"], row
+
+
+# What was reached, a little above; the goals are 1.05 and 1.10. What is not met is said.
+GENERATED = {
+    ("decode", "decode"): (11.5e9, 1.05, 1.05),
+    ("prefill", "prefill"): (11.5e9, 1.07, 1.08),  # bytes: 1.06
+    ("mixed", "decode"): (11.5e9, 1.05, 1.05),
+    ("mixed", "prefill"): (11.5e9, 1.05, 1.05),
+    ("chat", "decode"): (5e9, 1.05, 1.05),
+    ("chat", "prefill"): (5e9, 1.05, 1.05),
+    ("moe", "decode"): (11.5e9, 1.05, 1.05),
+    ("train", "step"): (14e9, 1.05, 2.5),  # bytes that can only be moved while nothing is computed
+    ("routed", "decode"): (11.5e9, 1.85, 1.9),  # who would know where tokens are routed to
+}
+
+
+@pytest.mark.parametrize(("name", "passes"), GENERATED)
+def test_on_traces_made_by_rule(name: str, passes: str) -> None:
+    vram, bytes_in, seconds = GENERATED[name, passes]
+    rows = summary(steps(generate(name), CHUNK), Machine(vram=int(vram), ram=1 << 40))
+    check(kind(rows, passes), bytes_in, seconds)
+
+
+RECORDED = {
+    ("llama", "decode"): (11.5e9, 1.05, 1.05),
+    ("llama", "prefill"): (11.5e9, 1.10, 1.13),  # the one after a request's decoding
+    ("moe", "decode"): (4e9, 1.05, 1.05),
+    ("routed", "decode"): (4e9, 1.12, 1.12),
+    ("chat", "decode"): (7e9, 1.05, 1.05),
+    ("chat", "prefill"): (7e9, 1.25, 1.3),
+}
+
+
+@pytest.mark.parametrize(("name", "passes"), RECORDED)
+def test_on_traces_recorded_on_a_gpu(name: str, passes: str) -> None:
+    """Of PyTorch models on an H100, by tools/replay/record_models.py."""
+    vram, bytes_in, seconds = RECORDED[name, passes]
+    lines = read(TRACES / f"{name}.jsonl.xz")
+    rows = summary(steps(lines, CHUNK), Machine(vram=int(vram), ram=1 << 40))
+    check(kind(rows, passes), bytes_in, seconds)
+
+
+def test_a_training_step_that_was_seen_before_moves_little_more_than_it_must() -> None:
+    """PyTorch's allocator gives the same addresses from the third step on; the fifth is judged by."""
+    lines = read(TRACES / "train.jsonl.xz")
+    rows = summary(steps(lines, CHUNK), Machine(vram=9 * 10**9, ram=1 << 40), each=True)
+    check(rows[-1], 1.05, 1.10)
+
+
+def test_from_disk_as_well() -> None:
+    lines = read(TRACES / "llama.jsonl.xz")
+    machine = Machine(vram=11_500_000_000, ram=8 * 10**9)
+    row = kind(summary(steps(lines, CHUNK), machine), "decode")
+    assert row["nvme_read_bytes"] <= 1.10 * row["bound_nvme_read_bytes"]
+    assert row["seconds"] <= 1.10 * row["bound_seconds"]
+
+
+@pytest.mark.parametrize("chunk", [8 * MIB, 64 * MIB])
+def test_in_other_chunks(chunk: int) -> None:
+    lines = read(TRACES / "llama.jsonl.xz")
+    row = kind(summary(steps(lines, chunk), Machine(vram=11_500_000_000, ram=1 << 40)), "decode")
+    check(row, 1.05, 1.05)
+
+
+def one_launch(*objects: list[Any], **more: Any) -> dict[str, Any]:
+    return {"op": "launch", "f": 1, "gpu": 10, "o": list(objects), **more}
+
+
+def uses_of(lines: Lines) -> list[list[tuple[int, int]]]:
+    made = steps(lines, 10)
+    ends = zip(made.first, made.count, strict=True)
+    return [list(zip(made.chunks[f : f + c], made.uses[f : f + c], strict=True)) for f, c in ends]
+
+
+def test_objects_are_cut_into_chunks_and_say_how_they_are_used() -> None:
+    lines = trace(
+        {"op": "alloc", "a": 0, "bytes": 35},
+        {"op": "copy", "o": [[0, 0, 25, "w"]]},
+        one_launch([0, 5, 12], [0, 30, 35, "r"]),
+        {"op": "readonly", "o": [[0, 0, 20]]},
+        one_launch([0, 5, 12, "o", 7], [0, 18, 22]),
+        {"op": "writable", "o": [[0, 0, 5]]},
+        one_launch([0, 0, 10]),
+    )
+    assert uses_of(lines) == [
+        [(0, OVERWRITES), (1, OVERWRITES), (2, CHANGES)],
+        [(0, CHANGES), (1, CHANGES), (3, READS)],
+        [(0, READS), (1, READS), (2, CHANGES)],
+        [(0, CHANGES)],
+    ]
+
+
+def test_what_is_read_and_written_by_one_launch_is_not_overwritten_unseen() -> None:
+    lines = trace({"op": "alloc", "a": 0, "bytes": 10}, one_launch([0, 0, 10, "w"], [0, 0, 4, "r"]))
+    assert uses_of(lines) == [[(0, CHANGES)]]
+
+
+def test_small_allocations_take_vram_and_are_no_chunks() -> None:
+    made = steps(
+        trace(
+            {"op": "alloc", "a": 0, "bytes": 9}, {"op": "alloc", "a": 1, "bytes": 9}, one_launch([0, 0, 9])
+        ),
+        10,
+    )
+    assert (made.small, made.chunk_count, list(made.count)) == (18, 0, [0])
+
+
+def test_freed_memory_is_moved_no_more_and_its_indexes_are_used_again() -> None:
+    lines = trace()
+    for number in range(20):
+        lines.append({"op": "alloc", "a": number, "bytes": 2 * CHUNK})
+        lines.append(one_launch([number, 0, 2 * CHUNK, "m"]))
+        lines.append({"op": "free", "a": number})
+    made = steps(lines, CHUNK)
+    assert made.chunk_count == 2
+    assert [(p.moved_in, p.moved_out) for p in replay(made, Machine(vram=3 * CHUNK, ram=0))] == [(0, 0)]
+
+
+def test_a_trace_that_was_cut_off_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    file = tmp_path / "trace.jsonl"
+    whole = "".join(json.dumps(line) + "\n" for line in trace({"op": "alloc", "a": 0, "bytes": 5}))
+    file.write_text(whole + '{"op":"laun')
+    assert len(list(read(file))) == 2
+    file.write_text(whole + '{"op":"laun\n{}\n')
+    with pytest.raises(TraceError, match=r"trace\.jsonl:3: "):
+        list(read(file))
+
+
+@pytest.mark.parametrize(
+    ("lines", "what"),
+    [
+        ([{"op": "alloc"}], "no trace"),
+        ([{"greenboost_trace": 2}], "version 2"),
+    ],
+)
+def test_what_is_no_trace_is_refused(lines: Lines, what: str) -> None:
+    with pytest.raises(TraceError, match=what):
+        steps(lines, CHUNK)
+
+
+def test_a_step_that_does_not_fit_is_named() -> None:
+    made = small([[(0, READS)], [(0, READS), (1, READS), (2, READS)]])
+    with pytest.raises(TraceError, match="step 2 names 3 chunks"):
+        replay(made, Machine(vram=2 * CHUNK, ram=10 * CHUNK))
+
+
+def test_the_table_and_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["mixed", "--vram", "11.5GB"]) == 0
+    assert "decode" in capsys.readouterr().out
+    assert main(["mixed", "--vram", "11.5GB", "--json", "--passes"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["passes"][1]["pass"] == "prefill 0"
+    assert figures["chunk_bytes"] == CHUNK
+    assert main([str(tmp_path / "none.jsonl"), "--vram", "1GB"]) == 1
+    assert "none.jsonl" in capsys.readouterr().err
+
+
+def seconds_of(passes: list[Pass]) -> Iterator[float]:
+    return (p.seconds for p in passes)
+
+
+def test_looking_ahead_hides_what_it_can() -> None:
+    """Compute and copies take about the same: with both at once a pass takes half as long."""
+    lines = trace()
+    for number in range(100):
+        lines.append({"op": "alloc", "a": number, "bytes": 4 * CHUNK})
+        lines.append({"op": "copy", "o": [[number, 0, 4 * CHUNK, "w"]]})
+    for number in range(5):
+        lines.append({"op": "pass", "name": f"pass {number}"})
+        for a in range(100):
+            lines.append(one_launch([a, 0, 4 * CHUNK, "r"], gpu=600.0))
+    made = steps(lines, CHUNK)
+    vram = 200 * CHUNK
+    ahead = list(seconds_of(replay(made, Machine(vram=vram, ram=1 << 40))))
+    assert ahead[-1] <= 1.15 * max(100 * 600e-6, 200 * CHUNK / 54.7e9)
