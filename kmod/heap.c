@@ -35,6 +35,7 @@
 #define GB_GFP_META (GFP_KERNEL_ACCOUNT | GB_GFP_PATIENT)
 
 atomic_long_t gb_used; /* base pages in all buffers, see gb_charge() */
+atomic_long_t gb_pending; /* those of them that are still to be allocated */
 atomic_long_t gb_huge; /* those of them that are in pages of 2 MiB */
 atomic_long_t gb_buffers;
 
@@ -56,6 +57,7 @@ struct gb_block {
  * @vmap_count: how many have @vaddr
  * @vaddr: all of it in the kernel's address space, or NULL
  * @pages: base pages
+ * @pending: base pages that are still to be allocated
  * @huge_pages: base pages that are in pages of 2 MiB
  * @runs: pages, compound ones counted once
  * @nr_blocks: of @blocks
@@ -68,6 +70,7 @@ struct gb_buffer {
 	unsigned int vmap_count;
 	void *vaddr;
 	unsigned long pages;
+	unsigned long pending;
 	unsigned long huge_pages;
 	unsigned int runs;
 	unsigned long nr_blocks;
@@ -340,6 +343,14 @@ static void gb_block_free(struct gb_block *block, unsigned int count)
 	kfree(block->small);
 }
 
+/* So many of its pages are there, or will not come. */
+static void gb_buffer_settle(struct gb_buffer *buffer, unsigned long pages)
+{
+	buffer->pending -= pages;
+	atomic_long_sub(pages, &buffer->file->pending);
+	atomic_long_sub(pages, &gb_pending);
+}
+
 /* Frees what there is of it, and no more than that: it need not be complete. */
 static void gb_buffer_free(struct gb_buffer *buffer)
 {
@@ -349,6 +360,7 @@ static void gb_buffer_free(struct gb_buffer *buffer)
 		gb_block_free(&buffer->blocks[i], gb_block_pages(buffer, i));
 		cond_resched();
 	}
+	gb_buffer_settle(buffer, buffer->pending);
 	gb_uncharge(&gb_used, buffer->pages);
 	gb_uncharge(&buffer->file->used, buffer->pages);
 	gb_file_put(buffer->file);
@@ -436,6 +448,7 @@ static int gb_buffer_fill(struct gb_buffer *buffer, int node)
 			if (ret)
 				return ret;
 		}
+		gb_buffer_settle(buffer, count);
 		cond_resched();
 	}
 	return 0;
@@ -467,6 +480,9 @@ static struct gb_buffer *gb_buffer_alloc(struct gb_file *file, unsigned long pag
 	kref_get(&file->refs);
 	buffer->file = file;
 	buffer->pages = pages;
+	buffer->pending = pages;
+	atomic_long_add(pages, &file->pending);
+	atomic_long_add(pages, &gb_pending);
 	buffer->nr_blocks = nr_blocks;
 	mutex_init(&buffer->lock);
 	INIT_LIST_HEAD(&buffer->attachments);

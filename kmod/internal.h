@@ -25,10 +25,12 @@ struct page;
  * struct gb_file - an open file of the device
  * @refs: the open file has one and each of its buffers one, for buffers outlive it
  * @used: base pages in its buffers, see gb_charge()
+ * @pending: those of them that are still to be allocated
  */
 struct gb_file {
 	struct kref refs;
 	atomic_long_t used;
+	atomic_long_t pending;
 };
 
 void gb_file_put(struct gb_file *file);
@@ -38,6 +40,7 @@ unsigned long gb_file_limit(void);
 /* heap.c */
 
 extern atomic_long_t gb_used;
+extern atomic_long_t gb_pending;
 extern atomic_long_t gb_huge;
 extern atomic_long_t gb_buffers;
 

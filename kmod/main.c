@@ -137,8 +137,10 @@ static int gb_ioctl_usage(struct gb_file *file, struct greenboost_usage __user *
 	struct greenboost_usage usage = {
 		.file_used = gb_bytes(atomic_long_read(&file->used)),
 		.file_limit = gb_bytes(min(gb_file_limit(), gb_limit())),
+		.file_pending = gb_bytes(atomic_long_read(&file->pending)),
 		.used = gb_bytes(atomic_long_read(&gb_used)),
 		.limit = gb_bytes(gb_limit()),
+		.pending = gb_bytes(atomic_long_read(&gb_pending)),
 	};
 
 	return copy_to_user(answer, &usage, sizeof(usage)) ? -EFAULT : 0;
@@ -172,6 +174,12 @@ static ssize_t used_bytes_show(struct device *dev, struct device_attribute *attr
 }
 static DEVICE_ATTR_RO(used_bytes);
 
+static ssize_t pending_bytes_show(struct device *dev, struct device_attribute *attr, char *buf)
+{
+	return sysfs_emit(buf, "%llu\n", gb_bytes(atomic_long_read(&gb_pending)));
+}
+static DEVICE_ATTR_RO(pending_bytes);
+
 static ssize_t limit_bytes_show(struct device *dev, struct device_attribute *attr, char *buf)
 {
 	return sysfs_emit(buf, "%llu\n", gb_bytes(gb_limit()));
@@ -202,8 +210,10 @@ static ssize_t pool_limit_bytes_show(struct device *dev, struct device_attribute
 }
 static DEVICE_ATTR_RO(pool_limit_bytes);
 
+/* clang-format off */
 static struct attribute *gb_attrs[] = {
 	&dev_attr_used_bytes.attr,
+	&dev_attr_pending_bytes.attr,
 	&dev_attr_limit_bytes.attr,
 	&dev_attr_huge_bytes.attr,
 	&dev_attr_buffers.attr,
@@ -211,6 +221,7 @@ static struct attribute *gb_attrs[] = {
 	&dev_attr_pool_limit_bytes.attr,
 	NULL,
 };
+/* clang-format on */
 ATTRIBUTE_GROUPS(gb);
 
 #ifdef GB_HAVE_CONST_DEVNODE
