@@ -23,6 +23,7 @@
 #include <linux/vmalloc.h>
 
 #include "internal.h"
+#include "trace.h"
 
 /* Saves most of the entries that single pages would need, and is found in torn memory, too. */
 #define GB_MIDDLE_ORDER 4
@@ -373,6 +374,7 @@ static void gb_release(struct dma_buf *dmabuf)
 
 	atomic_long_sub(buffer->huge_pages, &gb_huge);
 	atomic_long_dec(&gb_buffers);
+	trace_greenboost_free(buffer, buffer->pages);
 	gb_buffer_free(buffer);
 }
 
@@ -449,6 +451,8 @@ static int gb_buffer_fill(struct gb_buffer *buffer, int node)
 				return ret;
 		}
 		gb_buffer_settle(buffer, count);
+		trace_greenboost_alloc_progress(buffer, buffer->pages - buffer->pending,
+						buffer->pages);
 		cond_resched();
 	}
 	return 0;
@@ -512,8 +516,10 @@ struct dma_buf *gb_heap_alloc(struct gb_file *file, size_t size, int node, u64 *
 	int ret;
 
 	buffer = gb_buffer_alloc(file, size >> PAGE_SHIFT);
-	if (IS_ERR(buffer))
-		return ERR_CAST(buffer);
+	if (IS_ERR(buffer)) {
+		ret = PTR_ERR(buffer);
+		goto trace_failure;
+	}
 	ret = gb_buffer_fill(buffer, node);
 	if (ret)
 		goto free_buffer;
@@ -528,13 +534,16 @@ struct dma_buf *gb_heap_alloc(struct gb_file *file, size_t size, int node, u64 *
 		goto free_buffer;
 	}
 	/* From here on the buffer is the DMA-BUF's. */
-	*huge_size = (u64)buffer->huge_pages << PAGE_SHIFT;
+	*huge_size = gb_bytes(buffer->huge_pages);
 	atomic_long_add(buffer->huge_pages, &gb_huge);
 	atomic_long_inc(&gb_buffers);
+	trace_greenboost_alloc(buffer, size, *huge_size, node, 0);
 	return dmabuf;
 
 free_buffer:
 	gb_buffer_free(buffer);
+trace_failure:
+	trace_greenboost_alloc(NULL, size, 0, node, ret);
 	return ERR_PTR(ret);
 }
 

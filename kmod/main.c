@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * /dev/greenboost and what is under /sys/class/greenboost/greenboost.
+ * /dev/greenboost: open files and their calls.
  */
 
 #include <linux/cdev.h>
@@ -16,7 +16,6 @@
 #include <linux/module.h>
 #include <linux/nodemask.h>
 #include <linux/slab.h>
-#include <linux/sysfs.h>
 #include <linux/uaccess.h>
 
 #include "internal.h"
@@ -77,7 +76,12 @@ static int gb_open(struct inode *inode, struct file *filp)
 
 static int gb_close(struct inode *inode, struct file *filp)
 {
-	gb_file_put(filp->private_data);
+	struct gb_file *file = filp->private_data;
+
+	/* Buffers may keep the struct, but what is said to a file and by it ends here. */
+	gb_eventfd_bind(file, -1);
+	gb_watchdog_report_t3(file, 0, 0);
+	gb_file_put(file);
 	return 0;
 }
 
@@ -127,11 +131,6 @@ put_fd:
 	return ret;
 }
 
-static u64 gb_bytes(unsigned long pages)
-{
-	return (u64)pages << PAGE_SHIFT;
-}
-
 static int gb_ioctl_usage(struct gb_file *file, struct greenboost_usage __user *answer)
 {
 	struct greenboost_usage usage = {
@@ -146,6 +145,35 @@ static int gb_ioctl_usage(struct gb_file *file, struct greenboost_usage __user *
 	return copy_to_user(answer, &usage, sizeof(usage)) ? -EFAULT : 0;
 }
 
+static int gb_ioctl_eventfd(struct gb_file *file, const struct greenboost_eventfd __user *argument)
+{
+	struct greenboost_eventfd eventfd;
+
+	if (copy_from_user(&eventfd, argument, sizeof(eventfd)))
+		return -EFAULT;
+	if (eventfd.flags)
+		return -EINVAL;
+	return gb_eventfd_bind(file, eventfd.fd);
+}
+
+static int gb_ioctl_state(struct greenboost_state __user *answer)
+{
+	struct greenboost_state state = gb_watchdog_state();
+
+	return copy_to_user(answer, &state, sizeof(state)) ? -EFAULT : 0;
+}
+
+static int gb_ioctl_t3(struct gb_file *file, const struct greenboost_t3 __user *argument)
+{
+	struct greenboost_t3 t3;
+
+	if (copy_from_user(&t3, argument, sizeof(t3)))
+		return -EFAULT;
+	if (t3.flags || t3.pad || t3.used > t3.total)
+		return -EINVAL;
+	return gb_watchdog_report_t3(file, t3.total, t3.used);
+}
+
 static long gb_ioctl(struct file *filp, unsigned int command, unsigned long argument)
 {
 	void __user *pointer = (void __user *)argument;
@@ -155,6 +183,12 @@ static long gb_ioctl(struct file *filp, unsigned int command, unsigned long argu
 		return gb_ioctl_alloc(filp->private_data, pointer);
 	case GREENBOOST_IOC_USAGE:
 		return gb_ioctl_usage(filp->private_data, pointer);
+	case GREENBOOST_IOC_EVENTFD:
+		return gb_ioctl_eventfd(filp->private_data, pointer);
+	case GREENBOOST_IOC_STATE:
+		return gb_ioctl_state(pointer);
+	case GREENBOOST_IOC_T3:
+		return gb_ioctl_t3(filp->private_data, pointer);
 	default:
 		return -ENOTTY;
 	}
@@ -167,62 +201,6 @@ static const struct file_operations gb_fops = {
 	.unlocked_ioctl = gb_ioctl,
 	.compat_ioctl = compat_ptr_ioctl,
 };
-
-static ssize_t used_bytes_show(struct device *dev, struct device_attribute *attr, char *buf)
-{
-	return sysfs_emit(buf, "%llu\n", gb_bytes(atomic_long_read(&gb_used)));
-}
-static DEVICE_ATTR_RO(used_bytes);
-
-static ssize_t pending_bytes_show(struct device *dev, struct device_attribute *attr, char *buf)
-{
-	return sysfs_emit(buf, "%llu\n", gb_bytes(atomic_long_read(&gb_pending)));
-}
-static DEVICE_ATTR_RO(pending_bytes);
-
-static ssize_t limit_bytes_show(struct device *dev, struct device_attribute *attr, char *buf)
-{
-	return sysfs_emit(buf, "%llu\n", gb_bytes(gb_limit()));
-}
-static DEVICE_ATTR_RO(limit_bytes);
-
-static ssize_t huge_bytes_show(struct device *dev, struct device_attribute *attr, char *buf)
-{
-	return sysfs_emit(buf, "%llu\n", gb_bytes(atomic_long_read(&gb_huge)));
-}
-static DEVICE_ATTR_RO(huge_bytes);
-
-static ssize_t buffers_show(struct device *dev, struct device_attribute *attr, char *buf)
-{
-	return sysfs_emit(buf, "%ld\n", atomic_long_read(&gb_buffers));
-}
-static DEVICE_ATTR_RO(buffers);
-
-static ssize_t pool_bytes_show(struct device *dev, struct device_attribute *attr, char *buf)
-{
-	return sysfs_emit(buf, "%llu\n", gb_bytes(gb_pool_idle()));
-}
-static DEVICE_ATTR_RO(pool_bytes);
-
-static ssize_t pool_limit_bytes_show(struct device *dev, struct device_attribute *attr, char *buf)
-{
-	return sysfs_emit(buf, "%llu\n", gb_bytes(gb_pool_limit()));
-}
-static DEVICE_ATTR_RO(pool_limit_bytes);
-
-/* clang-format off */
-static struct attribute *gb_attrs[] = {
-	&dev_attr_used_bytes.attr,
-	&dev_attr_pending_bytes.attr,
-	&dev_attr_limit_bytes.attr,
-	&dev_attr_huge_bytes.attr,
-	&dev_attr_buffers.attr,
-	&dev_attr_pool_bytes.attr,
-	&dev_attr_pool_limit_bytes.attr,
-	NULL,
-};
-/* clang-format on */
-ATTRIBUTE_GROUPS(gb);
 
 #ifdef GB_HAVE_CONST_DEVNODE
 static char *gb_devnode(const struct device *dev, umode_t *mode)
@@ -238,7 +216,7 @@ static char *gb_devnode(struct device *dev, umode_t *mode)
 static struct class gb_class = {
 	.name = "greenboost",
 	.devnode = gb_devnode,
-	.dev_groups = gb_groups,
+	.dev_groups = gb_attribute_groups,
 };
 
 static int __init gb_init(void)
@@ -246,9 +224,13 @@ static int __init gb_init(void)
 	struct device *dev;
 	int ret;
 
-	ret = gb_pool_init();
+	/* First, since the pool's shrinker gives it hints. */
+	ret = gb_watchdog_init();
 	if (ret)
 		return ret;
+	ret = gb_pool_init();
+	if (ret)
+		goto exit_watchdog;
 	ret = class_register(&gb_class);
 	if (ret)
 		goto exit_pool;
@@ -265,8 +247,13 @@ static int __init gb_init(void)
 		ret = PTR_ERR(dev);
 		goto del_cdev;
 	}
+	ret = gb_watchdog_start();
+	if (ret)
+		goto destroy_device;
 	return 0;
 
+destroy_device:
+	device_destroy(&gb_class, gb_devt);
 del_cdev:
 	cdev_del(&gb_cdev);
 unregister_region:
@@ -275,17 +262,21 @@ unregister_class:
 	class_unregister(&gb_class);
 exit_pool:
 	gb_pool_exit();
+exit_watchdog:
+	gb_watchdog_exit();
 	return ret;
 }
 
 /* Open files and buffers each hold a reference to the module: there are none any more. */
 static void __exit gb_exit(void)
 {
+	gb_watchdog_stop();
 	device_destroy(&gb_class, gb_devt);
 	cdev_del(&gb_cdev);
 	unregister_chrdev_region(gb_devt, 1);
 	class_unregister(&gb_class);
 	gb_pool_exit();
+	gb_watchdog_exit();
 }
 
 module_init(gb_init);

@@ -29,6 +29,7 @@
 #include <linux/vmstat.h>
 
 #include "internal.h"
+#include "trace.h"
 
 static struct kmem_cache *gb_page_cache;
 static struct list_lru gb_idle;
@@ -108,6 +109,8 @@ static unsigned long gb_pool_drop(struct list_head *pages)
 		gb_page_drop(gp);
 		count += GB_BLOCK_PAGES;
 	}
+	if (count)
+		trace_greenboost_pool_shrink(count, gb_pool_idle());
 	return count;
 }
 
@@ -169,6 +172,7 @@ static struct gb_page *gb_pool_take(int node)
 
 	list_del_init(&gp->idle);
 	gb_pool_left(gp);
+	trace_greenboost_pool_take(GB_BLOCK_PAGES, gb_pool_idle());
 	for (i = 0; i < GB_BLOCK_PAGES; i++)
 		clear_highpage(gp->page + i);
 	return gp;
@@ -187,6 +191,8 @@ static bool gb_page_poisoned(struct page *page)
 
 static bool gb_pool_keep(struct gb_page *gp)
 {
+	if (!gb_watchdog_calm())
+		return false;
 	/*
 	 * Whoever has it pinned may write to it for as long as that takes. No new reference can
 	 * come up: without a descriptor, a mapping or an attachment, only a reference leads to the
@@ -197,6 +203,7 @@ static bool gb_pool_keep(struct gb_page *gp)
 	if (!gb_charge(&gb_idle_pages, GB_BLOCK_PAGES, gb_pool_limit()))
 		return false;
 	gb_pool_count(gp->page, 1);
+	trace_greenboost_pool_keep(GB_BLOCK_PAGES, gb_pool_idle());
 #ifdef GB_HAVE_LIST_LRU_ADD_OBJ
 	list_lru_add_obj(&gb_idle, &gp->idle);
 #else
@@ -253,6 +260,9 @@ static unsigned long gb_shrink_count(struct shrinker *shrinker, struct shrink_co
 {
 	unsigned long blocks;
 
+	/* A cgroup that has reached its limit says nothing about the system. */
+	if (!sc->memcg || !parent_mem_cgroup(sc->memcg))
+		gb_watchdog_hint();
 	/* Asked first: until there are idle pages, the list need not even be initialised. */
 	if (!gb_pool_idle())
 		return SHRINK_EMPTY;
@@ -325,17 +335,25 @@ static void gb_shrinker_exit(void)
 }
 #endif
 
-static void gb_pool_trim(unsigned long limit)
+/**
+ * gb_pool_trim - give what is above @limit back
+ * @limit: pages
+ *
+ * Neither sleeps nor allocates.
+ *
+ * Return: the pages given back.
+ */
+unsigned long gb_pool_trim(unsigned long limit)
 {
 	struct gb_search search = { .node = NUMA_NO_NODE };
 	unsigned long idle = gb_pool_idle();
 
 	if (idle <= limit)
-		return;
+		return 0;
 	INIT_LIST_HEAD(&search.found);
 	search.wanted = DIV_ROUND_UP(idle - limit, GB_BLOCK_PAGES);
 	list_lru_walk(&gb_idle, gb_isolate, &search, search.wanted);
-	gb_pool_drop(&search.found);
+	return gb_pool_drop(&search.found);
 }
 
 static int gb_pool_mib_set(const char *value, const struct kernel_param *param)
