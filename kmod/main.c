@@ -133,13 +133,18 @@ put_fd:
 
 static int gb_ioctl_usage(struct gb_file *file, struct greenboost_usage __user *answer)
 {
+	/* These first: what is pending was counted as used before. */
+	long file_pending = atomic_long_read(&file->pending);
+	long pending = atomic_long_read(&gb_pending);
+	long file_used = atomic_long_read(&file->used);
+	long used = atomic_long_read(&gb_used);
 	struct greenboost_usage usage = {
-		.file_used = gb_bytes(atomic_long_read(&file->used)),
+		.file_used = gb_bytes(file_used),
 		.file_limit = gb_bytes(min(gb_file_limit(), gb_limit())),
-		.file_pending = gb_bytes(atomic_long_read(&file->pending)),
-		.used = gb_bytes(atomic_long_read(&gb_used)),
+		.file_pending = gb_bytes(min(file_pending, file_used)),
+		.used = gb_bytes(used),
 		.limit = gb_bytes(gb_limit()),
-		.pending = gb_bytes(atomic_long_read(&gb_pending)),
+		.pending = gb_bytes(min(pending, used)),
 	};
 
 	return copy_to_user(answer, &usage, sizeof(usage)) ? -EFAULT : 0;

@@ -13,6 +13,7 @@
 #include <sys/syscall.h>
 
 #include "../../../../kmod/uapi/greenboost.h"
+#include "../../../../kmod/uapi/greenboost_netlink.h"
 #include "ktap.h"
 
 #define KIB 1024UL
@@ -61,6 +62,29 @@ static inline struct greenboost_usage device_usage(int device)
 	return usage;
 }
 
+static inline struct greenboost_state device_state(int device)
+{
+	struct greenboost_state state;
+
+	CHECK(ioctl(device, GREENBOOST_IOC_STATE, &state) == 0);
+	return state;
+}
+
+/* As ioctl(2). */
+static inline int try_bind(int device, int eventfd)
+{
+	struct greenboost_eventfd argument = { .fd = eventfd };
+
+	return ioctl(device, GREENBOOST_IOC_EVENTFD, &argument);
+}
+
+static inline int try_report(int device, uint64_t total, uint64_t used)
+{
+	struct greenboost_t3 argument = { .total = total, .used = used };
+
+	return ioctl(device, GREENBOOST_IOC_T3, &argument);
+}
+
 static inline unsigned long read_number(const char *path)
 {
 	FILE *file = fopen(path, "re");
@@ -81,9 +105,30 @@ static inline void write_number(const char *path, unsigned long number)
 	CHECK(fclose(file) == 0);
 }
 
+static inline void set_watermarks(unsigned long min, unsigned long low, unsigned long high)
+{
+	/* In this order, one that is higher than before is never met from above in between. */
+	write_number(PARAMETERS "high_watermark", high);
+	write_number(PARAMETERS "low_watermark", low);
+	write_number(PARAMETERS "min_watermark", min);
+}
+
+/*
+ * More than there can be: at once, memory is short. With the level's watermark at 0 it is not,
+ * however little there is.
+ */
+#define ALL_MIB 1000000UL
+
+static inline void set_level(enum greenboost_level level)
+{
+	set_watermarks(level == GREENBOOST_LEVEL_CRITICAL ? ALL_MIB : 0,
+		       level == GREENBOOST_LEVEL_CALM ? 0 : ALL_MIB, 0);
+}
+
 /* Whatever the test before has left. */
 static inline void reset_limits(void)
 {
+	set_level(GREENBOOST_LEVEL_CALM);
 	write_number(PARAMETERS "limit_mib", 0);
 	write_number(PARAMETERS "file_limit_mib", 0);
 }

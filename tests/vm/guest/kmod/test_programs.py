@@ -12,7 +12,7 @@ import pytest
 pytestmark = pytest.mark.vm
 
 
-@pytest.mark.parametrize("program", ["calls", "mapping"])
+@pytest.mark.parametrize("program", ["calls", "events", "mapping"])
 def test_program(program: str) -> None:
     done = subprocess.run([Path(os.environ["KMOD_PROGRAMS"]) / program], stdout=subprocess.PIPE, text=True)
     print(done.stdout)
