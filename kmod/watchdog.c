@@ -52,6 +52,8 @@ struct gb_marks {
  * @lock: guards all of it. Taken with oom_lock held; nothing is allocated under it
  * @level: the last one found
  * @cause: and what it was found because of
+ * @memory: what it would be for available RAM alone
+ * @t3_short: T3 makes it critical
  * @seq: changes of @level
  * @ooms: calls of gb_oom()
  * @t3_total: bytes, of all files
@@ -68,6 +70,8 @@ static struct gb_watch {
 	spinlock_t lock; /* see above */
 	enum greenboost_level level;
 	enum greenboost_cause cause;
+	enum greenboost_level memory;
+	bool t3_short;
 	u64 seq;
 	u64 ooms;
 	u64 t3_total;
@@ -122,30 +126,26 @@ static unsigned long gb_wanted(const struct gb_marks *marks, unsigned long avail
 	return marks->high - marks->low;
 }
 
-/*
- * Whether T3 has no room for what is wanted: then giving back is not all that is needed. Twice as
- * much once it had none, lest it changes with every chunk.
- */
-static bool gb_t3_short(unsigned long wanted)
+/* A level is left only at the watermark above the one that led to it. */
+static enum greenboost_level gb_weigh(enum greenboost_level now, const struct gb_marks *marks,
+				      unsigned long available)
 {
-	u64 need = (u64)wanted << PAGE_SHIFT;
-
-	if (gb_watch.level == GREENBOOST_LEVEL_CRITICAL)
-		need *= 2;
-	return gb_watch.t3_total && gb_watch.t3_total - gb_watch.t3_used < need;
+	if (available < marks->min || (available < marks->low && now == GREENBOOST_LEVEL_CRITICAL))
+		return GREENBOOST_LEVEL_CRITICAL;
+	if (available < marks->low || (available < marks->high && now != GREENBOOST_LEVEL_CALM))
+		return GREENBOOST_LEVEL_LOW;
+	return GREENBOOST_LEVEL_CALM;
 }
 
-/* A level is left only at the watermark above the one that led to it. */
-static enum greenboost_level gb_weigh(const struct gb_marks *marks, unsigned long available)
+/*
+ * Whether T3 has no room for what is wanted: then giving back is not all that is needed. It is over
+ * when there is room for twice as much, lest it begins again with the next chunk.
+ */
+static bool gb_t3_short(bool now, unsigned long wanted)
 {
-	enum greenboost_level now = gb_watch.level;
+	u64 room = gb_watch.t3_total - gb_watch.t3_used;
 
-	if (available < marks->min || (now == GREENBOOST_LEVEL_CRITICAL && available < marks->low))
-		return GREENBOOST_LEVEL_CRITICAL;
-	if (available < marks->low || (now != GREENBOOST_LEVEL_CALM && available < marks->high))
-		return gb_t3_short(gb_wanted(marks, available)) ? GREENBOOST_LEVEL_CRITICAL
-								: GREENBOOST_LEVEL_LOW;
-	return GREENBOOST_LEVEL_CALM;
+	return gb_watch.t3_total && room < gb_bytes(wanted) << now;
 }
 
 static void gb_measure_fall(unsigned long available)
@@ -173,10 +173,15 @@ static bool gb_decide(enum greenboost_cause cause, const struct gb_marks *marks,
 		      unsigned long available)
 {
 	unsigned long step = max((marks->high - marks->low) / 4, (unsigned long)GB_BLOCK_PAGES);
-	enum greenboost_level old = gb_watch.level, new = gb_weigh(marks, available);
+	enum greenboost_level old = gb_watch.level;
+	enum greenboost_level new = gb_weigh(gb_watch.memory, marks, available);
 	unsigned long wanted = gb_wanted(marks, available);
 
 	gb_measure_fall(available);
+	gb_watch.memory = new;
+	gb_watch.t3_short = gb_t3_short(gb_watch.t3_short, wanted);
+	if (gb_watch.t3_short && new == GREENBOOST_LEVEL_LOW)
+		new = GREENBOOST_LEVEL_CRITICAL;
 	if (cause == GREENBOOST_CAUSE_OOM) {
 		gb_watch.ooms++;
 		gb_watch.cause = cause;

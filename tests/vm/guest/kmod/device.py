@@ -26,7 +26,7 @@ def attribute(name: str) -> int:
     return int((ATTRIBUTES / name).read_text())
 
 
-def set_parameter(name: str, value: int) -> None:
+def set_parameter(name: str, value: int | str) -> None:
     (PARAMETERS / name).write_text(str(value))
 
 

@@ -7,11 +7,10 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 
-from vmhost import ROOT
-
-SPEC = ROOT / "kmod" / "greenboost.yaml"
+_HEADER = Path(__file__).parents[4] / "kmod" / "uapi" / "greenboost_netlink.h"
 LEVELS = ("calm", "low", "critical")
 CAUSES = ("watermark", "shrinker", "oom", "t3")
 
@@ -38,12 +37,15 @@ def attribute(kind: int, value: bytes) -> bytes:
 
 def _names() -> dict[int, str]:
     """Numbers and names of the family's attributes, from the generated header."""
-    text = (ROOT / "kmod" / "uapi" / "greenboost_netlink.h").read_text()
+    text = _HEADER.read_text()
     lines = [
         line.strip().rstrip(",") for line in text.splitlines() if line.startswith("\tGREENBOOST_A_STATE_")
     ]
     names = [line.partition(" =")[0].removeprefix("GREENBOOST_A_STATE_").lower() for line in lines]
     return dict(enumerate(names, 1))
+
+
+_NAMES = _names()
 
 
 class Family:
@@ -55,7 +57,6 @@ class Family:
         )
         self.socket.settimeout(60)
         self.socket.bind((0, 0))
-        self._names = _names()
         self._seq = 0
         name = attribute(_FAMILY_NAME, b"greenboost\0")
         found = dict(attributes(self.ask(_GENL_ID_CTRL, _GET_FAMILY, name)))
@@ -97,9 +98,9 @@ class Family:
 
     def _state(self, data: bytes) -> dict[str, int]:
         return {
-            self._names[kind]: int.from_bytes(value, "little")
+            _NAMES[kind]: int.from_bytes(value, "little")
             for kind, value in attributes(data)
-            if self._names[kind] != "pad"
+            if _NAMES[kind] != "pad"
         }
 
     def get(self, payload: bytes = b"") -> dict[str, int]:
