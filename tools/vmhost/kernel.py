@@ -83,7 +83,7 @@ def _locked() -> Iterator[None]:
         yield
 
 
-def _run(*command: str, cwd: Path | None = None) -> str:
+def run(*command: str, cwd: Path | None = None) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, cwd=cwd)
     except FileNotFoundError:
@@ -97,7 +97,7 @@ def _fetch(wanted: str) -> Kernel:
     series = next((s for s in SERIES if wanted == s or wanted.startswith(s + ".")), None)
     if series is None:
         raise VmError(f"no kernel {wanted}: known are {', '.join(SERIES)}; others can come as a .deb file")
-    apt = _Apt(SERIES[series])
+    apt = Apt(SERIES[series])
     versions = apt.versions(series)
     if wanted != series:
         versions = [version for version in versions if version == wanted]
@@ -133,7 +133,7 @@ def _fetch_headers(version: str, tree: Path) -> None:
     suite = next((suite for series, suite in SERIES.items() if version.startswith(series + ".")), None)
     if suite is None:
         raise VmError(f"no headers for {version}: known are those of {', '.join(SERIES)}")
-    apt = _Apt(suite)
+    apt = Apt(suite)
     package = f"linux-headers-{version}"
     try:
         # The others have what all flavours share, and the programs that a build runs.
@@ -149,7 +149,7 @@ def _fetch_headers(version: str, tree: Path) -> None:
         unpacked = Path(scratch) / "tree"
         for part in parts:
             with tempfile.TemporaryDirectory(dir=scratch) as download:
-                _run("dpkg-deb", "-x", str(apt.download(part, Path(download))), str(unpacked))
+                run("dpkg-deb", "-x", str(apt.download(part, Path(download))), str(unpacked))
         shutil.rmtree(unpacked / "usr" / "share", ignore_errors=True)
         build = unpacked / "usr" / "src" / package
         # It names /usr/src, where nothing is installed.
@@ -163,7 +163,7 @@ def _fetch_headers(version: str, tree: Path) -> None:
         unpacked.rename(tree)
 
 
-class _Apt:
+class Apt:
     """apt with one suite and nothing of this system's but its mirror."""
 
     def __init__(self, suite: str) -> None:
@@ -188,20 +188,20 @@ class _Apt:
             "Acquire::Retries": "3",
         }
         self._options = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
-        _run("apt-get", *self._options, "-q", "update")
+        run("apt-get", *self._options, "-q", "update")
 
     def versions(self, series: str) -> list[str]:
         """Oldest first."""
-        names = _run("apt-cache", *self._options, "pkgnames", f"linux-image-{series}.").split()
+        names = run("apt-cache", *self._options, "pkgnames", f"linux-image-{series}.").split()
         matches = (_PACKAGE.fullmatch(name) for name in names)
         return sorted((match[1] for match in matches if match), key=_order)
 
     def depends(self, package: str) -> list[str]:
-        lines = _run("apt-cache", *self._options, "depends", "--important", package).splitlines()
+        lines = run("apt-cache", *self._options, "depends", "--important", package).splitlines()
         return [line.split()[-1] for line in lines if "Depends:" in line]
 
     def download(self, package: str, into: Path) -> Path:
-        _run("apt-get", *self._options, "-q", "download", package, cwd=into)
+        run("apt-get", *self._options, "-q", "download", package, cwd=into)
         [file] = into.glob("*.deb")
         return file
 
@@ -214,7 +214,7 @@ def _mirror() -> str:
     """The Debian mirror that this system uses."""
     if given := os.environ.get("GREENBOOST_VM_MIRROR"):
         return given
-    targets = _run(
+    targets = run(
         "apt-get", "indextargets", "--format", "$(REPO_URI)|$(LABEL)|$(CODENAME)", "Created-By: Packages"
     )
     # A label is known only once the lists are there; a mirror of Debian's is called so everywhere.
@@ -231,7 +231,7 @@ def _mirror() -> str:
 def _unpack(package: Path) -> Kernel:
     with tempfile.TemporaryDirectory(dir=KERNELS, prefix=".unpack-") as scratch:
         tree = Path(scratch) / "tree"
-        _run("dpkg-deb", "-x", str(package), str(tree))
+        run("dpkg-deb", "-x", str(package), str(tree))
         shutil.rmtree(tree / "usr" / "share", ignore_errors=True)
         images = sorted((tree / "boot").glob("vmlinuz-*"))
         if len(images) != 1:
@@ -240,7 +240,7 @@ def _unpack(package: Path) -> Kernel:
         kernel = Kernel(version, tree)
         if not kernel.modules.is_dir():
             raise VmError(f"{package} has no modules in /lib/modules/{version}")
-        _run("depmod", "-b", str(tree), version)
+        run("depmod", "-b", str(tree), version)
         elf = bzimage.unpack(images[0].read_bytes())
         if elf is not None:
             (tree / "vmlinux").write_bytes(elf)

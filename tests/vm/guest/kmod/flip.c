@@ -2,8 +2,9 @@
 /*
  * usage: flip COUNT
  *
- * Changes the level COUNT times as fast as that goes, and prints the seconds it took. The level must
- * be low: reports of a T3 without room make it critical, those of one with much room low again.
+ * Changes the level COUNT times as fast as that goes, and prints the seconds it took. The level
+ * must be low: reports of a T3 without room make it critical, those of one with much room low
+ * again.
  */
 #include <time.h>
 

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Random calls from several threads (fuzz.c), and whether all memory is back once the module is gone.
+
+GREENBOOST_FUZZ_CALLS has more of them made, GREENBOOST_FUZZ_SEED others; test_kmod.py passes both on.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.vm.guest.kmod.device import (
+    MIB,
+    empty_pool,
+    free_memory,
+    insert_module,
+    meminfo,
+    modules,
+    remove_module,
+    set_parameter,
+    wait_until_unused,
+)
+from tests.vm.guest.kmod.genl import Family
+
+pytestmark = pytest.mark.vm
+
+CALLS = int(os.environ.get("GREENBOOST_FUZZ_CALLS", "20000"))
+SEED = int(os.environ.get("GREENBOOST_FUZZ_SEED", "1"))
+THREADS = 4
+
+
+def fuzz(seed: int, calls: int) -> None:
+    with Family() as family:
+        numbers = [family.id, family.group]
+    program = Path(os.environ["KMOD_PROGRAMS"]) / "fuzz"
+    # It holds no more than that, so that other processes always have enough.
+    set_parameter("limit_mib", 400)
+    subprocess.run([str(word) for word in (program, seed, calls, THREADS, *numbers)], check=True)
+
+
+def memory() -> tuple[int, int]:
+    """Free, and in the kernel's slabs, without the module; afterwards it is there again."""
+    wait_until_unused()
+    set_parameter("low_watermark", 0)
+    empty_pool()
+    remove_module("greenboost")
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+    assert "greenboost" not in Path("/proc/slabinfo").read_text()
+    try:
+        return free_memory() + meminfo("Cached") + meminfo("Buffers"), meminfo("SUnreclaim")
+    finally:
+        insert_module(modules()[0])
+
+
+def test_random_calls_leave_nothing_behind() -> None:
+    fuzz(SEED + 1_000_000, 2000)  # whatever is only allocated once
+    free, slabs = memory()
+    fuzz(SEED, CALLS)
+    free_after, slabs_after = memory()
+    lost, grown = (free - free_after) // 1024, (slabs_after - slabs) // 1024
+    print(f"{CALLS} calls: {lost} KiB less free, {grown} KiB more in slabs")
+    # A leak of one small object in a hundred calls of the full run would be above it.
+    assert free_after > free - 24 * MIB
+    assert slabs_after < slabs + 4 * MIB
