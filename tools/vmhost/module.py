@@ -22,7 +22,7 @@ from . import BUILD, VmError, kernel
 MODULES = BUILD / "modules"
 
 # What a build leaves: of no use to another one.
-_MADE = shutil.ignore_patterns("*.o", "*.ko", "*.mod", "*.mod.c", ".*", "modules.order", "Module.symvers")
+MADE = shutil.ignore_patterns("*.o", "*.ko", "*.mod", "*.mod.c", ".*", "modules.order", "Module.symvers")
 
 
 def build(directory: Path, chosen: kernel.Kernel) -> Path:
@@ -38,7 +38,7 @@ def build(directory: Path, chosen: kernel.Kernel) -> Path:
     with tempfile.TemporaryDirectory(dir=MODULES, prefix=".build-") as scratch:
         tree = Path(scratch) / directory.name
         try:
-            shutil.copytree(directory, tree, ignore=_MADE)
+            shutil.copytree(directory, tree, ignore=MADE)
         except OSError as error:
             raise VmError(f"no module in {directory}: {error}") from None
         kept = MODULES / f"{directory.name}-{chosen.version}-{_digest(tree, command)}"
