@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
+from tests.vm.conftest import Start
 from vmhost import BUILD, ROOT
 from vmhost.kernel import SERIES
 
@@ -49,12 +51,20 @@ def left_over() -> list[str]:
 PYTEST = (".venv/bin/python", "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:hypothesispytest")
 
 
+@pytest.fixture(scope="module")
+def runs(each_kernel: Start) -> dict[str, Future[subprocess.CompletedProcess[str]]]:
+    def run_tests(kernel: str) -> subprocess.CompletedProcess[str]:
+        devices = [word for size in ("256MiB", "128MiB", "64MiB") for word in ("--nvme", size)]
+        # The longest, of minutes, on the newest kernel alone.
+        left_out = [] if kernel == [*SERIES][-1] else ["--ignore=tests/vm/guest/test_faults.py"]
+        return run("--kernel", kernel, *devices, "--", *PYTEST, "tests/vm/guest", *left_out)
+
+    return each_kernel(run_tests)
+
+
 @pytest.mark.parametrize("kernel", SERIES)
-def test_in_the_guest(kernel: str) -> None:
-    devices = [word for size in ("256MiB", "128MiB", "64MiB") for word in ("--nvme", size)]
-    # The longest, of minutes, on the newest kernel alone.
-    left_out = [] if kernel == [*SERIES][-1] else ["--ignore=tests/vm/guest/test_faults.py"]
-    done = run("--kernel", kernel, *devices, "--", *PYTEST, "tests/vm/guest", *left_out)
+def test_in_the_guest(kernel: str, runs: dict[str, Future[subprocess.CompletedProcess[str]]]) -> None:
+    done = runs[kernel].result()
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     assert not Path("/etc/greenboost-vm-was-here").exists()
 

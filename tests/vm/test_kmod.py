@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import os
 import subprocess
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
+from tests.vm.conftest import Start
 from vmhost import BUILD, ROOT
 from vmhost.kernel import SERIES
 
@@ -37,12 +39,24 @@ def programs() -> Path:
     return directory
 
 
+@pytest.fixture(scope="module")
+def runs(each_kernel: Start, programs: Path) -> dict[str, Future[subprocess.CompletedProcess[str]]]:
+    # Beyond the usual, the full run of the fuzzer: test_fuzz.py says how to ask for it.
+    passed_on = [
+        f"{name}={value}" for name, value in os.environ.items() if name.startswith("GREENBOOST_FUZZ_")
+    ]
+    timeout = "7200" if passed_on else "900"
+
+    def run(kernel: str) -> subprocess.CompletedProcess[str]:
+        command = [str(ROOT / "tools" / "vm"), "--kernel", kernel, "--nvme", "64MiB", "--timeout", timeout]
+        command += ["--module", "--module", str(TESTS / "importer")]
+        command += ["--", "env", f"KMOD_PROGRAMS={programs}", *passed_on, *PYTEST, str(TESTS)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace")
+
+    return each_kernel(run)
+
+
 @pytest.mark.parametrize("kernel", SERIES)
-def test_module(kernel: str, programs: Path) -> None:
-    machine = [str(ROOT / "tools" / "vm"), "--kernel", kernel, "--nvme", "64MiB"]
-    machine += ["--module", "--module", str(TESTS / "importer")]
-    command = ["env", f"KMOD_PROGRAMS={programs}", *PYTEST, str(TESTS)]
-    done = subprocess.run(
-        [*machine, "--", *command], cwd=ROOT, capture_output=True, text=True, errors="replace"
-    )
+def test_module(kernel: str, runs: dict[str, Future[subprocess.CompletedProcess[str]]]) -> None:
+    done = runs[kernel].result()
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Guests side by side: what runs in one is single-threaded for the most part, and minutes long."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from subprocess import CompletedProcess
+
+import pytest
+
+Run = Callable[[str], CompletedProcess[str]]
+Start = Callable[[Run], dict[str, Future[CompletedProcess[str]]]]
+
+
+@pytest.fixture(scope="module")
+def each_kernel(request: pytest.FixtureRequest) -> Iterator[Start]:
+    """Calls a function with each kernel that tests of this module are to be run with, all at once."""
+    callspecs = (getattr(item, "callspec", None) for item in request.session.items)
+    modules = (getattr(item, "module", None) for item in request.session.items)
+    kernels = {
+        callspec.params["kernel"]: None
+        for callspec, module in zip(callspecs, modules, strict=True)
+        if module is request.module and callspec and "kernel" in callspec.params
+    }
+    with ThreadPoolExecutor(len(kernels)) as pool:
+        yield lambda run: {kernel: pool.submit(run, kernel) for kernel in kernels}

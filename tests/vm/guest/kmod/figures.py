@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Figures of the module, for docs/measurements; run in a guest that has it, with KMOD_PROGRAMS set.
+
+usage: python -m tests.vm.guest.kmod.figures [SECONDS]
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+TRACING = Path("/sys/kernel/tracing")
+ROUNDS = 15
+
+
+def speed() -> None:
+    """Allocation against zeroing of the same pages, in one run."""
+    program = Path(os.environ["KMOD_PROGRAMS"]) / "speed"
+    done = subprocess.run([program, str(ROUNDS)], check=True, capture_output=True, text=True)
+    rounds = [[float(word) for word in line.split()] for line in done.stdout.splitlines()]
+    for column, name in enumerate(("from the system", "from the pool")):
+        ratios = sorted(one[column] / one[2] for one in rounds)
+        print(
+            f"allocation {name}: {statistics.median(ratios):.2f} times the zeroing"
+            f" ({ratios[0]:.2f} to {ratios[-1]:.2f}, {ROUNDS} rounds)"
+        )
+
+
+def rest(seconds: float) -> None:
+    """The watchdog's share of a processor while nothing happens."""
+    names = ("workqueue_execute_start", "workqueue_execute_end")
+    switches = [TRACING / "events" / "workqueue" / name / "enable" for name in names]
+    (TRACING / "trace").write_text("")
+    for switch in switches:
+        switch.write_text("1")
+    time.sleep(seconds)
+    for switch in switches:
+        switch.write_text("0")
+    begun: dict[str, float] = {}
+    took: list[float] = []
+    for line in (TRACING / "trace").read_text().splitlines():
+        found = re.search(
+            r"(\S+-\d+) .* (\d+\.\d+): workqueue_execute_(start|end): .*function=gb_clock_run", line
+        )
+        if found is None:
+            continue
+        worker, at, what = found[1], float(found[2]), found[3]
+        if what == "start":
+            begun[worker] = at
+        elif worker in begun:
+            took.append(at - begun.pop(worker))
+    print(
+        f"watchdog at rest: {len(took)} looks in {seconds:.0f} s, {statistics.median(took) * 1e6:.0f} us each,"
+        f" {sum(took) / seconds:.4%} of a processor"
+    )
+
+
+if __name__ == "__main__":
+    speed()
+    rest(float(sys.argv[1]) if len(sys.argv) > 1 else 30)
