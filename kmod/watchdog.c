@@ -347,7 +347,8 @@ static int gb_oom(struct notifier_block *block, unsigned long unused, void *free
 	*(unsigned long *)freed += pages;
 	trace_greenboost_oom(pages);
 	gb_look(GREENBOOST_CAUSE_OOM);
-	mod_delayed_work(gb_workqueue, &gb_clock, msecs_to_jiffies(GB_SHORT_PERIOD_MS));
+	/* From now on it looks often. */
+	mod_delayed_work(gb_workqueue, &gb_clock, 0);
 	return NOTIFY_OK;
 }
 

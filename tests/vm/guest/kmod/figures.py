@@ -54,10 +54,8 @@ def rest(seconds: float) -> None:
             begun[worker] = at
         elif worker in begun:
             took.append(at - begun.pop(worker))
-    print(
-        f"watchdog at rest: {len(took)} looks in {seconds:.0f} s, {statistics.median(took) * 1e6:.0f} us each,"
-        f" {sum(took) / seconds:.4%} of a processor"
-    )
+    each, share = statistics.median(took) * 1e6, sum(took) / seconds
+    print(f"watchdog at rest: {len(took)} looks in {seconds:.0f} s of {each:.0f} us, {share:.4%} of a processor")
 
 
 if __name__ == "__main__":
