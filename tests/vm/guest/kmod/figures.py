@@ -55,7 +55,7 @@ def rest(seconds: float) -> None:
         elif worker in begun:
             took.append(at - begun.pop(worker))
     each, share = statistics.median(took) * 1e6, sum(took) / seconds
-    print(f"watchdog at rest: {len(took)} looks in {seconds:.0f} s of {each:.0f} us, {share:.4%} of a processor")
+    print(f"watchdog at rest: {len(took)} looks of {each:.0f} us in {seconds:.0f} s, {share:.4%} of a CPU")
 
 
 if __name__ == "__main__":
