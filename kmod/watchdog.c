@@ -179,8 +179,11 @@ static bool gb_decide(enum greenboost_cause cause, const struct gb_marks *marks,
 
 	gb_measure_fall(available);
 	gb_watch.memory = new;
-	gb_watch.t3_short = gb_t3_short(gb_watch.t3_short, wanted);
-	if (gb_watch.t3_short && new == GREENBOOST_LEVEL_LOW)
+	if (new == GREENBOOST_LEVEL_CALM)
+		gb_watch.t3_short = false;
+	else
+		gb_watch.t3_short = gb_t3_short(gb_watch.t3_short, wanted);
+	if (gb_watch.t3_short)
 		new = GREENBOOST_LEVEL_CRITICAL;
 	if (cause == GREENBOOST_CAUSE_OOM) {
 		gb_watch.ooms++;

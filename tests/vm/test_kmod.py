@@ -45,7 +45,7 @@ def runs(each_kernel: Start, programs: Path) -> dict[str, Future[subprocess.Comp
     passed_on = [
         f"{name}={value}" for name, value in os.environ.items() if name.startswith("GREENBOOST_FUZZ_")
     ]
-    timeout = "7200" if passed_on else "900"
+    timeout = "7200" if passed_on else "1800"
 
     def run(kernel: str) -> subprocess.CompletedProcess[str]:
         command = [str(ROOT / "tools" / "vm"), "--kernel", kernel, "--nvme", "64MiB", "--timeout", timeout]
