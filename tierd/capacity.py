@@ -40,6 +40,7 @@ class Session:
     vram: int = 0  #: T1 slots
     arenas: tuple[int, ...] = ()  #: ids of arenas it has, oldest first
     recalled: frozenset[int] = frozenset()  #: those it was asked to give back
+    unwilling: bool = False  #: it did not give back what it was last asked for
     extents: int = 0  #: extents that hold its chunks, or are about to
 
     def with_extents(self, extents: int) -> Session:

@@ -11,6 +11,12 @@ What is promised: an event that would leave no witness (see capacity) is refused
   target. The spills with which such a session empties an arena are admitted by the same rule, so a
   recall can always be obeyed, and a session below its target gets its arenas (no starvation).
 
+When RAM is short (RamWanted), T2 does without some of its arenas, as many as promises allow. Targets
+shrink with it, so whoever holds most beyond what it should have in the end gives first: of equals the
+session that came last, and of its arenas the youngest. How idle a session is, nobody here knows; one
+that fits its VRAM has no target at all and so gives everything. A session that refuses keeps its arena;
+until it gives one, or RAM is not short any more, others that could do with less are asked instead.
+
 The alternative, letting allocations reserve the arenas and extents they will use, was rejected: an
 idle session's reservation would keep RAM empty while a busy one streams from NVMe.
 """
@@ -22,7 +28,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import assert_never
 
-from .capacity import Limits, Session, extents_needed, feasible, room, targets
+from .capacity import TRANSIT, Limits, Session, extents_needed, feasible, room, targets
 
 __all__ = [
     "Action",
@@ -40,6 +46,8 @@ __all__ = [
     "Grant",
     "Joined",
     "Left",
+    "RamSpare",
+    "RamWanted",
     "Recall",
     "RecallFailed",
     "Refused",
@@ -65,16 +73,28 @@ class Refused(Exception):
 class State:
     """Everything the policy knows. Make new ones with apply()."""
 
-    limits: Limits
+    limits: Limits  #: what there is now, without the arenas that are withheld
     sessions: Mapping[int, Session] = field(default_factory=lambda: MappingProxyType({}))
     waiting: tuple[int, ...] = ()  #: sessions that wait for an arena, in order; no arena is free then
     next_arena: int = 1
     budget_spent: bool = False  #: T3 has been written as much today as it should be
+    short: int = 0  #: arenas that T2 should do without while RAM is short
+    withheld: int = 0  #: those of them that it can do without and keep what was promised
+
+    @property
+    def whole(self) -> Limits:
+        """What there is when RAM is not short."""
+        return replace(self.limits, arenas=self.limits.arenas + self.withheld)
+
+    @property
+    def held_arenas(self) -> int:
+        """Arenas that sessions have."""
+        return sum(len(s.arenas) for s in self.sessions.values())
 
     @property
     def free_arenas(self) -> int:
-        """Arenas that no session has."""
-        return self.limits.arenas - sum(len(s.arenas) for s in self.sessions.values())
+        """Arenas that no session has; below zero: so many are to come back, as RAM is short."""
+        return self.limits.arenas - self.held_arenas
 
     @property
     def extents_used(self) -> int:
@@ -164,7 +184,7 @@ class ArenaReturned:
 
 @dataclass(frozen=True, slots=True)
 class RecallFailed:
-    """The session did not give the arena back and keeps it."""
+    """The session did not give the arena back, or not in time. It keeps it, or returns it later."""
 
     session: int
     arena: int
@@ -175,6 +195,24 @@ class ArenaWaitOver:
     """The session no longer waits for an arena."""
 
     session: int
+
+
+@dataclass(frozen=True, slots=True)
+class RamWanted:
+    """RAM is short: so many of the arenas that exist are to be given back.
+
+    Said again, it means what is still wanted, those on their way back included.
+    """
+
+    arenas: int
+    again: bool = False  #: ask those too that have refused since RAM became short
+
+
+@dataclass(frozen=True, slots=True)
+class RamSpare:
+    """RAM is not short any more: so many arenas more than exist could be made."""
+
+    arenas: int
 
 
 Event = (
@@ -192,6 +230,8 @@ Event = (
     | ArenaReturned
     | RecallFailed
     | ArenaWaitOver
+    | RamWanted
+    | RamSpare
 )
 
 
@@ -285,7 +325,8 @@ def _allocated(state: State, event: Allocated) -> Transition:
     if grown.overflow and not _feasible(after):
         below = room(state.limits, state.sessions, event.session) - session.overflow
         left = max(0, session.vram - session.committed) + below
-        raise Refused("ENOMEM", f"{event.chunks} chunks are wanted, the tiers have room for {left}")
+        why = " while the system is short of RAM" if state.withheld else ""
+        raise Refused("ENOMEM", f"{event.chunks} chunks are wanted, the tiers have room for {left}{why}")
     return after, ()
 
 
@@ -337,9 +378,7 @@ def _arena_asked(state: State, event: ArenaAsked) -> Transition:
     if state.free_arenas > 0:
         return _grant(state, event.session)
     wanted = _targets(state)
-    effective = {
-        id: len(s.arenas) - len(s.recalled) + state.waiting.count(id) for id, s in state.sessions.items()
-    }
+    effective = _effective(state)
     if effective[event.session] >= wanted[event.session]:
         raise Refused("ENOSPC", "T2 has no more arenas for this session")
     queued = replace(state, waiting=(*state.waiting, event.session))
@@ -356,16 +395,24 @@ def _arena_asked(state: State, event: ArenaAsked) -> Transition:
         # than its target another has more. Its place in the queue is the asker's now.
         displaced = next(id for id in reversed(state.waiting) if effective[id] > wanted[id])
         return _no_longer_waiting(queued, displaced), (Deny(displaced),)
-    victim = max(above, key=lambda id: (above[id], id))
-    session = state.sessions[victim]
-    # The youngest arena: the older ones are likelier to hold what the session keeps using.
-    arena = next(a for a in reversed(session.arenas) if a not in session.recalled)
-    asked = replace(session, recalled=session.recalled | {arena})
-    return _with(queued, victim, asked), (Recall(victim, arena),)
+    return _recall(queued, max(above, key=lambda id: (above[id], id)))
+
+
+def _effective(state: State) -> dict[int, int]:
+    """Arenas that each session will have when all that is under way is over."""
+    return {id: len(s.arenas) - len(s.recalled) + state.waiting.count(id) for id, s in state.sessions.items()}
 
 
 def _recalls(state: State) -> int:
     return sum(len(s.recalled) for s in state.sessions.values())
+
+
+def _recall(state: State, id: int) -> Transition:
+    """Ask for the session's youngest arena: the older ones are likelier to hold what it keeps using."""
+    session = state.sessions[id]
+    arena = next(a for a in reversed(session.arenas) if a not in session.recalled)
+    asked = replace(session, recalled=session.recalled | {arena})
+    return _with(state, id, asked), (Recall(id, arena),)
 
 
 def _grant(state: State, id: int) -> Transition:
@@ -404,13 +451,13 @@ def _no_longer_waiting(state: State, id: int) -> State:
 def _arena_returned(state: State, event: ArenaReturned) -> Transition:
     session = state.sessions[event.session]
     kept = tuple(a for a in session.arenas if a != event.arena)
-    after = replace(session, arenas=kept, recalled=session.recalled - {event.arena})
+    after = replace(session, arenas=kept, recalled=session.recalled - {event.arena}, unwilling=False)
     return _hand_out(_with(state, event.session, after))
 
 
 def _recall_failed(state: State, event: RecallFailed) -> Transition:
     session = state.sessions[event.session]
-    after = replace(session, recalled=session.recalled - {event.arena})
+    after = replace(session, recalled=session.recalled - {event.arena}, unwilling=True)
     return _hand_out(_with(state, event.session, after))
 
 
@@ -418,8 +465,93 @@ def _arena_wait_over(state: State, event: ArenaWaitOver) -> Transition:
     return _no_longer_waiting(state, event.session), ()
 
 
+# While RAM is short
+
+
+def _ram_wanted(state: State, event: RamWanted) -> Transition:
+    left = max(0, state.held_arenas - event.arenas)
+    short = max(state.short, state.whole.arenas - left)
+    if event.again or not state.short:
+        state = _forgive(state)
+    return replace(state, short=short), ()
+
+
+def _ram_spare(state: State, event: RamSpare) -> Transition:
+    possible = state.held_arenas + event.arenas
+    return replace(_forgive(state), short=min(state.short, max(0, state.whole.arenas - possible))), ()
+
+
+def _forgive(state: State) -> State:
+    for id, session in state.sessions.items():
+        if session.unwilling:
+            state = _with(state, id, replace(session, unwilling=False))
+    return state
+
+
+def _give_way(state: State) -> Transition:
+    """Withhold as many arenas as are short and can be spared, and have those come back that are above it."""
+    whole = state.whole
+    limits = _least(whole, state.sessions, whole.arenas - state.short)
+    state = replace(state, limits=limits, withheld=whole.arenas - limits.arenas)
+    actions: list[Action] = []
+    while sum((effective := _effective(state)).values()) > limits.arenas:
+        wanted = _targets(state)
+        above = {id: n - wanted[id] for id, n in effective.items() if n > wanted[id]}
+        giver = max(
+            (id for id in above if id in state.waiting or _would_give(state.sessions[id])),
+            key=lambda id: (above[id], id),
+            default=None,
+        )
+        if giver is None:
+            # Those above refuse. Others have no duty to give what they should have, but if T3 has room
+            # for it they can; with the last arena they would not be able to move anything.
+            base = -(-TRANSIT // limits.arena_slots)
+            givers = [
+                id
+                for id, s in state.sessions.items()
+                if _would_give(s) and effective[id] > (base if s.overflow else 0)
+            ]
+            giver = max(givers, key=lambda id: (effective[id], id), default=None)
+        if giver is not None and giver not in state.waiting:
+            state, asked = _recall(state, giver)
+            actions += asked
+        elif state.waiting:
+            denied = giver if giver is not None else _neediest(state, least=True)
+            state = _no_longer_waiting(state, denied)
+            actions.append(Deny(denied))
+        else:
+            break
+    state, handed = _hand_out(state)
+    return state, (*actions, *handed)
+
+
+def _would_give(session: Session) -> bool:
+    return not session.unwilling and len(session.arenas) > len(session.recalled)
+
+
+def _least(whole: Limits, sessions: Mapping[int, Session], arenas: int) -> Limits:
+    """`whole` with the fewest arenas, but `arenas`, that leave a witness; as it is if none do."""
+    low, high = arenas, whole.arenas
+    while low < high:
+        # Nearly always the first try succeeds.
+        middle = low if high == whole.arenas and low == arenas else (low + high) // 2
+        if feasible(replace(whole, arenas=middle), sessions):
+            high = middle
+        else:
+            low = middle + 1
+    return replace(whole, arenas=high)
+
+
 def apply(state: State, event: Event) -> Transition:
     """The state after `event` and what is to be done. Raises Refused; nothing has changed then."""
+    after, actions = _apply(state, event)
+    if after.short or after.withheld:
+        after, more = _give_way(after)
+        actions += more
+    return after, actions
+
+
+def _apply(state: State, event: Event) -> Transition:
     match event:
         case SpillAsked():
             return _spill_asked(state, event)
@@ -449,4 +581,8 @@ def apply(state: State, event: Event) -> Transition:
             return _recall_failed(state, event)
         case ArenaWaitOver():
             return _arena_wait_over(state, event)
+        case RamWanted():
+            return _ram_wanted(state, event)
+        case RamSpare():
+            return _ram_spare(state, event)
     assert_never(event)

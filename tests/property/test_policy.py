@@ -27,6 +27,8 @@ from tierd.policy import (
     Grant,
     Joined,
     Left,
+    RamSpare,
+    RamWanted,
     Recall,
     RecallFailed,
     Refused,
@@ -191,6 +193,34 @@ class Policy(RuleBasedStateMachine):
         # What it holds has a place elsewhere, or it stays.
         assert self.happen(ExtentsWithdrawn(count)) is feasible(limits, self.state.sessions)
 
+    # The system's memory
+
+    @rule(arenas=st.integers(0, 4), again=st.booleans())
+    def ram_wanted(self, arenas: int, again: bool) -> None:
+        before = self.state
+        assert self.happen(RamWanted(arenas, again))
+        after = self.state
+        assert after.limits.arenas <= before.limits.arenas
+        assert after.whole == before.whole
+        # Never below what was promised, and never more than was asked for.
+        left = max(0, before.held_arenas - arenas)
+        assert after.limits.arenas >= min(left, before.limits.arenas)
+        least = replace(after.limits, arenas=after.limits.arenas - 1)
+        assert after.limits.arenas <= max(left, 0) or not feasible(least, after.sessions)
+        # Said again it changes nothing: what is on its way back is not asked for twice.
+        settled = policy.apply(after, RamWanted(arenas))
+        assert settled == (after, ())
+
+    @rule(arenas=st.integers(0, 4))
+    def ram_spare(self, arenas: int) -> None:
+        before = self.state
+        assert self.happen(RamSpare(arenas))
+        assert self.state.limits.arenas >= before.limits.arenas
+        assert self.state.whole == before.whole
+        if before.held_arenas + arenas >= before.whole.arenas:
+            assert not self.state.short
+            assert not self.state.withheld
+
     @rule(spent=st.booleans())
     def budget(self, spent: bool) -> None:
         assert self.happen(BudgetTurned(spent))
@@ -325,7 +355,7 @@ class Policy(RuleBasedStateMachine):
     @invariant()
     def nothing_is_overcommitted(self) -> None:
         state = self.state
-        assert state.free_arenas >= 0
+        assert state.held_arenas <= state.whole.arenas
         assert state.extents_used <= state.limits.extents
         assert feasible(state.limits, state.sessions)
 
@@ -333,10 +363,17 @@ class Policy(RuleBasedStateMachine):
     def bookkeeping_agrees(self) -> None:
         state = self.state
         assert sorted(state.waiting) == sorted(self.waiting)
-        assert not state.waiting or state.free_arenas == 0
+        assert not state.waiting or state.free_arenas <= 0
         recalls = [(id, arena) for id, s in state.sessions.items() for arena in s.recalled]
         assert sorted(recalls) == sorted((r.session, r.arena) for r in self.pending)
-        assert len(state.waiting) <= len(recalls)
+        excess = -min(0, state.free_arenas)
+        assert len(state.waiting) <= max(0, len(recalls) - excess)
+        assert 0 <= state.withheld <= state.short
+        # While RAM is short, all who have more than they should have in the end are asked for it.
+        shares = targets(state.limits, state.sessions)
+        for id, session in state.sessions.items():
+            kept = len(session.arenas) - len(session.recalled)
+            assert len(recalls) >= excess or session.unwilling or kept <= shares[id]
         arenas = [arena for s in state.sessions.values() for arena in s.arenas]
         assert len(arenas) == len(set(arenas))
 

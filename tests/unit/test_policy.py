@@ -18,6 +18,8 @@ from tierd.policy import (
     Grant,
     Joined,
     Left,
+    RamSpare,
+    RamWanted,
     Recall,
     RecallFailed,
     Refused,
@@ -144,3 +146,97 @@ def test_a_place_in_the_queue_passes_to_whoever_needs_it_more() -> None:
     state, actions = apply(state, ArenaAsked(3))
     assert actions == (Deny(2),)
     assert state.waiting == (3,)
+
+
+# While RAM is short
+
+TWO = after(State(Limits(4, 4, 100)), *(Joined(id) for id in (1, 2)), *(Allocated(id, 12) for id in (1, 2)))
+"""Two sessions that could use all four arenas and more; T3 has room for everything."""
+
+
+def test_ram_that_is_wanted_comes_from_whoever_has_most_above_its_share() -> None:
+    state = after(TWO, ArenaAsked(1), ArenaAsked(1), ArenaAsked(1), ArenaAsked(2))
+    state, actions = apply(state, RamWanted(2))
+    assert actions == (Recall(1, 3), Recall(1, 2))
+    state, actions = apply(state, RamWanted(2))
+    assert actions == ()  # they are on their way
+    state, actions = apply(state, ArenaReturned(1, 3))
+    assert (actions, state.free_arenas) == ((), -1)
+    # One is back and one is still wanted: nothing new. Then one more is.
+    assert apply(state, RamWanted(1))[1] == ()
+    # Two of three are on their way or have to stay.
+    assert apply(state, RamWanted(3))[1] == ()
+
+
+def test_what_was_promised_keeps_its_ram() -> None:
+    full = after(State(Limits(4, 4, 3)), Joined(1), Allocated(1, 12), *[ArenaAsked(1)] * 4)
+    # 12 chunks and 2 slots to move them in, of which T3 takes 3: three arenas have to stay.
+    state, actions = apply(full, RamWanted(4))
+    assert actions == (Recall(1, 4),)
+    assert (state.short, state.withheld) == (4, 1)
+    with pytest.raises(Refused, match="2 chunks are wanted, .* room for 1 while the system is short of RAM"):
+        apply(state, Allocated(1, 2))
+    # What it frees it gives.
+    state, actions = apply(state, Freed(1, 8))
+    assert actions == (Recall(1, 3), Recall(1, 2))
+
+
+def test_a_session_without_need_gives_everything() -> None:
+    state = after(State(Limits(2, 4, 0)), Joined(1), ArenaAsked(1), ArenaAsked(1))
+    assert apply(state, RamWanted(9))[1] == (Recall(1, 2), Recall(1, 1))
+
+
+def test_who_does_not_give_is_passed_over_until_it_gives_or_is_asked_again() -> None:
+    state = after(TWO, ArenaAsked(1), ArenaAsked(1), ArenaAsked(2), ArenaAsked(2))
+    state, actions = apply(state, RamWanted(1))
+    assert actions == (Recall(2, 4),)
+    # Session 1 has no more than its share, but can do with one arena less.
+    state, actions = apply(state, RecallFailed(2, 4))
+    assert actions == (Recall(1, 2),)
+    state, actions = apply(state, RecallFailed(1, 2))
+    assert actions == ()
+    assert apply(state, RamWanted(1))[1] == ()
+    assert apply(state, RamWanted(1, again=True))[1] == (Recall(2, 4),)
+    # It was only late.
+    state, actions = apply(state, ArenaReturned(2, 4))
+    assert (actions, state.free_arenas) == ((), 0)
+
+
+def test_the_last_arena_is_only_taken_from_those_who_need_none() -> None:
+    state = after(TWO, ArenaAsked(1), ArenaAsked(2))
+    state, actions = apply(state, RamWanted(2))
+    assert actions == ()
+    assert (state.short, state.withheld, state.limits.arenas) == (4, 2, 2)
+
+
+def test_nobody_waits_for_an_arena_that_goes_to_the_system() -> None:
+    state = after(TWO, Joined(3), *[ArenaAsked(3)] * 4, ArenaAsked(1))
+    assert state.waiting == (1,)
+    state, actions = apply(state, RamWanted(1))
+    # One more is recalled: the first is still session 1's.
+    assert actions == (Recall(3, 3),)
+    # What is promised to session 2 is an arena too, so one of the four has to go on being nobody's.
+    state, actions = apply(state, RamWanted(3))
+    assert (actions, state.limits.arenas) == ((Recall(3, 2),), 2)
+    state, actions = apply(after(state, ArenaReturned(3, 4), ArenaReturned(3, 3)), ArenaReturned(3, 2))
+    assert actions == (Grant(1, 5),)
+    assert state.free_arenas == 0
+
+
+def test_who_waits_is_told_when_what_was_to_come_does_not() -> None:
+    state = after(TWO, Joined(3), *[ArenaAsked(3)] * 4, ArenaAsked(1), RamWanted(1))
+    state, actions = apply(state, RecallFailed(3, 4))
+    assert actions == (Deny(1),)
+    state, actions = apply(state, ArenaReturned(3, 3))
+    assert (actions, state.free_arenas) == ((), 0)
+
+
+def test_when_ram_is_spare_arenas_come_back_as_far_as_it_reaches() -> None:
+    state = after(TWO, ArenaAsked(1), ArenaAsked(1), ArenaAsked(2), RamWanted(1), ArenaReturned(1, 2))
+    assert (state.held_arenas, state.limits.arenas) == (2, 2)
+    assert refusal(state, ArenaAsked(1)) == "ENOSPC"
+    assert after(state, RamSpare(0)).limits.arenas == 2
+    assert after(state, RamSpare(1)).limits.arenas == 3
+    state, actions = apply(after(state, RamSpare(9)), ArenaAsked(1))
+    assert actions == (Grant(1, 4),)
+    assert (state.limits, state.short, state.withheld) == (TWO.limits, 0, 0)
