@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""T2's memory where the kernel module is absent: memfds that the daemon and one shim map together."""
+"""T2's memory: arenas that the daemon and one shim map together, of memfds or of the module's buffers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import errno
 import fcntl
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-__all__ = ["Arena", "ArenaError", "ArenaPool", "open_pool"]
+__all__ = ["Arena", "ArenaError", "ArenaPool", "Maker", "memfd", "open_pool"]
+
+Maker = Callable[[int, int], int]
+"""(id, bytes) -> a descriptor of so many zero bytes, to be mapped shared, whose size nobody can change.
+It is the caller's. Raises OSError; may take as long as zeroing does."""
 
 _MFD_NOEXEC_SEAL = 0x0008
 _MADV_POPULATE_WRITE = 23
@@ -29,13 +33,13 @@ class ArenaError(Exception):
 
 
 class Arena:
-    """One sealed memfd of `size` bytes, mapped as `memory`; slot n begins at byte n * chunk.
+    """What `make` makes of `size` bytes, mapped as `memory`; slot n begins at byte n * chunk.
 
-    The pages are zero at first, and the memfd is never given to a second session. Owns the fd and the
-    mapping until close().
+    The pages are zero at first, and never given to a second session. Owns the fd and the mapping until
+    close(). Raises ArenaError.
     """
 
-    def __init__(self, id: int, size: int, chunk: int) -> None:
+    def __init__(self, id: int, size: int, chunk: int, make: Maker | None = None) -> None:
         assert size > 0
         assert size % chunk == 0
         self.id = id
@@ -43,14 +47,15 @@ class Arena:
         self.chunk = chunk
         self.fd = -1
         try:
-            self.fd = _sealed_memfd(f"greenboost-arena-{id}", size)
+            self.fd = (make or memfd)(id, size)
             self._mapping = mmap.mmap(self.fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         except OSError as error:
             if self.fd >= 0:
                 os.close(self.fd)
             raise ArenaError(f"no arena of {size} bytes: {error.strerror}") from error
         self.memory = memoryview(self._mapping)
-        # A kernel without transparent huge pages refuses: registering then only takes longer.
+        # A kernel without transparent huge pages refuses: registering then only takes longer. So does the
+        # module's memory, which has them anyway.
         with suppress(OSError):
             self._mapping.madvise(mmap.MADV_HUGEPAGE)
 
@@ -78,7 +83,10 @@ class Arena:
             raise ArenaError(f"no memory for an arena of {self.size} bytes: {os.strerror(error)}")
 
     def close(self) -> None:
-        """Give the memory back; once. Whoever has it pinned or mapped keeps the pages till then."""
+        """Give the memory back; once. Whoever has it pinned or mapped keeps the pages till then.
+
+        Where nobody has, pages are freed here, in up to 0.2 s a GiB.
+        """
         fd, self.fd = self.fd, -1
         if fd < 0:
             raise ValueError(f"arena {self.id} is closed already")
@@ -87,7 +95,9 @@ class Arena:
         os.close(fd)
 
 
-def _sealed_memfd(name: str, size: int) -> int:
+def memfd(id: int, size: int) -> int:
+    """A sealed memfd; see Maker."""
+    name = f"greenboost-arena-{id}"
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     try:
         fd = os.memfd_create(name, flags | _MFD_NOEXEC_SEAL)
@@ -105,12 +115,16 @@ def _sealed_memfd(name: str, size: int) -> int:
 
 
 class ArenaPool:
-    """All arenas there are, at most `limit` of `arena_bytes` bytes each."""
+    """All arenas there are, at most `limit` of `arena_bytes` bytes each.
 
-    def __init__(self, *, limit: int, arena_bytes: int, chunk: int) -> None:
+    Arenas may be created and closed in several threads at a time.
+    """
+
+    def __init__(self, *, limit: int, arena_bytes: int, chunk: int, make: Maker = memfd) -> None:
         self.limit = limit
         self.arena_bytes = arena_bytes
         self.chunk = chunk
+        self._make = make
         self._arenas: dict[int, Arena] = {}
 
     def __len__(self) -> int:
@@ -120,11 +134,19 @@ class ArenaPool:
         return iter(tuple(self._arenas.values()))
 
     def create(self, id: int) -> Arena:
-        """A new arena. Raises ArenaError when the limit is reached or the kernel refuses."""
+        """A new arena, its pages allocated: for a worker thread.
+
+        Raises ArenaError when the limit is reached or the kernel refuses.
+        """
         assert id not in self._arenas
         if len(self._arenas) >= self.limit:
             raise ArenaError(f"all {self.limit} arenas exist already")
-        arena = Arena(id, self.arena_bytes, self.chunk)
+        arena = Arena(id, self.arena_bytes, self.chunk, self._make)
+        try:
+            arena.populate()
+        except BaseException:
+            arena.close()
+            raise
         self._arenas[id] = arena
         return arena
 
@@ -135,9 +157,9 @@ class ArenaPool:
 
 
 @contextmanager
-def open_pool(*, limit: int, arena_bytes: int, chunk: int) -> Iterator[ArenaPool]:
+def open_pool(*, limit: int, arena_bytes: int, chunk: int, make: Maker = memfd) -> Iterator[ArenaPool]:
     """An ArenaPool whose arenas are closed at the end."""
-    pool = ArenaPool(limit=limit, arena_bytes=arena_bytes, chunk=chunk)
+    pool = ArenaPool(limit=limit, arena_bytes=arena_bytes, chunk=chunk, make=make)
     try:
         yield pool
     finally:

@@ -8,6 +8,8 @@
     [ram]
     limit = "80%"              # of what is available when the daemon starts
     arena = "1GiB"             # whole chunks
+    source = "auto"            # what arenas are made of: "module", "memfd", or the module's if it is there
+    reserve = "5%"             # RAM that stays available to others, where the module does not say; 0: any
     [[spill]]
     path = "/mnt/nvme0/greenboost.spill"
     size = "200GiB"
@@ -29,10 +31,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from . import tomlfile
+from . import memory, tomlfile
 from .model import MAX_CHUNK, MIN_CHUNK, POLLS, SizeError, SpillOptions, format_size, parse_size
 
 __all__ = [
+    "ARENA_SOURCES",
     "DEFAULT_CHUNK",
     "DEFAULT_FILE",
     "MIN_RAM_CHUNKS",
@@ -48,16 +51,17 @@ __all__ = [
 
 DEFAULT_FILE = Path("/etc/greenboost/tierd.toml")
 DEFAULT_CHUNK = 16 << 20
+ARENA_SOURCES = ("auto", "module", "memfd")
 MAX_DEFAULT_ARENA = 1 << 30
 MIN_RAM_CHUNKS = 4
 """Chunks that T2 must hold: fewer leave no room to move chunks between tiers."""
 
-_VARIABLES = {
-    name: f"GREENBOOST_{name.upper()}" for name in ("socket", "chunk", "view", "ram", "arena", "spill")
-}
+_NAMES = ("socket", "chunk", "view", "ram", "arena", "arena_source", "reserve", "spill")
+_VARIABLES = {name: f"GREENBOOST_{name.upper()}" for name in _NAMES}
+_FLAGS = {name: f"--{name.replace('_', '-')}" for name in _NAMES}
 _TABLES = {
     "tierd": {"socket": "socket", "chunk": "chunk", "view": "view"},
-    "ram": {"limit": "ram", "arena": "arena"},
+    "ram": {"limit": "ram", "arena": "arena", "source": "arena_source", "reserve": "reserve"},
 }
 _SPILL_KEYS = ("path", "size", "weight", "encrypt", "daily_writes", "deadline", "poll")
 _MAX_WEIGHT = 1000.0
@@ -88,6 +92,8 @@ class Config:
     arena: int  #: bytes of one arena: whole chunks, at most `ram`
     spill: tuple[SpillSpec, ...]
     view: Path | None
+    arena_source: str = "auto"  #: one of ARENA_SOURCES
+    reserve: int | None = None  #: bytes of RAM to be left available to others; None: see watermark
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +122,7 @@ def load(
     given_flags = {name: value for name, value in (flags or {}).items() if value is not None}
     if unknown := given_flags.keys() - _VARIABLES:
         raise ConfigError(f"--{min(unknown)}: no such setting{_nearest(min(unknown), _VARIABLES)}")
-    spill = _overlay(settings, given_flags, {name: f"--{name}" for name in _VARIABLES}, spill)
+    spill = _overlay(settings, given_flags, _FLAGS, spill)
     return _checked(settings, spill, environ)
 
 
@@ -306,7 +312,16 @@ def _checked(settings: Mapping[str, _Setting], spill: list[SpillSpec], environ: 
                 f"one chunk is {format_size(chunk)}"
             )
         seen[spec.path] = spec
-    return Config(socket, chunk, ram, arena, tuple(spill), view)
+    return Config(
+        socket,
+        chunk,
+        ram,
+        arena,
+        tuple(spill),
+        view,
+        arena_source=_arena_source(settings.get("arena_source")),
+        reserve=_reserve(settings.get("reserve")),
+    )
 
 
 def _may_be_relative(setting: _Setting) -> bool:
@@ -358,10 +373,31 @@ def _arena(setting: _Setting | None, ram: int, chunk: int) -> int:
 
 
 def _memory() -> tuple[int, int]:
-    """Bytes of RAM in all, and available now (proc_meminfo(5))."""
-    text = Path("/proc/meminfo").read_text()
-    values = dict(re.findall(r"^(MemTotal|MemAvailable):\s+(\d+) kB$", text, re.MULTILINE))
-    return int(values["MemTotal"]) << 10, int(values["MemAvailable"]) << 10
+    """Bytes of RAM in all, and available now."""
+    return memory.machine().total, memory.available()
+
+
+def _arena_source(setting: _Setting | None) -> str:
+    if setting is None:
+        return "auto"
+    if not isinstance(setting.value, str) or setting.value not in ARENA_SOURCES:
+        raise ConfigError(
+            f"{setting.where}: arenas come from one of {', '.join(ARENA_SOURCES)}, not {setting.value!r}"
+        )
+    return setting.value
+
+
+def _reserve(setting: _Setting | None) -> int | None:
+    if setting is None:
+        return None
+    total, _ = _memory()
+    reserve = _size(setting, whole=total)
+    if reserve > total:
+        raise ConfigError(
+            f"{setting.where}: {format_size(reserve)} cannot be reserved: "
+            f"this machine has {format_size(total)} of RAM"
+        )
+    return reserve
 
 
 def default_socket(environ: Mapping[str, str] | None = None) -> Path:

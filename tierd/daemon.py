@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -17,13 +17,16 @@ import trio
 
 from . import __version__, metrics
 from .arena import ArenaPool, open_pool
+from .arenasource import open_arena_source
 from .config import Config
 from .listener import SocketError, listening
-from .model import AllocationSnapshot, EndedSession, Snapshot, printable
+from .model import AllocationSnapshot, EndedSession, PressureSnapshot, Snapshot, printable
 from .notify import notify
 from .nvme.errors import SpillPathError
 from .nvme.spillfile import SpillFile
 from .nvme.spillset import SpillSet
+from .pressure import open_source
+from .relief import Relief
 from .server import ControlError, Peer, serve_connections
 from .session import Identity, Session
 from .spillcontrol import SpillControl
@@ -60,16 +63,25 @@ async def serve(
         # would end the process there and leave the socket and a preallocated file.
         trio.open_signal_receiver(*_ending_signals()) as signals,
         listening(config.socket) as listener,
+        open_arena_source(config.arena_source) as source,
+        open_source(source.device, config.reserve) as pressure,
         _open_spill(config, ephemeral=life_fd is not None) as store,
-        open_pool(limit=config.ram // config.arena, arena_bytes=config.arena, chunk=config.chunk) as pool,
+        open_pool(
+            limit=config.ram // config.arena, arena_bytes=config.arena, chunk=config.chunk, make=source.make
+        ) as pool,
     ):
         failure = None
         # Outside of the tasks that wait for transfers: it ends after them.
         async with trio.open_nursery() as pump:
             await pump.start(store.run)
-            daemon = _Daemon(config, Tiers(pool, store), pool, store, ephemeral=life_fd is not None)
+            tiers = Tiers(pool, store)
+            relief = Relief(tiers, pressure)
+            daemon = _Daemon(config, tiers, pool, store, ephemeral=life_fd is not None)
+            daemon.arena_source = source.name
+            daemon.pressure = relief.snapshot
             async with trio.open_nursery() as nursery:
                 daemon.nursery = nursery
+                nursery.start_soon(relief.run)
                 nursery.start_soon(daemon.watch_signals, signals)
                 if life_fd is not None:
                     nursery.start_soon(daemon.watch_life, life_fd)
@@ -81,7 +93,8 @@ async def serve(
                     nursery.cancel_scope.cancel()
                 else:
                     nursery.start_soon(serve_connections, listener, daemon, daemon.serve_session)
-                    _log.info("serving at %s", config.socket)
+                    made = f"{source.name} ({source.why})" if source.why else source.name
+                    _log.info("serving at %s, arenas are made of %s", config.socket, made)
                     task_status.started()
                     notify("READY=1")
             pump.cancel_scope.cancel()
@@ -126,6 +139,8 @@ class _Daemon:
         self, config: Config, tiers: Tiers, pool: ArenaPool, store: SpillSet, *, ephemeral: bool
     ) -> None:
         self.nursery: trio.Nursery
+        self.arena_source: str
+        self.pressure: Callable[[], PressureSnapshot]
         self._config = config
         self._tiers = tiers
         self._pool = pool
@@ -192,6 +207,8 @@ class _Daemon:
             spill_paths=self._store.snapshot(),
             sessions=[session.snapshot(allocations=allocations) for session in self._sessions.values()],
             ended=self._ended,
+            arena_source=self.arena_source,
+            pressure=self.pressure(),
             mountpoint=None if self._view is None else str(self._view.mountpoint),
         )
 

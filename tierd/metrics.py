@@ -11,7 +11,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .model import (
+    NO_PRESSURE_KNOWN,
     EndedSession,
+    PressureSnapshot,
     SessionSnapshot,
     Snapshot,
     SpillPathSnapshot,
@@ -38,6 +40,8 @@ def snapshot(
     sessions: Iterable[SessionSnapshot],
     ended: Iterable[EndedSession] = (),
     mountpoint: str | None = None,
+    arena_source: str = "memfd",
+    pressure: PressureSnapshot = NO_PRESSURE_KNOWN,
 ) -> Snapshot:
     """A Snapshot whose tiers add up: `arenas` exist of at most `arena_limit`."""
     sessions, spill_paths = tuple(sessions), tuple(spill_paths)
@@ -59,6 +63,8 @@ def snapshot(
         sessions=sessions,
         mountpoint=mountpoint,
         ended=tuple(ended),
+        arena_source=arena_source,
+        pressure=pressure,
     )
 
 
@@ -71,6 +77,7 @@ def to_dict(snapshot: Snapshot) -> dict[str, Any]:
         "chunk_bytes": snapshot.chunk_bytes,
         "arena_bytes": snapshot.arena_bytes,
         "arenas": snapshot.arenas,
+        "arena_source": snapshot.arena_source,
         "mountpoint": snapshot.mountpoint,
         "tiers": {
             TIER_NAMES[tier.tier]: {"total_bytes": tier.total, "used_bytes": tier.used}
@@ -94,6 +101,15 @@ def to_dict(snapshot: Snapshot) -> dict[str, Any]:
             }
             for path in snapshot.spill_paths
         ],
+        "pressure": {
+            "source": snapshot.pressure.source,
+            "level": snapshot.pressure.level.name.lower(),
+            "wanted_bytes": snapshot.pressure.wanted,
+            "available_bytes": snapshot.pressure.available,
+            "events": snapshot.pressure.events,
+            "returned_bytes": snapshot.pressure.returned,
+            "withheld_bytes": snapshot.pressure.withheld,
+        },
         "sessions": [_session_to_dict(session) for session in snapshot.sessions],
         "ended": [ended_to_dict(session) for session in snapshot.ended],
     }

@@ -16,11 +16,16 @@ from typing import Literal
 __all__ = [
     "MAX_CHUNK",
     "MIN_CHUNK",
+    "NO_PRESSURE",
+    "NO_PRESSURE_KNOWN",
     "POLLS",
     "AllocationSnapshot",
     "ChunkState",
     "EndedSession",
     "Poll",
+    "Pressure",
+    "PressureLevel",
+    "PressureSnapshot",
     "SessionSnapshot",
     "SizeError",
     "Snapshot",
@@ -60,6 +65,34 @@ class ChunkState(bytes, enum.Enum):
     T3 = b"3"
     RISING = b"^"  #: on its way to VRAM
     SINKING = b"v"  #: on its way down
+
+
+class PressureLevel(enum.IntEnum):
+    """How short RAM is; more is worse. The module's enum greenboost_level has the same values."""
+
+    CALM = 0
+    LOW = 1  #: memory is wanted back
+    CRITICAL = 2  #: at once
+
+
+@dataclass(frozen=True, slots=True)
+class Pressure:
+    """How short RAM is at one moment, whoever says so."""
+
+    level: PressureLevel
+    wanted: int  #: bytes to be given back, so that `available` reaches `high`; 0 when calm
+    available: int  #: bytes that can be had without swapping
+    high: int  #: bytes that have to be available for nothing to be wanted
+    events: int  #: how often the level has changed
+
+    @property
+    def spare(self) -> int:
+        """Bytes that could be taken without any being wanted back."""
+        return max(0, self.available - self.high)
+
+
+NO_PRESSURE = Pressure(PressureLevel.CALM, 0, 0, 0, 0)
+"""Before anybody has looked."""
 
 
 class SizeError(ValueError):
@@ -209,6 +242,22 @@ class EndedSession:
 
 
 @dataclass(frozen=True, slots=True)
+class PressureSnapshot:
+    """How short RAM is, and what was done about it."""
+
+    source: str  #: who says so: "module", "system", or "none"
+    level: PressureLevel = PressureLevel.CALM
+    wanted: int = 0  #: bytes
+    available: int = 0  #: bytes
+    events: int = 0  #: how often the level has changed
+    returned: int = 0  #: bytes of arenas that went back to the system because RAM was short
+    withheld: int = 0  #: bytes of T2 that are not to be had until RAM is not short any more
+
+
+NO_PRESSURE_KNOWN = PressureSnapshot("none")
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """What the daemon knows at one moment; metrics.snapshot() makes it, everything else shows it."""
 
@@ -223,3 +272,5 @@ class Snapshot:
     sessions: tuple[SessionSnapshot, ...] = field(default=())
     mountpoint: str | None = None
     ended: tuple[EndedSession, ...] = ()  #: the latest, oldest first
+    arena_source: str = "memfd"  #: what arenas are made of: "memfd" or "module"
+    pressure: PressureSnapshot = NO_PRESSURE_KNOWN

@@ -20,9 +20,9 @@ from .arena import Arena
 from .capacity import lone_capacity, room
 from .migrate import Migrator, MigratorStatistics
 from .model import AllocationSnapshot, EndedSession, SessionSnapshot, Tier
-from .policy import Allocated, ArenaReturned, Freed, RecallFailed, Refused, VramSet
+from .policy import Allocated, Freed, RecallFailed, Refused, VramSet
 from .statemap import StateMap
-from .tiers import Tiers
+from .tiers import RECALL_PATIENCE, Tiers
 from .wire import (
     MAX_STATE_CHUNKS,
     MAX_UNDER_WAY,
@@ -66,10 +66,12 @@ class _Allocation:
 class _Lent:
     """An arena of this session, from the moment the policy grants it."""
 
-    __slots__ = ("arena", "busy", "idle", "returned", "sent")
+    __slots__ = ("answered", "arena", "busy", "idle", "returned", "sent")
 
     def __init__(self) -> None:
-        self.arena: Arena | None = None  # None while it is made, and for ever if that fails
+        self.arena: Arena | None = None  # None while it is made or closed, and for ever if making it fails
+        self.answered = trio.Event()  # the shim has answered the last recall, or there was none
+        self.answered.set()
         self.sent = trio.Event()  # the shim knows of it, or it could not be made
         self.returned = False  # the shim has given it back
         self.busy: set[int] = set()  # slots that a transfer uses
@@ -152,7 +154,7 @@ class Session:
                 await self._connection.answer(self._bye)
 
     def _welcome(self) -> Mapping[str, int]:
-        ram, spill = lone_capacity(self._tiers.state.limits)
+        ram, spill = lone_capacity(self._tiers.state.whole)
         chunk = self._tiers.chunk
         return {
             "session": self.who.id,
@@ -384,8 +386,13 @@ class Session:
     async def _recall(self, id: int) -> None:
         lent = self._lent.setdefault(id, _Lent())
         await lent.sent.wait()
-        if lent.arena is None:
+        if lent.arena is None or self._nursery is None:
             return
+        if not lent.answered.is_set():  # it was late, and what it will say then is this answer too
+            self._nursery.start_soon(self._lose_patience, id, lent.answered)
+            return
+        lent.answered = trio.Event()
+        self._nursery.start_soon(self._lose_patience, id, lent.answered)
         try:
             await self._connection.call("recall", {"arena": id})
         except RemoteError as error:
@@ -396,8 +403,18 @@ class Session:
             return
         except Disconnected:
             return
+        finally:
+            lent.answered.set()
         if not lent.returned:
             await self._take_back(id, lent, lent.arena)
+
+    async def _lose_patience(self, arena: int, answered: trio.Event) -> None:
+        with trio.move_on_after(RECALL_PATIENCE):
+            await answered.wait()
+            return
+        if arena in self._tiers.state.sessions[self.who.id].recalled:
+            _log.warning("session %d does not give arena %d back", self.who.id, arena)
+            self._tiers.apply(RecallFailed(self.who.id, arena))
 
     async def _return(self, request: Request) -> None:
         id = request.uint("arena")
@@ -411,9 +428,9 @@ class Session:
         lent.returned = True
         if lent.busy:  # it should not be, but the kernel writes into it
             await lent.idle.wait()
+        lent.arena = None
+        await self._tiers.give_back_arena(self.who.id, arena)
         del self._lent[id]
-        self._tiers.close_arena(arena)
-        self._tiers.apply(ArenaReturned(self.who.id, id))
 
     # What there is to see
 

@@ -27,6 +27,8 @@ from .policy import (
     Grant,
     Joined,
     Left,
+    RamSpare,
+    RamWanted,
     Recall,
     Refused,
     SpillAsked,
@@ -39,8 +41,8 @@ __all__ = ["RECALL_PATIENCE", "Tenant", "Tiers"]
 _log = logging.getLogger(__name__)
 
 RECALL_PATIENCE = 10.0
-"""Seconds that a request for an arena waits for another session to give one back: a process that is
-stopped never does."""
+"""Seconds that a session has to give an arena back, and that a request for one waits for it: a process
+that is stopped never does."""
 
 
 class Tenant(Protocol):
@@ -77,6 +79,7 @@ class Tiers:
         self._state = State(Limits(pool.limit, slots, store.total))
         self._tenants: dict[int, Tenant] = {}
         self._waits: dict[int, deque[_Wait]] = {}
+        self._returned = 0  # arenas that went back to the system because RAM was short
 
     @property
     def state(self) -> State:
@@ -120,7 +123,11 @@ class Tiers:
             self._step(BudgetTurned(spent))
 
     def _step(self, event: Event) -> None:
-        self._state, actions = apply(self._state, event)
+        before = self._state
+        self._state, actions = apply(before, event)
+        if isinstance(event, ArenaReturned | Left):
+            closed = before.held_arenas - self._state.held_arenas
+            self._returned += min(max(0, -before.free_arenas), closed)
         for action in actions:
             match action:
                 case Grant(id, arena):
@@ -144,6 +151,45 @@ class Tiers:
         if path.counts:
             self.apply(ExtentsWithdrawn(path.extents.total))
         self.store.drain(path)
+
+    # While RAM is short
+
+    def give_way(self, size: int, *, again: bool) -> None:
+        """Have `size` bytes of arenas given back; with `again`, by those too that refused before."""
+        arenas = -(-size // self.arena_bytes)
+        held = self._state.held_arenas
+        if arenas or again:
+            self.apply(RamWanted(min(arenas, held), again))
+
+    def grow(self, size: int) -> None:
+        """T2 may have `size` bytes more than it has now."""
+        self.apply(RamSpare(size // self.arena_bytes))
+
+    @property
+    def limited(self) -> bool:
+        """Whether T2 should do with less than it may have otherwise."""
+        return self._state.short > 0
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all arenas that sessions have."""
+        return self._state.held_arenas * self.arena_bytes
+
+    @property
+    def withheld_bytes(self) -> int:
+        """Bytes of T2 that are not to be had now."""
+        return self._state.withheld * self.arena_bytes
+
+    @property
+    def returned_bytes(self) -> int:
+        """Bytes of arenas that went back to the system because RAM was short."""
+        return self._returned * self.arena_bytes
+
+    @property
+    def spill_bytes(self) -> tuple[int, int]:
+        """Bytes of T3, and those in use."""
+        state = self._state
+        return state.limits.extents * self.chunk, min(state.extents_used, state.limits.extents) * self.chunk
 
     async def reserve_arena(self, id: int) -> int:
         """The id of an arena that the session may have, after recalling one from another if need be.
@@ -175,10 +221,9 @@ class Tiers:
     async def open_arena(self, session: int, id: int) -> Arena:
         """The arena for a reserved id, its pages allocated and registered. Raises policy.Refused."""
         try:
-            arena = self._pool.create(id)
+            # Not abandoned when cancelled: what the thread makes has to be given back.
+            arena = await trio.to_thread.run_sync(self._pool.create, id)
             try:
-                # Not abandoned when cancelled: the thread must not touch a closed mapping.
-                await trio.to_thread.run_sync(arena.populate)
                 self.store.add_arena(arena)
             except BaseException:
                 self._pool.close(arena)
@@ -194,3 +239,10 @@ class Tiers:
         """Unregister and close an arena that nothing moves into or out of. The policy is not told."""
         self.store.remove_arena(arena)
         self._pool.close(arena)
+
+    async def give_back_arena(self, session: int, arena: Arena) -> None:
+        """The same without keeping others waiting, and the policy is told. Not to be cancelled in between."""
+        self.store.remove_arena(arena)
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(self._pool.close, arena)
+        self.apply(ArenaReturned(session, arena.id))

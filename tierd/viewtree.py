@@ -11,7 +11,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from .model import AllocationSnapshot, SessionSnapshot, Snapshot, SpillPathSnapshot, Tier, TierSnapshot
+from .model import (
+    AllocationSnapshot,
+    PressureSnapshot,
+    SessionSnapshot,
+    Snapshot,
+    SpillPathSnapshot,
+    Tier,
+    TierSnapshot,
+)
 
 __all__ = ["MAP_COLUMNS", "ChunkMap", "Directory", "File", "Found", "find", "tree"]
 
@@ -86,6 +94,8 @@ def tree(snapshot: Snapshot, chunk_map: ChunkMap) -> Directory:
             "chunk_bytes": _value(snapshot.chunk_bytes),
             "arena_bytes": _value(snapshot.arena_bytes),
             "arenas": _value(snapshot.arenas),
+            "arena_source": _value(snapshot.arena_source),
+            "pressure": Directory(lambda: _pressure(snapshot.pressure)),
             "tiers": Directory(lambda: {_TIER_NAMES[t.tier]: _tier(t) for t in snapshot.tiers}),
             "spill": Directory(lambda: {str(n): _spill(p) for n, p in enumerate(snapshot.spill_paths)}),
             "sessions": Directory(lambda: {str(s.id): _session(s, chunk_map) for s in snapshot.sessions}),
@@ -98,6 +108,18 @@ def _value(value: str | int) -> File:
     text = str(value).replace("\n", "\\n")
     content = text.encode("utf-8", "surrogateescape") + b"\n"
     return File(len(content), lambda: content)
+
+
+def _pressure(pressure: PressureSnapshot) -> Mapping[str, File]:
+    return {
+        "source": _value(pressure.source),
+        "level": _value(pressure.level.name.lower()),
+        "wanted_bytes": _value(pressure.wanted),
+        "available_bytes": _value(pressure.available),
+        "events": _value(pressure.events),
+        "returned_bytes": _value(pressure.returned),
+        "withheld_bytes": _value(pressure.withheld),
+    }
 
 
 def _tier(tier: TierSnapshot) -> Directory:

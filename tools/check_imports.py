@@ -24,9 +24,10 @@ TIERD: Layers = (
     ("cli",),
     ("daemon",),
     ("spillcontrol",),
-    ("server session listener", "pressure", "view viewtree fusemount", "metrics"),
-    ("migrate tiers", "statemap"),
-    ("policy capacity", "arena", "nvme", "wire", "config tomlfile", "startup", "notify"),
+    ("server session listener", "relief", "view viewtree fusemount", "metrics"),
+    ("migrate tiers", "statemap", "pressure", "arenasource"),
+    ("policy capacity", "watermark", "arena", "nvme", "wire", "config tomlfile", "startup", "notify"),
+    ("memory", "device"),
     ("model",),
     ("__init__",),
 )
@@ -46,7 +47,7 @@ PURE: Mapping[str, frozenset[str]] = {
     part: frozenset(
         {"asyncio", "io", "os", "random", "select", "socket", "subprocess", "threading", "time", "trio"}
     )
-    for part in ("model", "policy", "capacity")
+    for part in ("model", "policy", "capacity", "watermark")
 }
 """Modules that decide and do not act: what they must not import of Python's or others'."""
 

@@ -29,8 +29,10 @@ def test_status(cli: Cli) -> None:
         status = json.loads(cli("status", "--json").stdout)
         assert status["pid"] == daemon.pid
         assert status["tiers"]["ram"] == {"total_bytes": 16 << 20, "used_bytes": 0}
-        named = cli("status", "--json", "--socket", cli.environ["GREENBOOST_SOCKET"])
-        assert json.loads(named.stdout) == status
+        assert status.pop("pressure")["level"] in ("calm", "low", "critical")
+        named = json.loads(cli("status", "--json", "--socket", cli.environ["GREENBOOST_SOCKET"]).stdout)
+        del named["pressure"]  # the system's memory may have changed
+        assert named == status
     assert daemon.returncode == 0
     assert cli.left_behind() == []
 

@@ -15,7 +15,17 @@ import pytest
 
 from tests.e2e.cli_harness import DRIVER_SOURCE, Cli
 
-NAMES = ["kernel_module", "io_uring", "io_uring_extension", "fuse", "huge_pages", "memlock", "ram", "driver"]
+NAMES = [
+    "kernel_module",
+    "arena_source",
+    "io_uring",
+    "io_uring_extension",
+    "fuse",
+    "huge_pages",
+    "memlock",
+    "ram",
+    "driver",
+]
 
 
 @pytest.fixture

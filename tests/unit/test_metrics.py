@@ -6,7 +6,15 @@ from __future__ import annotations
 import json
 
 from tierd import metrics
-from tierd.model import EndedSession, SessionSnapshot, Snapshot, SpillPathSnapshot, Tier
+from tierd.model import (
+    EndedSession,
+    PressureLevel,
+    PressureSnapshot,
+    SessionSnapshot,
+    Snapshot,
+    SpillPathSnapshot,
+    Tier,
+)
 from tierd.wire import COUNTERS
 
 MIB = 1 << 20
@@ -59,6 +67,8 @@ def snapshot() -> Snapshot:
         sessions=[session(2), session(3)],
         ended=[ENDED],
         mountpoint="/v",
+        arena_source="module",
+        pressure=PressureSnapshot("module", PressureLevel.LOW, 3 * MIB, 5 * MIB, 7, 4 * MIB, 8 * MIB),
     )
 
 
@@ -81,6 +91,8 @@ def test_keys_are_stable_and_values_are_json() -> None:
         "chunk_bytes",
         "arena_bytes",
         "arenas",
+        "arena_source",
+        "pressure",
         "mountpoint",
         "tiers",
         "spill",
@@ -102,6 +114,16 @@ def test_keys_are_stable_and_values_are_json() -> None:
         "encrypted": False,
         "daily_writes_bytes": None,
         "written_today_bytes": 0,
+    }
+    assert shown["arena_source"] == "module"
+    assert shown["pressure"] == {
+        "source": "module",
+        "level": "low",
+        "wanted_bytes": 3 * MIB,
+        "available_bytes": 5 * MIB,
+        "events": 7,
+        "returned_bytes": 4 * MIB,
+        "withheld_bytes": 8 * MIB,
     }
     common = {
         "id",

@@ -174,7 +174,7 @@ def test_what_was_promised_keeps_its_ram() -> None:
     state, actions = apply(full, RamWanted(4))
     assert actions == (Recall(1, 4),)
     assert (state.short, state.withheld) == (4, 1)
-    with pytest.raises(Refused, match="2 chunks are wanted, .* room for 1 while the system is short of RAM"):
+    with pytest.raises(Refused, match=r"2 chunks are wanted, .* room for 1 while the system is short of RAM"):
         apply(state, Allocated(1, 2))
     # What it frees it gives.
     state, actions = apply(state, Freed(1, 8))

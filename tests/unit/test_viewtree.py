@@ -25,6 +25,8 @@ def test_tree_has_one_value_a_file() -> None:
     walk(root, "")
     assert read["tiers/vram/total_bytes"] == b"10\n"
     assert read["tiers/ram/used_bytes"] == b"2\n"
+    assert read["pressure/level"] == b"calm\n"
+    assert read["pressure/returned_bytes"] == b"0\n"
     assert read["spill/0/path"] == b"/spill/a\n"
     assert read["sessions/3/name"] == b"py\\nthon\n"
     assert read["sessions/3/t3_bytes"] == b"0\n"

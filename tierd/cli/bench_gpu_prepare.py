@@ -11,14 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import config
+from .. import config, memory
 from ..model import SizeError, format_size, parse_size
 from .bench_gpu_disk import directory_of, measure_reads
 from .bench_gpu_modes import Bench
 from .bench_gpu_plan import Limits, Shape, choose_limits, choose_shape
 from .bench_gpu_program import PROGRAMS, Said, run_program
 from .bench_gpu_report import ON_DISK, Ceilings
-from .check_machine import available_ram
 from .errors import CommandError, UsageError
 from .signals import HeldSignals
 
@@ -72,7 +71,7 @@ def prepare_bench(
     tokens = options.tokens or (8 if options.quick else 32)
     shape = choose_shape(
         free_vram=machine["gpu"]["free_bytes"],
-        available_ram=available_ram(),
+        available_ram=memory.available(),
         prompt=prompt,
         tokens=tokens,
         layers=options.layers,

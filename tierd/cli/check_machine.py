@@ -12,10 +12,13 @@ import resource
 import shutil
 from pathlib import Path
 
+from .. import memory
+from ..arenasource import choose, open_device
+from ..device import DEVICE, Device
 from ..model import format_size
 from .checks import MISSING, OK, WARNING, Check
 
-__all__ = ["available_ram", "machine_checks", "total_ram"]
+__all__ = ["machine_checks"]
 
 _SYS_IO_URING_SETUP = 425
 _SIZEOF_IO_URING_PARAMS = 120
@@ -23,8 +26,10 @@ _CAP_IPC_LOCK = 14
 
 
 def machine_checks() -> list[Check]:
+    with open_device() as device:
+        module = [_kernel_module(device), _arena_source(device)]
     return [
-        _kernel_module(),
+        *module,
         _io_uring(),
         _io_uring_extension(),
         _fuse(),
@@ -34,34 +39,31 @@ def machine_checks() -> list[Check]:
     ]
 
 
-def total_ram() -> int:
-    """MemTotal, bytes."""
-    return _meminfo("MemTotal")
+def _kernel_module(device: Device | str) -> Check:
+    if isinstance(device, str):
+        status = WARNING if os.path.exists(DEVICE) else MISSING
+        return Check(
+            "kernel_module",
+            status,
+            device,
+            "RAM arenas are memfds instead, and what memory is short of is seen in /proc, a little later",
+        )
+    try:
+        pressure = device.pressure()
+    except OSError as error:
+        return Check(
+            "kernel_module",
+            WARNING,
+            f"{DEVICE} does not say when RAM is short ({error.strerror})",
+            "it is of another version: build and load kmod/ of this one",
+        )
+    return Check("kernel_module", OK, f"{DEVICE}, RAM is {pressure.level.name.lower()}")
 
 
-def available_ram() -> int:
-    """Bytes that can be taken without swapping: MemAvailable, or what is left of the cgroup's limit."""
-    available = _meminfo("MemAvailable")
-    cgroup = Path("/sys/fs/cgroup") / _own_cgroup()
-    for directory in (cgroup, *cgroup.parents):
-        limit = _read(directory / "memory.max")
-        if limit is not None and limit.isdigit():
-            used = int(_read(directory / "memory.current") or 0)
-            available = min(available, max(int(limit) - used, 0))
-        if directory == Path("/sys/fs/cgroup"):
-            break
-    return available
-
-
-def _kernel_module() -> Check:
-    if os.path.exists("/dev/greenboost"):
-        return Check("kernel_module", OK, "/dev/greenboost")
-    return Check(
-        "kernel_module",
-        MISSING,
-        "no /dev/greenboost",
-        "RAM arenas are memfds instead, and the kernel cannot ask for memory back",
-    )
+def _arena_source(device: Device | str) -> Check:
+    source = choose("auto", device)
+    found = f"{source.name}: {source.why}" if source.why else source.name
+    return Check("arena_source", OK, found, details={"source": source.name})
 
 
 def _io_uring() -> Check:
@@ -160,7 +162,7 @@ def _memlock() -> Check:
 
 
 def _ram() -> Check:
-    total, available = total_ram(), available_ram()
+    total, available = memory.machine().total, memory.available()
     found = f"{format_size(available)} available of {format_size(total)}"
     details = {"total_bytes": total, "available_bytes": available}
     if available < 1 << 30:
@@ -173,19 +175,6 @@ def _ram() -> Check:
 def _has_capability(number: int) -> bool:
     effective = re.search(r"^CapEff:\s*([0-9a-f]+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
     return effective is not None and bool(int(effective[1], 16) >> number & 1)
-
-
-def _own_cgroup() -> str:
-    for line in (_read(Path("/proc/self/cgroup")) or "").splitlines():
-        if line.startswith("0::/"):
-            return line[4:]
-    return ""
-
-
-def _meminfo(key: str) -> int:
-    match = re.search(rf"^{key}:\s*(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
-    assert match is not None, f"/proc/meminfo has no {key}"
-    return int(match[1]) * 1024
 
 
 def _read(path: Path) -> str | None:

@@ -14,7 +14,7 @@ import trio
 from .. import config, daemon
 from ..startup import StartupError
 from .errors import CommandError, UsageError
-from .parsers import Commands, add_command, add_socket, add_tiers
+from .parsers import TIER_FLAGS, Commands, add_command, add_socket, add_tiers
 from .private import report_failed, report_ready
 
 __all__ = ["add_to"]
@@ -57,7 +57,7 @@ def _daemon(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    flags = {name: getattr(options, name) for name in ("socket", "ram", "chunk", "arena", "spill", "view")}
+    flags = {name: getattr(options, name) for name in ("socket", *TIER_FLAGS)}
     try:
         settings = config.load(options.config, os.environ, flags)
         ready = trio.TASK_STATUS_IGNORED if options.ready_fd is None else _Ready(options.ready_fd)

@@ -7,9 +7,23 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
+from ..config import ARENA_SOURCES
 from ..model import MAX_CHUNK, MIN_CHUNK, SizeError, parse_size
 
-__all__ = ["Commands", "add_command", "add_socket", "add_tiers", "as_chunk", "as_count", "as_size", "columns"]
+__all__ = [
+    "TIER_FLAGS",
+    "Commands",
+    "add_command",
+    "add_socket",
+    "add_tiers",
+    "as_chunk",
+    "as_count",
+    "as_size",
+    "columns",
+]
+
+TIER_FLAGS = ("ram", "chunk", "arena", "arena_source", "reserve", "spill", "view")
+"""What add_tiers() adds, as config.load() calls it."""
 
 # Quoted: argparse's class takes a parameter for type checkers only.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -42,6 +56,16 @@ def add_tiers(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--chunk", metavar="SIZE", help="unit of movement: a power of two, 2MiB to 64MiB")
     parser.add_argument("--arena", metavar="SIZE", help="RAM is taken and given back in pieces of this size")
+    parser.add_argument(
+        "--arena-source",
+        metavar="HOW",
+        help=f"what that RAM is made of: {', '.join(ARENA_SOURCES)} (the module's if it is there)",
+    )
+    parser.add_argument(
+        "--reserve",
+        metavar="SIZE",
+        help="RAM that stays available to others, where the module does not say; 0 for none",
+    )
     parser.add_argument(
         "--spill",
         metavar="PATH[:SIZE]",

@@ -18,7 +18,7 @@ from ..model import SizeError, format_size, parse_size
 from .application import run_application
 from .control import daemon_socket, status_of
 from .errors import CommandError, UsageError
-from .parsers import Commands, add_command, add_socket, add_tiers
+from .parsers import TIER_FLAGS, Commands, add_command, add_socket, add_tiers
 from .paths import find_driver, find_shim
 from .private import start_daemon
 from .results import newest_session, results, table
@@ -108,7 +108,7 @@ def _run_with(
 @contextmanager
 def _daemon(options: argparse.Namespace, held: HeldSignals) -> Iterator[_Daemon]:
     """The daemon to use: the running one, or a private one if tiers are asked for or none is running."""
-    flags = {name: getattr(options, name) for name in ("ram", "chunk", "arena", "spill", "view")}
+    flags = {name: getattr(options, name) for name in TIER_FLAGS}
     wants_own = any(value is not None for value in flags.values())
     if options.socket and wants_own:
         raise UsageError(
@@ -134,7 +134,8 @@ def _daemon(options: argparse.Namespace, held: HeldSignals) -> Iterator[_Daemon]
     except config.ConfigError as error:
         raise UsageError(str(error)) from None
     _check_vram(options, settings.chunk)
-    arguments = [f"--{name}={value}" for name, value in flags.items() if isinstance(value, str)]
+    given = {name.replace("_", "-"): value for name, value in flags.items() if isinstance(value, str)}
+    arguments = [f"--{name}={value}" for name, value in given.items()]
     arguments += [f"--spill={value}" for value in options.spill or ()]
     daemon = start_daemon(arguments, os.environ, held)
     try:

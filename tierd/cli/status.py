@@ -46,6 +46,9 @@ def _text(status: Mapping[str, Any]) -> str:
         for name, tier in status["tiers"].items()
     ]
     lines += ["", *columns(rows)]
+    pressure = status["pressure"]
+    if pressure["level"] != "calm" or pressure["returned_bytes"]:
+        lines += ["", _pressure(pressure)]
     if status["spill"]:
         paths = [("SPILL PATH", "USED", "TOTAL", "WRITTEN", "READ")]
         paths += [
@@ -57,6 +60,17 @@ def _text(status: Mapping[str, Any]) -> str:
         header = ("SESSION", "PID", "NAME", "VRAM", "RAM", "NVME", "FOUND", "WAITED FOR")
         lines += ["", *columns([header, *map(_session, status["sessions"])])]
     return "\n".join(lines)
+
+
+def _pressure(pressure: Mapping[str, Any]) -> str:
+    def size(name: str) -> str:
+        return format_size(pressure[f"{name}_bytes"])
+
+    now = "not short" if pressure["level"] == "calm" else f"{pressure['level']}, {size('wanted')} wanted back"
+    return (
+        f"RAM of the system is {now} ({size('available')} available); "
+        f"{size('returned')} were given back so far, {size('withheld')} are withheld"
+    )
 
 
 def _session(session: Mapping[str, Any]) -> tuple[str, ...]:

@@ -334,6 +334,10 @@ class SpillSet:
         except MemlockError as error:
             _log.warning("%s; until then spilling costs more processor time", error.strerror)
             file.add_arena(arena, fixed=False)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            file.add_arena(arena, fixed=False)  # the module's memory, asked for all the same
 
     # Transfers
 
