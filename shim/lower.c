@@ -15,6 +15,9 @@
 #define SPILL_SHARE 8
 #define SPILL_MOST 4
 
+/* The same to empty recalled arenas. */
+#define DEPARTURES_MOST 8
+
 /* Given up at a time when T3 is full: a few spills' worth. */
 #define EXTENTS_AT_ONCE 16
 
@@ -68,6 +71,13 @@ static void leave_ram(struct device *device, struct chunk *chunk)
 	predict_moved(&device->predictor, (uint32_t)(chunk - device->chunks), PLACE_AWAY, false);
 }
 
+static void spilled(struct device *device, struct chunk *chunk)
+{
+	leave_ram(device, chunk);
+	chunk->extent = true;
+	device_count(device, COUNTER_SPILL_BYTES, device->chunk);
+}
+
 static void spill_done(void *arg, const struct reply *reply)
 {
 	struct transfer *transfer = arg;
@@ -77,15 +87,37 @@ static void spill_done(void *arg, const struct reply *reply)
 	pthread_mutex_lock(&device->lock);
 	device->spills--;
 	if (!reply->error) {
-		leave_ram(device, chunk);
-		chunk->extent = true;
-		device_count(device, COUNTER_SPILL_BYTES, device->chunk);
+		spilled(device, chunk);
 	} else {
 		/* It stays where it is. Whoever waits for room will find out that there is none. */
 		if (reply->error != ENOSPC)
 			log_warn("a chunk could not be written to NVMe: %s", reply->message);
 		device->spill_error = reply->error;
 	}
+	transfer_done(transfer);
+	pthread_mutex_unlock(&device->lock);
+}
+
+static bool leaving(const struct device *device, uint32_t index)
+{
+	struct ram_place place = device->chunks[index].ram;
+
+	return !ram_none(place) && device->mover.arenas[place.arena].leaving;
+}
+
+/* A spill that empties a recalled arena is over. Whoever waits for room has nothing of it. */
+static void departed(void *arg, const struct reply *reply)
+{
+	struct transfer *transfer = arg;
+	struct device *device = transfer->device;
+	struct chunk *chunk = &device->chunks[transfer->chunk];
+
+	pthread_mutex_lock(&device->lock);
+	device->departures--;
+	if (!reply->error)
+		spilled(device, chunk);
+	else if (leaving(device, transfer->chunk))
+		device->mover.arenas[chunk->ram.arena].stays = reply->error;
 	transfer_done(transfer);
 	pthread_mutex_unlock(&device->lock);
 }
@@ -131,9 +163,11 @@ static void post_transfer(struct device *device, const char *op, uint32_t index,
  */
 static enum predict_leave may_spill(void *arg, uint32_t index)
 {
-	const struct chunk *chunk = &((struct device *)arg)->chunks[index];
+	const struct device *device = arg;
+	const struct chunk *chunk = &device->chunks[index];
 
-	if (chunk->state != ABSENT || chunk->home != HOME_T2)
+	/* From an arena that leaves it goes anyway, and leaves no room. */
+	if (chunk->state != ABSENT || chunk->home != HOME_T2 || leaving(device, index))
 		return LEAVE_NOT;
 	return chunk->holds ? LEAVE_LAST : LEAVE_CLEAN;
 }
@@ -196,9 +230,7 @@ static bool get_arena(struct device *device)
 	/* The daemon may have to recall an arena first, from another session that waits like this:
 	 * were recalls not served meanwhile, both could wait for each other. */
 	while (!device->arena_answered) {
-		if (device->recall_count)
-			lower_serve_recall(device);
-		else
+		if (!device->recall_count || !lower_serve_recalls(device))
 			pthread_cond_wait(&device->changed, &device->lock);
 	}
 	device->arena_answered = false;
@@ -219,17 +251,21 @@ static bool get_arena(struct device *device)
 	return index >= 0;
 }
 
-/* Does nothing but free the RAM slot where T3 has the bytes already. */
+/* Frees the RAM slot at once where T3 has the bytes already. */
+static bool spill_clean(struct device *device, uint32_t index)
+{
+	if (!device->chunks[index].extent)
+		return false;
+	leave_ram(device, &device->chunks[index]);
+	device_count(device, COUNTER_SPILLS_CLEAN, 1);
+	pager_set_state(device, index, ABSENT);
+	return true;
+}
+
 static void start_spill(struct device *device, uint32_t index)
 {
-	struct chunk *chunk = &device->chunks[index];
-
-	if (chunk->extent) {
-		leave_ram(device, chunk);
-		device_count(device, COUNTER_SPILLS_CLEAN, 1);
-		pager_set_state(device, index, ABSENT);
+	if (spill_clean(device, index))
 		return;
-	}
 	device->spills++;
 	pager_set_state(device, index, SPILLING);
 	post_transfer(device, "spill", index, -1, spill_done);
@@ -402,7 +438,8 @@ struct ram_place lower_make_ram(struct device *device)
 			continue;
 		if (!device->spills && get_arena(device))
 			continue;
-		if (!device->spills) {
+		/* What is being fetched can be spilled once it is there. */
+		if (!device->spills && !device->fetches) {
 			if (!device->spill_error)
 				log_warn("no tier has room for another chunk");
 			return NO_RAM;
@@ -412,24 +449,33 @@ struct ram_place lower_make_ram(struct device *device)
 	return NO_RAM;
 }
 
-/* Move a chunk out of an arena that leaves: to another one, else to T3. */
-static bool leave_arena(struct device *device, uint32_t index)
+/*
+ * Move a chunk out of an arena that leaves: to VRAM or another arena if there is
+ * room, else to T3. In VRAM already, it has only a copy there.
+ */
+static void depart(struct device *device, uint32_t index)
 {
 	struct chunk *chunk = &device->chunks[index];
-	struct ram_place place = lower_take_ram(device);
+	struct ram_place place;
 	struct ticket *busy;
 
-	if (ram_none(place)) {
-		do {
-			device->spill_error = 0;
-			start_spill(device, index);
-			while (chunk->state == SPILLING && !device->stopped)
-				pthread_cond_wait(&device->changed, &device->lock);
-		} while (device->spill_error == ENOSPC && give_up_extents(device));
-		return chunk->home == HOME_T3;
+	if (chunk->state == RESIDENT) {
+		lower_forget_copy(device, index);
+		return;
 	}
+	/* Also because the daemon counts on it: what fits VRAM is promised no place in T3. */
+	if (device->slots_used < device->slots_allowed && vram_rise(device, index, true))
+		return;
+	if (chunk->state != ABSENT || !leaving(device, index) || spill_clean(device, index))
+		return;
+	place = lower_take_ram(device);
 	/* Nobody else may take it while its bytes are on the way. */
 	pager_set_state(device, index, SPILLING);
+	if (ram_none(place)) {
+		device->departures++;
+		post_transfer(device, "spill", index, -1, departed);
+		return;
+	}
 	busy = ticket_get(mover_ram_slot(&device->mover, chunk->ram)->busy);
 	let_go(device);
 	ticket_wait(busy);
@@ -441,53 +487,151 @@ static bool leave_arena(struct device *device, uint32_t index)
 	mover_put_ram(&device->mover, chunk->ram, NULL);
 	chunk->ram = place;
 	pager_set_state(device, index, ABSENT);
-	return true;
 }
 
-static int empty_arena(struct device *device, uint32_t arena)
+static struct arena *find_arena(struct mover *mover, uint64_t id)
+{
+	for (uint32_t i = 0; i < mover->arena_count; i++)
+		if (mover->arenas[i].id == id)
+			return &mover->arenas[i];
+	return NULL;
+}
+
+/* A chunk of the arena that is not on its way yet; PREDICT_NONE: there is none. */
+static uint32_t first_in(const struct device *device, const struct arena *arena)
 {
 	for (uint32_t i = 0; i < device->map.count; i++) {
 		const struct allocation *a = device->map.sorted[i];
 
 		for (uint32_t c = a->first; c < a->first + a->chunks; c++) {
-			struct chunk *chunk = &device->chunks[c];
+			const struct chunk *chunk = &device->chunks[c];
 
-			while (chunk->state == FETCHING || chunk->state == SPILLING)
-				pthread_cond_wait(&device->changed, &device->lock);
-			if (chunk->ram.arena != arena)
-				continue;
-			if (chunk->slot != NO_SLOT)
-				lower_forget_copy(device, c);
-			else if (!leave_arena(device, c))
-				return ENOSPC;
+			if ((chunk->state == ABSENT || chunk->state == RESIDENT) &&
+			    !ram_none(chunk->ram) &&
+			    &device->mover.arenas[chunk->ram.arena] == arena)
+				return c;
 		}
 	}
-	return device->mover.arenas[arena].used ? EBUSY : 0;
+	return PREDICT_NONE;
 }
 
-void lower_serve_recall(struct device *device)
+/* One arena after the other, so that the first is back early. */
+static uint32_t next_departure(struct device *device)
 {
-	struct recall recall = device->recalls[0];
-	uint32_t index = 0;
-	int error = ENOENT;
+	uint32_t next = PREDICT_NONE;
 
-	memmove(device->recalls, device->recalls + 1,
-		--device->recall_count * sizeof(*device->recalls));
-	while (index < device->mover.arena_count && device->mover.arenas[index].id != recall.arena)
-		index++;
-	if (index < device->mover.arena_count) {
-		device->mover.arenas[index].leaving = true;
-		error = empty_arena(device, index);
-		if (error) {
-			device->mover.arenas[index].leaving = false;
-		} else {
-			let_go(device);
-			mover_drop_arena(&device->mover, index);
-			take_back(device);
-		}
+	for (uint32_t i = 0; i < device->recall_count && next == PREDICT_NONE; i++) {
+		struct arena *arena = find_arena(&device->mover, device->recalls[i].arena);
+
+		if (arena && !arena->stays)
+			next = first_in(device, arena);
 	}
+	return next;
+}
+
+/* Take the recall off the list; its id. */
+static uint64_t end_recall(struct device *device, uint32_t index)
+{
+	uint64_t id = device->recalls[index].id;
+
+	device->recall_count--;
+	memmove(device->recalls + index, device->recalls + index + 1,
+		(device->recall_count - index) * sizeof(*device->recalls));
 	lower_show_ram(device);
+	return id;
+}
+
+static void refuse_recall(struct device *device, uint32_t index, int error)
+{
+	uint64_t id = end_recall(device, index);
+
 	let_go(device);
-	client_answer_recall(&device->client, recall.id, error);
+	client_answer_recall(&device->client, id, error);
 	take_back(device);
+}
+
+/* The arena is empty: have it closed. False: not now, for want of memory. */
+static bool obey_recall(struct device *device, uint32_t index, uint32_t arena)
+{
+	struct closing **last = &device->closings;
+	struct closing *closing = malloc(sizeof(*closing));
+
+	if (!closing)
+		return false;
+	closing->arena = mover_remove_arena(&device->mover, arena);
+	closing->recall = end_recall(device, index);
+	closing->next = NULL;
+	while (*last)
+		last = &(*last)->next;
+	*last = closing;
+	pthread_cond_signal(&device->to_close);
+	return true;
+}
+
+void *lower_closer(void *arg)
+{
+	struct device *device = arg;
+	CUresult result = pager_thread_begins(device, "greenboost-drop");
+
+	take_back(device);
+	if (result)
+		pager_stop(device, "starting the closer", result);
+	for (;;) {
+		struct closing *closing = device->closings;
+
+		if (!closing) {
+			pthread_cond_wait(&device->to_close, &device->lock);
+			continue;
+		}
+		device->closings = closing->next;
+		let_go(device);
+		mover_close_arena(&device->mover, &closing->arena);
+		client_answer_recall(&device->client, closing->recall, 0);
+		free(closing);
+		take_back(device);
+	}
+	return NULL;
+}
+
+bool lower_serve_recalls(struct device *device)
+{
+	struct mover *mover = &device->mover;
+	bool moving = device->departures || device->fetches || device->spills;
+	uint32_t next = PREDICT_NONE;
+
+	/* Before any chunk moves, or it would go from one arena that leaves to another. */
+	for (uint32_t i = 0; i < device->recall_count; i++) {
+		struct arena *arena = find_arena(mover, device->recalls[i].arena);
+
+		if (arena)
+			arena->leaving = true;
+	}
+	if (device->departures < DEPARTURES_MOST)
+		next = next_departure(device);
+	for (uint32_t i = 0; i < device->recall_count; i++) {
+		struct arena *arena = find_arena(mover, device->recalls[i].arena);
+		int error = arena ? arena->stays : ENOENT;
+
+		if (arena && !arena->used) {
+			if (obey_recall(device, i, (uint32_t)(arena - mover->arenas)))
+				return true;
+			error = ENOMEM;
+		}
+		if (!error && (next != PREDICT_NONE || moving))
+			continue;
+		if (arena) {
+			arena->stays = 0;
+			if (error == ENOSPC && give_up_extents(device))
+				return true;
+			log_warn("an arena stays, as it cannot be emptied");
+			error = error ? error : EBUSY;
+			arena->leaving = false;
+		}
+		refuse_recall(device, i, error);
+		return true;
+	}
+	if (next == PREDICT_NONE)
+		return false;
+	depart(device, next);
+	return true;
 }

@@ -162,10 +162,16 @@ int mover_add_arena(struct mover *mover, uint64_t id, int fd, size_t bytes)
 	return (int)index;
 }
 
-void mover_drop_arena(struct mover *mover, uint32_t index)
+struct arena mover_remove_arena(struct mover *mover, uint32_t index)
 {
-	struct arena *arena = &mover->arenas[index];
+	struct arena arena = mover->arenas[index];
 
+	mover->arenas[index] = (struct arena){ 0 };
+	return arena;
+}
+
+void mover_close_arena(struct mover *mover, struct arena *arena)
+{
 	for (uint32_t i = 0; i < arena->slots; i++) {
 		ticket_wait(arena->slot[i].busy);
 		ticket_put(arena->slot[i].busy);
@@ -173,7 +179,6 @@ void mover_drop_arena(struct mover *mover, uint32_t index)
 	driver.cuMemHostUnregister(arena->base);
 	munmap(arena->base, arena->slots * mover->chunk);
 	free(arena->slot);
-	*arena = (struct arena){ 0 };
 }
 
 struct ram_place mover_take_ram(struct mover *mover)

@@ -39,6 +39,7 @@ struct arena {
 	uint32_t slots;
 	uint32_t used;
 	bool leaving; /* recalled: takes no new tenants */
+	int stays; /* why it cannot leave, errno value */
 	struct ram_slot *slot;
 };
 
@@ -90,8 +91,11 @@ struct ticket *mover_copy_down(struct mover *mover, uint32_t from, struct ram_pl
 /* Map and register an arena; fd is consumed. Returns its index or -1. */
 int mover_add_arena(struct mover *mover, uint64_t id, int fd, size_t bytes);
 
-/* Unregister, unmap and forget an empty arena. */
-void mover_drop_arena(struct mover *mover, uint32_t index);
+/* Forget an empty arena, which is the caller's then, to be closed. In the device's lock. */
+struct arena mover_remove_arena(struct mover *mover, uint32_t index);
+
+/* Unregister and unmap it, which may wait for whatever runs on the device. In no lock. */
+void mover_close_arena(struct mover *mover, struct arena *arena);
 
 /* A free slot of any arena that stays, NO_RAM if there is none. In the device's lock. */
 struct ram_place mover_take_ram(struct mover *mover);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * The one thread of a device that moves chunks. It serves, in this order: the
- * end of an allocation, the launch that waits, a recalled arena, slots to be
+ * end of an allocation, the launch that waits, recalled arenas, slots to be
  * given up, and last the chunks that will be wanted next.
  */
 #define _GNU_SOURCE
@@ -96,7 +96,7 @@ static void serve_wanted(struct device *device)
 {
 	uint32_t unfetched = fetch_wanted(device);
 	struct hold *hold = device->wanted;
-	bool moving = device->fetches || device->spills;
+	bool moving = device->fetches || device->spills || device->departures;
 
 	for (uint32_t i = 0; hold && i < hold->count; i++) {
 		uint32_t index = hold->chunks[i];
@@ -128,7 +128,7 @@ static void serve_wanted(struct device *device)
 			lower_start_fetch(device, unfetched, place);
 		else
 			mover_put_ram(&device->mover, place, NULL);
-	} else if (moving) {
+	} else if (moving && !(device->recall_count && lower_serve_recalls(device))) {
 		pthread_cond_wait(&device->changed, &device->lock);
 	}
 }
@@ -280,17 +280,22 @@ static void wait_for_work(struct device *device)
 	device->prefetch |= pthread_cond_timedwait(&device->work, &device->lock, &until) != 0;
 }
 
-static void *pager_thread(void *arg)
+CUresult pager_thread_begins(struct device *device, const char *name)
 {
-	struct device *device = arg;
 	/* Captures of other threads must not forbid what this one does. */
 	int relaxed = CU_STREAM_CAPTURE_MODE_RELAXED;
 	CUresult result;
 
-	pthread_setname_np(pthread_self(), "greenboost-page");
+	pthread_setname_np(pthread_self(), name);
 	result = driver.cuCtxSetCurrent(device->context);
-	if (!result)
-		result = driver.cuThreadExchangeStreamCaptureMode(&relaxed);
+	return result ? result : driver.cuThreadExchangeStreamCaptureMode(&relaxed);
+}
+
+static void *pager_thread(void *arg)
+{
+	struct device *device = arg;
+	CUresult result = pager_thread_begins(device, "greenboost-page");
+
 	take_back(device);
 	if (result)
 		pager_stop(device, "starting the pager", result);
@@ -301,8 +306,8 @@ static void *pager_thread(void *arg)
 			pthread_cond_wait(&device->work, &device->lock);
 		else if (wants_more(device))
 			serve_wanted(device);
-		else if (device->recall_count)
-			lower_serve_recall(device);
+		else if (device->recall_count && lower_serve_recalls(device))
+			; /* a step at a time: a launch may have come */
 		else if (device->mover.slots_existing > device->slots_allowed)
 			vram_give_up_slot(device);
 		else if (device->prefetch)
@@ -317,5 +322,7 @@ static void *pager_thread(void *arg)
 
 int pager_start(struct device *device)
 {
-	return thread_start(&device->pager, pager_thread, device);
+	int error = thread_start(&device->closer, lower_closer, device);
+
+	return error ? error : thread_start(&device->pager, pager_thread, device);
 }

@@ -27,6 +27,9 @@ static inline void take_back(struct device *device)
 /* pager.c */
 void pager_set_state(struct device *device, uint32_t index, enum chunk_state state);
 
+/* What each thread that calls the driver does first. */
+CUresult pager_thread_begins(struct device *device, const char *name);
+
 /* The driver failed where it must not: nothing can be promised any more. */
 void pager_stop(struct device *device, const char *what, CUresult error);
 
@@ -55,8 +58,15 @@ void lower_drop_extent(struct device *device, uint32_t index);
  */
 struct ram_place lower_make_ram(struct device *device);
 
-/* Empty the arena that the daemon wants back, and answer it. */
-void lower_serve_recall(struct device *device);
+/*
+ * One step of giving back what the daemon wants: all recalled arenas are emptied
+ * together, and each is answered when it is empty. False: nothing to be done
+ * until something that is under way is over.
+ */
+bool lower_serve_recalls(struct device *device);
+
+/* The thread that closes them: it takes long, and nothing that moves has to wait for it. */
+void *lower_closer(void *device);
 
 /* vram.c */
 

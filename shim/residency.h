@@ -78,6 +78,13 @@ struct recall {
 	uint64_t id, arena;
 };
 
+/* An arena that was emptied for a recall. */
+struct closing {
+	struct arena arena;
+	uint64_t recall; /* to be answered */
+	struct closing *next;
+};
+
 struct device {
 	CUdevice ordinal;
 	CUcontext context;
@@ -106,9 +113,12 @@ struct device {
 	struct hold *wanted; /* of the one launch or copy that waits for chunks */
 	CUresult failure; /* why it cannot be served; CUDA_SUCCESS: it can */
 	struct allocation *ending; /* to be taken apart by the pager */
-	struct recall recalls[MAX_ARENAS]; /* not yet served, the oldest first */
+	struct recall recalls[MAX_ARENAS]; /* not yet answered, the oldest first */
 	uint32_t recall_count;
+	struct closing *closings; /* for the closer, the oldest first */
+	pthread_cond_t to_close; /* there is one */
 	uint32_t fetches, spills; /* under way */
+	uint32_t departures; /* spills under way that empty a recalled arena */
 	int spill_error; /* of the last spill that failed, errno value */
 	uint32_t slots_used; /* VRAM slots with a chunk in them */
 	uint32_t copies; /* RAM slots with a copy of a chunk that is in VRAM */
@@ -127,7 +137,7 @@ struct device {
 	struct ticket *rising[2]; /* the latest copies to VRAM, the last one second; the pager's */
 	struct mover mover; /* the pager's, except the RAM slot bookkeeping */
 	struct summer summer; /* the pager's */
-	pthread_t pager;
+	pthread_t pager, closer;
 };
 
 static inline void device_count(struct device *device, enum counter counter, uint64_t amount)

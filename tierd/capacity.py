@@ -3,7 +3,8 @@
 
 Chunks that do not fit a session's VRAM slots are its overflow. Moving a chunk between tiers when all
 are full takes TRANSIT free arena slots, so a session with overflow needs overflow + TRANSIT places,
-TRANSIT of them in T2. Arenas belong to one session at a time, so T2 is shared out in whole arenas, T3
+TRANSIT of them in T2. So does one that has chunks in T3 though they would all fit VRAM by now: they come
+up through T2. Arenas belong to one session at a time, so T2 is shared out in whole arenas, T3
 in single extents.
 
 A *witness* is a number of arenas for each session such that what does not fit them fits T3, beside
@@ -55,7 +56,12 @@ class Session:
     @property
     def need(self) -> int:
         """Places below T1 that it must be able to have."""
-        return self.overflow + TRANSIT if self.overflow else 0
+        return self.overflow + TRANSIT if self.moves else 0
+
+    @property
+    def moves(self) -> bool:
+        """Whether its chunks have to move through T2."""
+        return self.overflow > 0 or self.extents > 0
 
 
 def extents_needed(limits: Limits, sessions: Iterable[Session]) -> int | None:
@@ -74,9 +80,9 @@ def extents_needed(limits: Limits, sessions: Iterable[Session]) -> int | None:
         held = session.extents
         total += held
         overflow = session.committed - session.vram
-        if overflow > 0:
+        if overflow > 0 or held:
             arenas -= base
-            rest = overflow + beyond - held
+            rest = overflow + beyond - held if overflow > 0 else 0
             if rest > 0:
                 total += rest
                 whole += rest // slots
@@ -124,7 +130,7 @@ def targets(limits: Limits, sessions: Mapping[int, Session]) -> dict[int, int]:
     """
     slots = limits.arena_slots
     base = -(-TRANSIT // slots)
-    have = {id: base if s.overflow else 0 for id, s in sessions.items()}
+    have = {id: base if s.moves else 0 for id, s in sessions.items()}
     left = limits.arenas - sum(have.values())
 
     fair = dict(have)
@@ -133,7 +139,7 @@ def targets(limits: Limits, sessions: Mapping[int, Session]) -> dict[int, int]:
     if extents <= limits.extents:
         return fair
 
-    rest = {id: max(0, s.need - s.extents - base * slots) for id, s in sessions.items() if s.overflow}
+    rest = {id: max(0, s.need - s.extents - base * slots) for id, s in sessions.items() if s.moves}
     left -= _share_out(have, left, {id: base + rest[id] // slots for id in rest})
     for id in sorted(rest, key=lambda id: (-(rest[id] % slots), have[id], id))[: max(0, left)]:
         if rest[id] % slots:

@@ -509,7 +509,7 @@ def _give_way(state: State) -> Transition:
             givers = [
                 id
                 for id, s in state.sessions.items()
-                if _would_give(s) and effective[id] > (base if s.overflow else 0)
+                if _would_give(s) and effective[id] > (base if s.moves else 0)
             ]
             giver = max(givers, key=lambda id: (effective[id], id), default=None)
         if giver is not None and giver not in state.waiting:

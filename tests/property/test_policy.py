@@ -51,7 +51,7 @@ def brute_force(limits: Limits, sessions: dict[int, Session]) -> int | None:
     """extents_needed() by trying every way to share the arenas out."""
     base = -(-TRANSIT // limits.arena_slots)
     best = None
-    ranges = [range(base if s.overflow else 0, limits.arenas + 1) for s in sessions.values()]
+    ranges = [range(base if s.overflow or s.extents else 0, limits.arenas + 1) for s in sessions.values()]
     for shares in itertools.product(*ranges):
         if sum(shares) > limits.arenas:
             continue
@@ -76,7 +76,7 @@ def test_targets_are_a_witness_when_there_is_one(limits: Limits, sessions: dict[
     assert shares.keys() == sessions.keys()
     assert sum(shares.values()) <= limits.arenas
     for id, session in sessions.items():
-        assert not session.overflow or shares[id] * limits.arena_slots >= TRANSIT
+        assert not session.need or shares[id] * limits.arena_slots >= TRANSIT
     needed = sum(max(s.extents, s.need - shares[id] * limits.arena_slots) for id, s in sessions.items())
     assert needed <= limits.extents
 

@@ -110,6 +110,34 @@ class Recalling(Daemon):
             super().answer(request)
 
 
+class Pressing(Daemon):
+    """Recalls three arenas at once, and has them emptied only if several chunks leave at a time."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
+        self.recalled: set[int] = set()
+        self.held_back: list[dict[str, Any]] = []
+        self.together = False
+
+    def answer(self, request: dict[str, Any]) -> None:
+        if "re" in request:
+            assert "error" not in request
+            self.recalled.remove(request["re"])
+            del self.arenas[request["re"]]
+        elif request["op"] == "spill" and request["arena"] in self.recalled and not self.together:
+            self.held_back.append(request)
+            if len(self.held_back) == 4:
+                self.together = True
+                while self.held_back:
+                    super().answer(self.held_back.pop())
+        else:
+            super().answer(request)
+            if request["op"] == "arena" and self.granted == 4:
+                self.recalled = {1, 2, 3}
+                for arena in self.recalled:
+                    self.send(id=arena, op="recall", arena=arena)
+
+
 class Refusing(Daemon):
     """Has no T3, and refuses an arena now and then, though it has another a moment later."""
 
@@ -149,7 +177,7 @@ class Useless(Daemon):
             super().answer(request)
 
 
-@pytest.mark.parametrize("kind", [Recalling, Refusing, Useless])
+@pytest.mark.parametrize("kind", [Recalling, Pressing, Refusing, Useless])
 def test_a_program_finds_room(runner: Runner, shim: Path, softcuda: Path, kind: type[Daemon]) -> None:
     path = runner.folder / "socket"
     environment = runner.environment(
@@ -175,3 +203,4 @@ def test_a_program_finds_room(runner: Runner, shim: Path, softcuda: Path, kind: 
             assert process.stdout is not None
             assert process.stdout.read() == "right\n"
     assert daemon.granted > 2
+    assert not isinstance(daemon, Pressing) or daemon.together
