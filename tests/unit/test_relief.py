@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,65 +11,16 @@ import trio.testing
 
 from tests.unit.daemon_harness import CHUNK, running, status
 from tests.unit.fake_shim import FakeArena, FakeShim, connect_shim
-from tierd import daemon, session, watermark
-from tierd.config import Config
-from tierd.model import Pressure, PressureLevel
+from tests.unit.pressure_harness import ARENA, FakeSource, fake_source, until
+from tierd import session, watermark
+from tierd.model import PressureLevel
 from tierd.wire import RemoteError
 
 pytestmark = pytest.mark.usefixtures("no_leaked_fds")
 
-MIB = 1 << 20
-ARENA = 2 * CHUNK
+source = pytest.fixture(fake_source)
+
 CALM, LOW, CRITICAL = PressureLevel
-
-
-class FakeSource:
-    """Memory is as short as the test says."""
-
-    name = "fake"
-
-    def __init__(self) -> None:
-        self._now = Pressure(CALM, 0, 1000 * MIB, 100 * MIB, 0)
-        self._news = trio.Event()
-        self.looks = 0
-        self.reports: list[tuple[int, int]] = []
-
-    def say(self, level: PressureLevel, arenas: int) -> None:
-        """So many arenas are wanted, or when it is calm, could be had."""
-        spare = -arenas if level else arenas
-        self._now = Pressure(
-            level, max(0, -spare) * ARENA, 100 * MIB + spare * ARENA, 100 * MIB, self._now.events + 1
-        )
-        self.again()
-
-    def again(self) -> None:
-        """The same once more."""
-        self._news.set()
-        self._news = trio.Event()
-
-    def look(self) -> Pressure:
-        self.looks += 1
-        return self._now
-
-    async def wait(self) -> None:
-        await self._news.wait()
-
-    def report_t3(self, total: int, used: int) -> None:
-        self.reports.append((total, used))
-
-
-@pytest.fixture
-def source(monkeypatch: pytest.MonkeyPatch) -> FakeSource:
-    source = FakeSource()
-
-    @contextmanager
-    def opened(*_: object) -> Iterator[FakeSource]:
-        yield source
-
-    monkeypatch.setattr(daemon, "open_source", opened)
-    monkeypatch.setattr(watermark, "_PATIENCE", 0.0)
-    monkeypatch.setattr(watermark, "_SETTLING", 0.0)
-    return source
 
 
 def fill(shim: FakeShim, arena: FakeArena, first: int) -> None:
@@ -92,17 +41,6 @@ def obeys(shim: FakeShim) -> list[int]:
 
     shim.on_recall = empty
     return asked
-
-
-async def until(conf: Config, **expected: int | str) -> None:
-    """Until the daemon shows these of its pressure, or `arenas`."""
-    with trio.fail_after(10):
-        while True:
-            now = await status(conf)
-            now["pressure"]["arenas"] = now["arenas"]
-            if all(now["pressure"][key] == value for key, value in expected.items()):
-                return
-            await trio.testing.wait_all_tasks_blocked(0.001)
 
 
 async def test_arenas_are_given_back_and_come_again(tmp_path: Path, source: FakeSource) -> None:
