@@ -18,11 +18,11 @@ __all__ = ["Governor", "Spare", "Wanted", "Watcher", "Watermarks", "default_rese
 
 
 def default_reserve(total: int) -> int:
-    """Of `total` bytes of RAM, what is left available to others if nothing is said: a sixteenth.
+    """Of `total` bytes of RAM, what is left available to others if nothing is said: 5%, as with the module.
 
     At least 64 MiB, or programs could not start any more; at most 4 GiB, for nobody needs more.
     """
-    return max(64 << 20, min(total // 16, 4 << 30))
+    return max(64 << 20, min(total // 20, 4 << 30))
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,9 +76,9 @@ def test_stalls_count_only_where_memory_is_not_plenty() -> None:
 
 
 def test_the_shortest_speaks_for_all() -> None:
-    machine, group = Memory("machine", 64 * GIB, 32 * GIB), Memory("/group", 2 * GIB, 100 * MIB)
+    machine, group = Memory("machine", 64 * GIB, 32 * GIB), Memory("/group", 2000 * MIB, 90 * MIB)
     now = Watcher(None).look([machine, group]).pressure
-    assert (now.level, now.wanted, now.available) == (LOW, 92 * MIB, 100 * MIB)
+    assert (now.level, now.wanted, now.available) == (LOW, 60 * MIB, 90 * MIB)
     assert Watcher(None).look([machine]).pressure.level is CALM
 
 
