@@ -320,3 +320,29 @@ def test_how_a_spill_path_is_used(tmp_path: Path) -> None:
     first, second = config.check(write(tmp_path, text)).spill
     assert first.options == SpillOptions(2.0, True, 500 * 1000**3, 2.5, "sq")
     assert second.options == SpillOptions()
+
+
+def test_where_ram_comes_from_and_what_is_left(tmp_path: Path) -> None:
+    file = write(tmp_path, '[ram]\nsource = "memfd"\nreserve = "10%"\n')
+    settings = config.load(file, {}, {})
+    assert (settings.arena_source, settings.reserve) == ("memfd", 64 * GIB // 10)
+    environ = {"GREENBOOST_ARENA_SOURCE": "module", "GREENBOOST_RESERVE": "2GiB"}
+    settings = config.load(file, environ, {})
+    assert (settings.arena_source, settings.reserve) == ("module", 2 * GIB)
+    settings = config.load(file, environ, {"arena_source": "auto", "reserve": "0"})
+    assert (settings.arena_source, settings.reserve) == ("auto", 0)
+    assert config.load(None, {}, {}).reserve is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"arena_source": "disk"}, "--arena-source: arenas come from one of auto, module, memfd, not 'disk'"),
+        ({"reserve": "65GiB"}, "--reserve: 65.0 GiB cannot be reserved: this machine has 64.0 GiB of RAM"),
+        ({"reserve": "much"}, "--reserve: 'much' is not a size"),
+    ],
+)
+def test_what_cannot_be_left(flags: dict[str, object], says: str) -> None:
+    with pytest.raises(config.ConfigError) as refused:
+        config.load(None, {}, flags)
+    assert says in str(refused.value)

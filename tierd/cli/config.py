@@ -36,6 +36,8 @@ def _check(options: argparse.Namespace) -> int:
     print(f"  socket  {settings.socket}")
     print(f"  chunk   {format_size(settings.chunk)}")
     print(f"  ram     {format_size(settings.ram)} in arenas of {format_size(settings.arena)}")
+    print(f"  source  {settings.arena_source}")
+    print(f"  reserve {'5%' if settings.reserve is None else format_size(settings.reserve)}")
     for spill in settings.spill:
         size = "all there is room for" if spill.size is None else format_size(spill.size)
         print(f"  spill   {spill.path} ({size})")
