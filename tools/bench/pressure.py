@@ -93,11 +93,15 @@ class Round:
     returned: float  #: all that was to be measured is
     available: float  #: and available memory has risen by as much again
     returned_bytes: int  #: which are whole arenas
+    cpu: tuple[float, float]  #: processor time until then, of the daemon and of the program
     ratio: float  #: per byte, against fio
 
 
 @contextmanager
-def daemon(options: argparse.Namespace, directory: Path, reserve: int, spill: int) -> Iterator[Path]:
+def daemon(
+    options: argparse.Namespace, directory: Path, reserve: int, spill: int
+) -> Iterator[tuple[Path, int]]:
+    """The daemon's socket, and its process id."""
     socket = directory / "sock"
     command = [sys.executable, "-m", "tierd.cli", "daemon", "--config", os.devnull]
     command += [f"--socket={socket}", f"--ram={options.ram}", f"--chunk={options.chunk}"]
@@ -111,7 +115,7 @@ def daemon(options: argparse.Namespace, directory: Path, reserve: int, spill: in
                 if process.poll() is not None or time.monotonic() > deadline:
                     sys.exit(f"the daemon does not start; run it by hand: {' '.join(command)}")
                 time.sleep(0.01)
-            yield socket
+            yield socket, process.pid
         finally:
             process.terminate()
 
@@ -155,8 +159,16 @@ def fio(options: argparse.Namespace) -> float:
     return seconds
 
 
-def watch(socket: Path, low: int, size: int) -> tuple[dict[str, float], int]:
-    """When things were seen, by time.monotonic()."""
+def cpu_time(pid: int) -> float:
+    """Seconds so far (proc_pid_stat(5))."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def watch(
+    socket: Path, low: int, size: int, pids: tuple[int, int]
+) -> tuple[dict[str, float], int, tuple[float, float]]:
+    """When things were seen, by time.monotonic(), the bytes that were returned, and processor times."""
     seen: dict[str, float] = {}
     least = low
     deadline = time.monotonic() + PATIENCE
@@ -165,6 +177,7 @@ def watch(socket: Path, low: int, size: int) -> tuple[dict[str, float], int]:
             sys.exit("memory does not become short: something else gives it back")
         time.sleep(0.001)
     seen["crossed"] = time.monotonic()
+    before = [cpu_time(pid) for pid in pids]
     with wire.connect(socket) as client:
         while "available" not in seen or "returned" not in seen:
             time.sleep(POLL)  # to ask takes the daemon's time
@@ -180,13 +193,14 @@ def watch(socket: Path, low: int, size: int) -> tuple[dict[str, float], int]:
             if pressure["returned_bytes"] >= size and "returned" not in seen:
                 seen["returned"] = now
                 returned = pressure["returned_bytes"]
+                cpu = tuple(cpu_time(pid) - was for pid, was in zip(pids, before, strict=True))
             if available >= least + size * 0.9:
                 seen.setdefault("available", now)
             if now > deadline:
                 sys.exit(
                     f"after {PATIENCE:.0f} s only {pressure['returned_bytes']} bytes are back: {pressure}"
                 )
-    return seen, returned
+    return seen, returned, (cpu[0], cpu[1])
 
 
 def one_round(options: argparse.Namespace) -> Round:
@@ -199,7 +213,7 @@ def one_round(options: argparse.Namespace) -> Round:
         sys.exit("too little RAM is available here: give a smaller --ram or --size")
     with tempfile.TemporaryDirectory(prefix="gb-") as name:
         directory = Path(name)
-        with daemon(options, directory, reserve, MIB + chunks * chunk + 8 * chunk) as socket:
+        with daemon(options, directory, reserve, MIB + chunks * chunk + 8 * chunk) as (socket, pid):
             fio(options)  # what a file system writes for the first time takes longer
             before = fio(options)
             environ = {
@@ -214,7 +228,7 @@ def one_round(options: argparse.Namespace) -> Round:
                 hear(program, "ready")
                 short = (memory.machine().available - reserve + 256 * MIB) // MIB * MIB
                 with talking(EATER, short) as eater:
-                    seen, returned = watch(socket, reserve, options.size)
+                    seen, returned, cpu = watch(socket, reserve, options.size, (pid, program.pid))
                     hear(eater, "full")
                 tell(program)
                 hear(program, "right")
@@ -227,6 +241,7 @@ def one_round(options: argparse.Namespace) -> Round:
         returned=took["returned"],
         available=took["available"],
         returned_bytes=returned,
+        cpu=cpu,
         ratio=took["returned"] / returned / (statistics.mean((before, after)) / options.size),
     )
 
@@ -264,7 +279,8 @@ def main() -> None:
         print(
             f"fio {each.fio[0]:.2f} and {each.fio[1]:.2f} s; noticed after {each.noticed * 1000:.0f} ms, "
             f"first arena back after {each.first:.2f} s, {each.returned_bytes / MIB:.0f} MiB after "
-            f"{each.returned:.2f} s (available after {each.available:.2f} s): {each.ratio:.2f}"
+            f"{each.returned:.2f} s (available after {each.available:.2f} s): {each.ratio:.2f}; "
+            f"processor time {each.cpu[0]:.2f} s (daemon), {each.cpu[1]:.2f} s (program)"
         )
     print(f"ratio {figures['ratio']:.2f} (median; {min(ratios):.2f} to {max(ratios):.2f})")
 
