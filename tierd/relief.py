@@ -28,11 +28,19 @@ class Relief:
         self._source = source
         self._governor = Governor()
         self._seen = NO_PRESSURE
+        self._blind = False  # the last look failed
 
     async def run(self) -> None:
         """Until it is cancelled."""
         while True:
-            self._look()
+            try:
+                self._look()
+            except OSError as error:  # no descriptor left, say: that is no reason to end
+                if not self._blind:
+                    _log.warning("cannot see whether RAM is short: %s", error)
+                self._blind = True
+            else:
+                self._blind = False
             await self._source.wait()
             await trio.sleep(_SPACING)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,6 +32,7 @@ class FakeSource:
         self._now = Pressure(PressureLevel.CALM, 0, 1000 * MIB, 100 * MIB, 0)
         self._news = trio.Event()
         self.looks = 0
+        self.broken = False
         self.reports: list[tuple[int, int]] = []
 
     def say(self, level: PressureLevel, arenas: int) -> None:
@@ -48,6 +50,8 @@ class FakeSource:
 
     def look(self) -> Pressure:
         self.looks += 1
+        if self.broken:
+            raise OSError(errno.EMFILE, "Too many open files")
         return self._now
 
     async def wait(self) -> None:

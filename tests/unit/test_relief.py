@@ -169,3 +169,23 @@ async def test_the_end_of_a_session_counts_too(tmp_path: Path, source: FakeSourc
         await other.arena()
         with pytest.raises(RemoteError, match="no more arenas"):
             await other.arena()
+
+
+async def test_a_source_that_fails_is_asked_again(
+    tmp_path: Path, source: FakeSource, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(tmp_path) as conf, connect_shim(conf.socket) as shim:
+        await shim.arena()
+        obeys(shim)
+        source.broken = True
+        for _ in range(2):
+            looks = source.looks
+            source.say(LOW, arenas=1)
+            with trio.fail_after(5):
+                while source.looks == looks:
+                    await trio.testing.wait_all_tasks_blocked(0.001)
+        assert (await status(conf))["pressure"]["level"] == "calm"
+        source.broken = False
+        source.again()
+        await until(conf, arenas=0, level="low")
+    assert caplog.text.count("cannot see whether RAM is short") == 1
