@@ -46,7 +46,7 @@ class Session:
 
     def with_extents(self, extents: int) -> Session:
         """The same with so many extents; at every request, and replace() takes five times as long."""
-        return Session(self.committed, self.vram, self.arenas, self.recalled, extents)
+        return Session(self.committed, self.vram, self.arenas, self.recalled, self.unwilling, extents)
 
     @property
     def overflow(self) -> int:

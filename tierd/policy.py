@@ -81,6 +81,18 @@ class State:
     short: int = 0  #: arenas that T2 should do without while RAM is short
     withheld: int = 0  #: those of them that it can do without and keep what was promised
 
+    def with_sessions(self, sessions: Mapping[int, Session]) -> State:
+        """The same with other sessions; at every request, and replace() takes twice as long."""
+        return State(
+            self.limits,
+            sessions,
+            self.waiting,
+            self.next_arena,
+            self.budget_spent,
+            self.short,
+            self.withheld,
+        )
+
     @property
     def whole(self) -> Limits:
         """What there is when RAM is not short."""
@@ -273,10 +285,7 @@ def _with(state: State, id: int, session: Session | None) -> State:
         del sessions[id]
     else:
         sessions[id] = session
-    # At every request: replace() takes twice as long.
-    return State(
-        state.limits, MappingProxyType(sessions), state.waiting, state.next_arena, state.budget_spent
-    )
+    return state.with_sessions(MappingProxyType(sessions))
 
 
 def _feasible(state: State) -> bool:
