@@ -743,7 +743,8 @@ uint32_t predict_next(struct predictor *p, enum predict_place place, bool room,
 {
 	uint64_t at = p->ahead[place], end;
 
-	if (!p->cursor)
+	/* What the program does now has nothing to do with what came next there. */
+	if (!p->cursor || p->head - p->found > span(p) / STRAY)
 		return PREDICT_NONE;
 	if (at < p->cursor)
 		at = p->cursor;

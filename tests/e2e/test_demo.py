@@ -135,7 +135,9 @@ def test_other_work_drives_the_whole_model_out_of_vram(tmp_path: Path) -> None:
     before, after = done.stdout.split()
     assert len(before) == len(after) == 44
     assert {"1", "2", "3"} <= set(before)
-    assert set(after) == {"2", "3"}
+    assert {"2", "3"} <= set(after)
+    # What is predicted to come next may be on its way back before the other work is over.
+    assert after.count("1") + after.count("^") <= 2 < before.count("1")
 
 
 @needs_fuse
