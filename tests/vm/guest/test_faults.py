@@ -692,11 +692,16 @@ async def test_every_read_returns_what_was_written_last_or_an_error(
         seen: Counter[str] = Counter()
         async with spill_over(*devices, stalls=[*devices]) as spill:
             with added(spill, arena):
-                over = trio.current_time() + seconds
+                until_then = trio.current_time() + seconds
+
+                def over() -> bool:
+                    # As long as it takes on a host that is busy.
+                    enough = min(seen["stored"], seen["loaded"]) > 20
+                    return enough and trio.current_time() >= until_then
 
                 async def use(number: int) -> None:
                     own: dict[Stored, bytes] = {}
-                    while trio.current_time() < over:
+                    while not over():
                         slot = 2 * number
                         if own and (len(own) > 10 or dice.random() < 0.5):
                             stored = dice.choice(list(own))
@@ -722,7 +727,7 @@ async def test_every_read_returns_what_was_written_last_or_an_error(
                         spill.give_back(stored)
 
                 async def harm() -> None:
-                    while trio.current_time() < over:
+                    while not over():
                         device, under = dice.choice(list(devices.values()))
                         path = spill.find(device.path)
                         whole = f"{under} 0"
@@ -754,5 +759,3 @@ async def test_every_read_returns_what_was_written_last_or_an_error(
                         nursery.start_soon(use, number)
                 await until(lambda: not any(path.used for path in spill.snapshot()))
         print(dict(seen))
-        assert seen["stored"] > 20
-        assert seen["loaded"] > 20

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from tests.unit.nvme_harness import CHUNK, MemfdArena, arena_of
-from tests.vm.guest.harness import command, null_blk
+from tests.vm.guest.harness import command, mapped, null_blk
 from tierd.model import Poll, SpillOptions
 from tierd.nvme import SpillFile, SpillPathError, SpillSet, Stored, open_spill_set
 from tierd.nvme.ring import Ring
@@ -55,20 +55,21 @@ async def there_and_back(spill: SpillSet, arena: MemfdArena, count: int) -> list
     return [path.used // CHUNK for path in spill.snapshot()]
 
 
-@pytest.mark.parametrize("speeds", [(8, 24), (8, 8, 8, 24)], ids=str)
-async def test_devices_get_chunks_by_their_measured_speed(speeds: tuple[int, ...], arena: MemfdArena) -> None:
+@pytest.mark.parametrize("delays", [(300, 100), (300, 300, 300, 100)], ids=str)
+async def test_devices_get_chunks_by_their_measured_speed(delays: tuple[int, ...], arena: MemfdArena) -> None:
     with ExitStack() as stack:
-        # MB/s, which is less than this guest can do.
-        disks = [
-            stack.enter_context(null_blk(8, f"disk{number}", mbps=speed, irqmode=1))[0]
-            for number, speed in enumerate(speeds)
-        ]
+        # Milliseconds a request: far more than this guest needs itself, on a host that is busy too.
+        disks = []
+        for number, delay in enumerate(delays):
+            disk, _ = stack.enter_context(null_blk(8, f"disk{number}"))
+            slow = stack.enter_context(mapped("delay", disk, f"{disk} 0 {delay}", name=f"slow{number}"))
+            disks.append(slow.path)
         async with open_spill_set(map(opened, disks), chunk=CHUNK) as spill:
             rates = [path.rate or 0 for path in spill.snapshot()]
-            print(rates)
             shares = await there_and_back(spill, arena, 64)
-        print(shares)
+        print(rates, shares)
         assert sum(shares) == 64
+        speeds = [1 / delay for delay in delays]
         for share, rate, speed in zip(shares, rates, speeds, strict=True):
             assert share == pytest.approx(64 * rate / sum(rates), abs=1)
             assert share == pytest.approx(64 * speed / sum(speeds), rel=0.5)
