@@ -93,5 +93,6 @@ def _refusal(device: Device) -> str:
         except (RingError, MemlockError):
             pass  # whatever arenas are made of
         except OSError as error:
-            return f"this kernel's io_uring does not register the module's memory ({error.strerror})"
+            why = os.strerror(error.errno or 0).lower()
+            return f"this kernel's io_uring does not register the module's memory ({why})"
     return ""

@@ -90,7 +90,7 @@ def test_a_kernel_that_does_not_register_it(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(ring.Ring, "add_buffer", refuse)
     source = choose("auto", device())
     assert source.name == "memfd"
-    assert "io_uring does not register the module's memory (Operation not supported)" in source.why
+    assert "io_uring does not register the module's memory (operation not supported)" in source.why
     assert choose("module", device()).name == "module"
 
 
