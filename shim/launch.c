@@ -162,7 +162,8 @@ static CUresult begin_kernel(struct launch *launch, CUfunction f, void **params,
 		result = CUDA_ERROR_OUT_OF_MEMORY;
 	else if (named.count)
 		count = objects(device, &named, spans);
-	launch->captured = graph || (count && launch_captured(stream, variant));
+	launch->captured =
+		graph || ((count || atomic_load(&record_on)) && launch_captured(stream, variant));
 	if (count)
 		device_count(device, COUNTER_LAUNCHES_PAGED, 1);
 	if (!result)

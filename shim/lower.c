@@ -223,6 +223,10 @@ static bool get_arena(struct device *device)
 	struct reply reply;
 	int index = -1;
 
+	/* A recall that is served while one is awaited may lead back here; there is one answer. */
+	if (device->arena_asked)
+		return false;
+	device->arena_asked = true;
 	let_go(device);
 	client_request(&request, "arena");
 	client_post(&device->client, &request, arena_done, device);
@@ -233,7 +237,7 @@ static bool get_arena(struct device *device)
 		if (!device->recall_count || !lower_serve_recalls(device))
 			pthread_cond_wait(&device->changed, &device->lock);
 	}
-	device->arena_answered = false;
+	device->arena_asked = device->arena_answered = false;
 	reply = device->arena_answer;
 	if (!reply.error) {
 		/* Others read the table of arenas in the lock; only this thread adds to it. */

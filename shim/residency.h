@@ -125,7 +125,7 @@ struct device {
 	uint32_t copy_hand; /* the VRAM slot whose chunk may lose its copy next */
 	uint32_t arena_refusals; /* spills to go before asking the daemon for an arena again */
 	struct reply arena_answer;
-	bool arena_answered;
+	bool arena_asked, arena_answered;
 	bool prefetch; /* chunks were used: look ahead */
 	struct ticket *recent[RECENT_MOST]; /* a ring, in the order of launches */
 	uint32_t recent_first, recent_count;

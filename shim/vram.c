@@ -156,15 +156,18 @@ static enum predict_leave may_leave(void *arg, uint32_t index)
 {
 	const struct device *device = arg;
 	const struct chunk *chunk = &device->chunks[index];
-	bool busy;
+	bool busy = false, used = false;
 
 	if (chunk->state != RESIDENT || chunk->holds || chunk->fixed)
 		return LEAVE_NOT;
 	if (chunk->sticky)
 		return LEAVE_LAST;
-	busy = !ticket_done(chunk->arrival);
-	for (int i = 0; i < CHUNK_USES && !busy; i++)
-		busy = !ticket_done(chunk->uses[i]);
+	for (int i = 0; i < CHUNK_USES; i++) {
+		used = used || chunk->uses[i];
+		busy = busy || !ticket_done(chunk->uses[i]);
+	}
+	/* Uses wait for the arrival, and only of those is it noticed when they end. */
+	busy = busy || (!used && !ticket_done(chunk->arrival));
 	if (device->predictor.chunks[index].changes)
 		return busy ? LEAVE_BUSY_DIRTY : LEAVE_DIRTY;
 	if (!chunk->summed || (ram_none(chunk->ram) && !chunk->extent))

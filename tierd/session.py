@@ -350,7 +350,8 @@ class Session:
         """Whether an extent may stay, as a second copy, after its chunk was fetched.
 
         It takes nothing from other sessions: a place below T1 is counted for each chunk that needs one,
-        whether an extent is that place already or not. And T3 should not be so full that the session's
+        whether an extent is that place already or not. (If the session needs fewer later, those that it
+        kept count against others until it gives them up.) And T3 should not be so full that the session's
         next spill finds no room before it has given one up.
         """
         state = self._tiers.state
