@@ -48,7 +48,7 @@ static void fetch_done(void *arg, const struct reply *reply)
 	if (reply->error) {
 		log_warn("bytes 0x%llx to 0x%llx are lost: %s", chunk->address,
 			 chunk->address + device->chunk, reply->message);
-		mover_put_ram(&device->mover, chunk->ram, NULL);
+		mover_put_ram(&device->mover, chunk->ram);
 		chunk->ram = NO_RAM;
 		chunk->extent = chunk->summed = false;
 		chunk->home = HOME_LOST;
@@ -65,7 +65,7 @@ static void fetch_done(void *arg, const struct reply *reply)
 /* T3 has the chunk, which goes on there alone. */
 static void leave_ram(struct device *device, struct chunk *chunk)
 {
-	mover_put_ram(&device->mover, chunk->ram, NULL);
+	mover_put_ram(&device->mover, chunk->ram);
 	chunk->ram = NO_RAM;
 	chunk->home = HOME_T3;
 	predict_moved(&device->predictor, (uint32_t)(chunk - device->chunks), PLACE_AWAY, false);
@@ -279,7 +279,7 @@ void lower_forget_copy(struct device *device, uint32_t index)
 {
 	struct chunk *chunk = &device->chunks[index];
 
-	mover_put_ram(&device->mover, chunk->ram, NULL);
+	mover_put_ram(&device->mover, chunk->ram);
 	chunk->ram = NO_RAM;
 	device->copies--;
 }
@@ -488,7 +488,7 @@ static void depart(struct device *device, uint32_t index)
 	memcpy(mover_ram(&device->mover, place), mover_ram(&device->mover, chunk->ram),
 	       device->chunk);
 	take_back(device);
-	mover_put_ram(&device->mover, chunk->ram, NULL);
+	mover_put_ram(&device->mover, chunk->ram);
 	chunk->ram = place;
 	pager_set_state(device, index, ABSENT);
 }

@@ -199,16 +199,17 @@ struct ram_place mover_take_ram(struct mover *mover)
 	return NO_RAM;
 }
 
-void mover_put_ram(struct mover *mover, struct ram_place place, struct ticket *busy)
+void mover_use_ram(struct mover *mover, struct ram_place place, struct ticket *busy)
 {
 	struct ram_slot *slot = mover_ram_slot(mover, place);
 
-	/* A later copy waited for the earlier on the device, so its ticket speaks for both. */
-	if (busy) {
-		ticket_put(slot->busy);
-		slot->busy = busy;
-	}
-	slot->used = false;
+	ticket_put(slot->busy);
+	slot->busy = busy;
+}
+
+void mover_put_ram(struct mover *mover, struct ram_place place)
+{
+	mover_ram_slot(mover, place)->used = false;
 	mover->arenas[place.arena].used--;
 }
 

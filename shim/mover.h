@@ -100,8 +100,14 @@ void mover_close_arena(struct mover *mover, struct arena *arena);
 /* A free slot of any arena that stays, NO_RAM if there is none. In the device's lock. */
 struct ram_place mover_take_ram(struct mover *mover);
 
-/* Give a slot back; busy (consumed, may be NULL) is what still uses it. In the device's lock. */
-void mover_put_ram(struct mover *mover, struct ram_place place, struct ticket *busy);
+/*
+ * A copy of the slot has been started; busy (consumed) is its end. It waited for the
+ * one before on the device, so it speaks for both. In the device's lock.
+ */
+void mover_use_ram(struct mover *mover, struct ram_place place, struct ticket *busy);
+
+/* Give a slot back, also while a copy still uses it: see there. In the device's lock. */
+void mover_put_ram(struct mover *mover, struct ram_place place);
 
 unsigned char *mover_ram(struct mover *mover, struct ram_place place);
 struct ram_slot *mover_ram_slot(struct mover *mover, struct ram_place place);

@@ -127,7 +127,7 @@ static void serve_wanted(struct device *device)
 			 device->chunks[unfetched].home == HOME_T3)
 			lower_start_fetch(device, unfetched, place);
 		else
-			mover_put_ram(&device->mover, place, NULL);
+			mover_put_ram(&device->mover, place);
 	} else if (moving && !(device->recall_count && lower_serve_recalls(device))) {
 		pthread_cond_wait(&device->changed, &device->lock);
 	}
@@ -168,7 +168,7 @@ static void end_allocation(struct device *device)
 		}
 		if (!ram_none(chunk->ram)) {
 			device->copies -= chunk->slot != NO_SLOT;
-			mover_put_ram(&device->mover, chunk->ram, NULL);
+			mover_put_ram(&device->mover, chunk->ram);
 		}
 		for (int i = 0; i < CHUNK_USES; i++)
 			ticket_put(chunk->uses[i]);

@@ -168,7 +168,7 @@ static uint32_t forget_overwritten(struct device *device, const struct span *spa
 		if (chunk->state != ABSENT || chunk->holds || chunk->home == HOME_EMPTY)
 			continue;
 		if (!ram_none(chunk->ram)) {
-			mover_put_ram(&device->mover, chunk->ram, NULL);
+			mover_put_ram(&device->mover, chunk->ram);
 			chunk->ram = NO_RAM;
 		}
 		if (chunk->extent || chunk->home == HOME_LOST)

@@ -26,11 +26,10 @@ static bool all_seen(struct device *device)
 }
 
 /*
- * Wait until nothing uses the chunk, which is SINKING, and find out whether VRAM still
- * has what the copies below it have; sum: the checksum of what it has.
+ * Wait until nothing uses the chunk, which is SINKING, and find out whether it is the
+ * same as when it was below last; sum: the checksum of what it is.
  */
-static CUresult settle(struct device *device, struct chunk *chunk, struct checksum *sum,
-		       bool *clean)
+static CUresult settle(struct device *device, struct chunk *chunk, struct checksum *sum, bool *same)
 {
 	struct mover *mover = &device->mover;
 	struct ticket *uses[CHUNK_USES];
@@ -54,8 +53,7 @@ static CUresult settle(struct device *device, struct chunk *chunk, struct checks
 		result = summer_take(&device->summer, mover->alias + chunk->slot * mover->chunk,
 				     mover->chunk, sum);
 	take_back(device);
-	*clean = chunk->summed && (!ram_none(chunk->ram) || chunk->extent) &&
-		 !memcmp(sum, &chunk->sum, sizeof(*sum));
+	*same = chunk->summed && !memcmp(sum, &chunk->sum, sizeof(*sum));
 	return result;
 }
 
@@ -70,16 +68,17 @@ static bool sink(struct device *device, uint32_t index)
 	struct ticket *saved = NULL;
 	struct checksum sum;
 	CUresult result;
-	bool clean, changed;
+	bool same, clean, changed;
 
 	pager_set_state(device, index, SINKING);
 	if (!all_seen(device)) {
 		pager_set_state(device, index, RESIDENT);
 		return false;
 	}
-	result = settle(device, chunk, &sum, &clean);
-	/* Once it was below, not counting what had to be written because its copy was given up. */
-	changed = chunk->summed && memcmp(&sum, &chunk->sum, sizeof(sum));
+	result = settle(device, chunk, &sum, &same);
+	clean = same && (!ram_none(chunk->ram) || chunk->extent);
+	/* Once it was below, not counting what has to be written because its copy was given up. */
+	changed = chunk->summed && !same;
 	if (!result && !clean) {
 		lower_drop_extent(device, index);
 		if (ram_none(chunk->ram)) {
@@ -105,8 +104,7 @@ static bool sink(struct device *device, uint32_t index)
 		return false;
 	}
 	if (!clean) {
-		ticket_put(mover_ram_slot(&device->mover, chunk->ram)->busy);
-		mover_ram_slot(&device->mover, chunk->ram)->busy = ticket_get(saved);
+		mover_use_ram(&device->mover, chunk->ram, ticket_get(saved));
 		chunk->summed = device->summer.kernel;
 		chunk->sum = sum;
 		device_count(device, COUNTER_D2H_BYTES, device->chunk);
@@ -301,8 +299,7 @@ bool vram_rise(struct device *device, uint32_t index, bool ahead)
 	if (!fresh) {
 		/* What it is copied from is kept for when it leaves: it may not have changed by
 		 * then. */
-		ticket_put(mover_ram_slot(mover, chunk->ram)->busy);
-		mover_ram_slot(mover, chunk->ram)->busy = ticket_get(arrival);
+		mover_use_ram(mover, chunk->ram, ticket_get(arrival));
 		device->copies++;
 		if (!chunk->summed)
 			lower_forget_copy(device, index);

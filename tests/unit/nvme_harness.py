@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tierd.nvme import SpillSet
+
 CHUNK = 64 << 10
 """Small, so that tests move little; nothing in tierd.nvme wants a chunk of 2 MiB."""
 DATA = 1 << 20
@@ -56,6 +58,16 @@ class MemfdArena:
         """Fails while anybody has the memory registered or exported."""
         self.memory.release()
         self.mapping.close()
+
+
+@contextmanager
+def added(spill: SpillSet, arena: MemfdArena) -> Iterator[None]:
+    """The set may transfer from and to the arena."""
+    spill.add_arena(arena)
+    try:
+        yield
+    finally:
+        spill.remove_arena(arena)
 
 
 @contextmanager

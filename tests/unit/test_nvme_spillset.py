@@ -19,6 +19,7 @@ from tests.unit.nvme_harness import (
     CHUNK,
     DATA,
     MemfdArena,
+    added,
     arena_of,
     as_nobody,
     limited,
@@ -62,15 +63,6 @@ def arena() -> Iterator[MemfdArena]:
     with arena_of(8) as arena:
         arena[0] = os.urandom(CHUNK)
         yield arena
-
-
-@contextmanager
-def added(spill: SpillSet, arena: MemfdArena) -> Iterator[None]:
-    spill.add_arena(arena)
-    try:
-        yield
-    finally:
-        spill.remove_arena(arena)
 
 
 def opened(path: Path, extents: int, **options: object) -> SpillFile:

@@ -86,6 +86,13 @@ def mapped(target: str, under: str, parameters: str = "", name: str = "faulty") 
 
 
 @contextmanager
+def linear(under: str) -> Iterator[Mapped]:
+    """A device that may be made to fail."""
+    with mapped("linear", under, f"{under} 0") as device:
+        yield device
+
+
+@contextmanager
 def thin(under: str, room_mib: int, size_mib: int, name: str = "thin") -> Iterator[str]:
     """A thin device of `size_mib` with room for `room_mib`, on `under`; beyond it writes fail with ENOSPC."""
     command("modprobe", "dm-thin-pool")

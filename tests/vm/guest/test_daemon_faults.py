@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import trio.lowlevel
 
 from tests.unit.daemon_harness import CHUNK, MIB, running, status
 from tests.unit.fake_shim import FakeShim, connect_shim
-from tests.vm.guest.harness import SECTOR, Mapped, mapped, null_blk, pulled_out, sectors
+from tests.vm.guest.harness import SECTOR, linear, mapped, null_blk, pulled_out, sectors
 from tierd.cli.main import main
 from tierd.config import Config
 from tierd.wire import Disconnected, RemoteError
@@ -70,12 +70,6 @@ def disks() -> Iterator[tuple[str, str]]:
     """Two devices in memory, of 16 extents each."""
     with null_blk(33, "disk0") as (first, _), null_blk(33, "disk1") as (second, _):
         yield first, second
-
-
-@contextmanager
-def linear(under: str) -> Iterator[Mapped]:
-    with mapped("linear", under, f"{under} 0") as device:
-        yield device
 
 
 async def spill(conf: Config, *arguments: str) -> None:

@@ -22,11 +22,12 @@ import pytest
 import trio
 import trio.testing
 
-from tests.unit.nvme_harness import CHUNK, DATA, MemfdArena, arena_of, as_nobody, limited, loop_device
+from tests.unit.nvme_harness import CHUNK, DATA, MemfdArena, added, arena_of, as_nobody, limited, loop_device
 from tests.vm.guest.harness import (
     SECTOR,
     Mapped,
     command,
+    linear,
     mapped,
     null_blk,
     patiently,
@@ -59,13 +60,6 @@ def disks() -> Iterator[tuple[str, str]]:
         yield first, second
 
 
-@contextmanager
-def linear(under: str) -> Iterator[Mapped]:
-    """A device that may be made to fail."""
-    with mapped("linear", under, f"{under} 0") as device:
-        yield device
-
-
 def opened(device: str, deadline: float = 10) -> SpillFile:
     return SpillFile.open(device, None, CHUNK, options=SpillOptions(deadline=deadline))
 
@@ -81,15 +75,6 @@ async def spill_over(*devices: str, stalls: Sequence[str] = ()) -> AsyncIterator
         for device in devices:
             path_of(spill, device).rate = 1e9
         yield spill
-
-
-@contextmanager
-def added(spill: SpillSet, arena: MemfdArena) -> Iterator[None]:
-    spill.add_arena(arena)
-    try:
-        yield
-    finally:
-        spill.remove_arena(arena)
 
 
 class Chunks:
