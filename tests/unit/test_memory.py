@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,15 @@ def group(directory: Path, **files: str | int) -> Path:
 def test_the_machines_own() -> None:
     machine = memory.machine()
     assert 0 < memory.available() <= machine.available < machine.total
+
+
+def test_what_processors_have_on_lists_is_available(proc: Path) -> None:
+    (proc / "zoneinfo").write_text(
+        "Node 0, zone   Normal\n  pages free     77\n  pagesets\n    cpu: 0\n"
+        "              count:    1000\n              high:     5000\n    cpu: 1\n"
+        "              count:    24\n  vm stats threshold: 36\n"
+    )
+    assert memory.machine(proc) == Memory("machine", 16 * GIB, 8 * GIB + 1024 * mmap.PAGESIZE)
 
 
 def test_without_a_limit_the_machine_is_all(proc: Path, tmp_path: Path) -> None:

@@ -72,12 +72,15 @@ for n in range(count):
 print("right", flush=True)
 """
 
+# Takes memory until less than so much is available, and then so much more.
 EATER = """
-import mmap, sys
-size = int(sys.argv[1])
-memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-for at in range(0, size, 1 << 20):
-    memory[at : at + (1 << 20)] = b"x" * (1 << 20)
+import sys
+from tierd import memory
+low, more = map(int, sys.argv[1:])
+taken = []
+while memory.machine().available >= low:
+    taken.append(b"x" * (1 << 20))
+taken += [b"x" * (1 << 20) for _ in range(0, more, 1 << 20)]
 print("full", flush=True)
 sys.stdin.readline()
 """
@@ -226,8 +229,7 @@ def one_round(options: argparse.Namespace) -> Round:
             }
             with talking(PROGRAM, chunk, chunks, **environ) as program:
                 hear(program, "ready")
-                short = (memory.machine().available - reserve + 256 * MIB) // MIB * MIB
-                with talking(EATER, short) as eater:
+                with talking(EATER, reserve, 64 * MIB, PYTHONPATH=str(ROOT)) as eater:
                     seen, returned, cpu = watch(socket, reserve, options.size, (pid, program.pid))
                     hear(eater, "full")
                 tell(program)
