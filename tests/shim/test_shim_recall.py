@@ -111,7 +111,11 @@ class Recalling(Daemon):
 
 
 class Pressing(Daemon):
-    """Recalls three arenas at once, and has them emptied only if several chunks leave at a time."""
+    """Recalls three arenas at once, and has them emptied only if several chunks leave at a time.
+
+    Until then there is no other, or all but one might move there. Of the six chunks in the three, two find
+    room in the fourth arena and some in VRAM.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(sock)
@@ -126,10 +130,12 @@ class Pressing(Daemon):
             del self.arenas[request["re"]]
         elif request["op"] == "spill" and request["arena"] in self.recalled and not self.together:
             self.held_back.append(request)
-            if len(self.held_back) == 4:
+            if len(self.held_back) == 2:
                 self.together = True
                 while self.held_back:
                     super().answer(self.held_back.pop())
+        elif request["op"] == "arena" and self.recalled and not self.together:
+            self.send(re=request["id"], error="ENOSPC", message="all of it is wanted back")
         else:
             super().answer(request)
             if request["op"] == "arena" and self.granted == 4:

@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import argparse
 import lzma
+import os
+import secrets
 import struct
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from vmhost import __main__ as command
-from vmhost import bzimage, initramfs
+from vmhost import bzimage, initramfs, kernel, machine
 from vmhost.kernel import Kernel
+from vmhost.machine import Machine
 from vmhost.watch import Console, Stream
 
 MARK = "\x02mark"
@@ -75,6 +79,64 @@ def test_what_tests_provoke_is_no_fault(line: str) -> None:
     console = Console()
     console.feed(f"{line}\n".encode())
     assert console.faults() == []
+
+
+INT3 = "[    2.4] Oops: int3: 0000 [#1] PREEMPT SMP NOPTI"
+UP = "[    3.1] vm: the guest is up"
+
+
+@pytest.mark.parametrize(
+    ("lines", "emulator"),
+    [
+        ([INT3], True),
+        ([], False),
+        ([UP], False),
+        ([UP, INT3], False),
+        (["[    2.4] Oops: 0002 [#1] PREEMPT SMP", INT3], False),
+    ],
+)
+def test_whose_fault(lines: list[str], emulator: bool) -> None:
+    console = Console()
+    console.feed("".join(f"{line}\n" for line in lines).encode())
+    assert console.emulator_failed_at_start() is emulator
+
+
+@pytest.mark.parametrize(("failures", "status", "starts"), [(0, 7, 1), (2, 7, 3), (9, 125, 3)])
+def test_another_start(
+    failures: int,
+    status: int,
+    starts: int,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    directories: list[Path] = []
+
+    def start(shape: object, chosen: object, contents: bytes, directory: Path, stack: ExitStack) -> Machine:
+        directories.append(directory)
+        (directory / "qemu.log").touch()
+        broken = len(directories) <= failures
+        ours = []
+        for data in [INT3, "", ""] if broken else [UP, *["said\n\x02mark 7\n"] * 2]:
+            reader, writer = os.pipe()
+            os.write(writer, data.encode())
+            os.close(writer)
+            stack.callback(os.close, reader)
+            ours.append(reader)
+        process = stack.enter_context(subprocess.Popen(["true"]))
+        return Machine(process, ours[0], ours[1], ours[2], directory / "qemu.log")
+
+    monkeypatch.setattr(command, "BUILD", tmp_path)
+    monkeypatch.setattr(kernel, "find", lambda name: Kernel(name, tmp_path))
+    monkeypatch.setattr(secrets, "token_hex", lambda count: "mark")
+    monkeypatch.setattr(machine, "find_program", lambda *arguments: "busybox")
+    monkeypatch.setattr(initramfs, "build", lambda *arguments: b"")
+    monkeypatch.setattr(machine, "start", start)
+    assert command.main(["--", "true"]) == status
+    assert len(set(directories)) == len(directories) == starts
+    said = capfd.readouterr()
+    assert said.out == ("said\n" if status == 7 else "")
+    assert said.err.count("emulator failed") == min(failures, starts)
 
 
 @pytest.mark.parametrize(

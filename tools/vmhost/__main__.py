@@ -24,6 +24,9 @@ TIMED_OUT = 124
 FAILED = 125
 """As timeout(1) has them: apart from the statuses that commands use."""
 
+_STARTS = 3
+"""At most; see Console.emulator_failed_at_start()."""
+
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ", "OPENBLAS_NUM_THREADS")
 
@@ -160,17 +163,38 @@ def _run(options: argparse.Namespace, stack: ExitStack) -> int:
     busybox = Path(machine.find_program(("busybox",), "busybox-static"))
     mark = f"\x02{secrets.token_hex(16)}"
     contents = initramfs.build(chosen, busybox, _settings(options, chosen, modules, mark))
-    shape = machine.Shape(options.cpus, options.memory, tuple(options.nvme), options.kvm)
-    running = machine.start(shape, chosen, contents, directory, stack)
+    status = FAILED
+    for number in range(_STARTS):
+        place = directory / str(number)
+        place.mkdir()
+        status, again = _start(options, chosen, contents, place, mark, deadline)
+        if not again:
+            break
+        print("tools/vm: the emulator failed before anything of ours ran", file=sys.stderr)
+    return status
 
+
+def _start(
+    options: argparse.Namespace,
+    chosen: kernel.Kernel,
+    contents: bytes,
+    directory: Path,
+    mark: str,
+    deadline: float,
+) -> tuple[int, bool]:
+    """The status to end with, and whether it is worth another start."""
+    shape = machine.Shape(options.cpus, options.memory, tuple(options.nvme), options.kvm)
     console = watch.Console()
-    streams = {running.out: (watch.Stream(mark), 1), running.err: (watch.Stream(mark), 2)}
-    try:
-        timed_out = not _follow(running, streams, console, deadline)
-    finally:
-        if options.console:
-            options.console.write_text("".join(f"{line}\n" for line in console.lines()))
-    return _verdict(options, running, [stream for stream, _ in streams.values()], console, timed_out)
+    with ExitStack() as stack:
+        running = machine.start(shape, chosen, contents, directory, stack)
+        streams = {running.out: (watch.Stream(mark), 1), running.err: (watch.Stream(mark), 2)}
+        try:
+            timed_out = not _follow(running, streams, console, deadline)
+        finally:
+            if options.console:
+                options.console.write_text("".join(f"{line}\n" for line in console.lines()))
+        status = _verdict(options, running, [stream for stream, _ in streams.values()], console, timed_out)
+    return status, console.emulator_failed_at_start()
 
 
 def _follow(

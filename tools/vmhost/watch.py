@@ -19,6 +19,11 @@ _FAULT = re.compile(
     r"|kmemleak: [0-9]+ new suspected"
 )
 
+# Under emulation, a processor now and then meets the breakpoint that another one had put in the place of
+# an instruction while it changed it, and has removed since. Linux patches itself a lot while it starts.
+_EMULATOR = re.compile(r"\bOops: int3\b")
+_STARTED = "vm: the guest is up"
+
 _BEFORE, _AT_MOST = 40, 400
 """Lines."""
 
@@ -69,6 +74,12 @@ class Console:
 
     def faults(self) -> list[str]:
         return [line for line in self.lines() if _FAULT.search(line)]
+
+    def emulator_failed_at_start(self) -> bool:
+        """Whether the emulator broke the kernel before anything of ours ran: no module, no command."""
+        faults = self.faults()
+        began = any(_STARTED in line for line in self.lines())
+        return bool(faults and _EMULATOR.search(faults[0])) and not began
 
     def excerpt(self) -> list[str]:
         """What to show of it: some lines before the first fault and all after it, or else the end."""
