@@ -49,6 +49,8 @@ def runs(each_kernel: Start, programs: Path) -> dict[str, Future[subprocess.Comp
 
     def run(kernel: str) -> subprocess.CompletedProcess[str]:
         command = [str(ROOT / "tools" / "vm"), "--kernel", kernel, "--nvme", "64MiB", "--timeout", timeout]
+        if kernel == [*SERIES][-1]:
+            command += ["--nodes", "2"]
         command += ["--module", "--module", str(TESTS / "importer")]
         command += ["--", "env", f"KMOD_PROGRAMS={programs}", *passed_on, *PYTEST, str(TESTS)]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace")

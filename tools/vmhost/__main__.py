@@ -74,6 +74,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     add("--cpus", type=_positive, default=2, metavar="N", help="default: 2")
     add("--memory", type=_size, default=2 << 30, metavar="SIZE", help="default: 2GiB")
+    add("--nodes", type=_positive, default=1, metavar="N", help="NUMA nodes that share both (default: 1)")
     add("--nvme", type=_size, action="append", default=[], metavar="SIZE", help="an NVMe device; repeatable")
     add(
         "--module",
@@ -183,7 +184,7 @@ def _start(
     deadline: float,
 ) -> tuple[int, bool]:
     """The status to end with, and whether it is worth another start."""
-    shape = machine.Shape(options.cpus, options.memory, tuple(options.nvme), options.kvm)
+    shape = machine.Shape(options.cpus, options.memory, tuple(options.nvme), options.kvm, options.nodes)
     console = watch.Console()
     with ExitStack() as stack:
         running = machine.start(shape, chosen, contents, directory, stack)

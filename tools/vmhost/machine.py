@@ -58,6 +58,7 @@ class Shape:
     memory: int  #: bytes
     nvme: tuple[int, ...]  #: bytes of each device
     kvm: bool = False
+    nodes: int = 1  #: NUMA nodes, of which each has as much of the memory, and CPUs in turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +83,23 @@ def start(shape: Shape, kernel: Kernel, initramfs: bytes, directory: Path, stack
     log = directory / "qemu.log"
     output = stack.enter_context(log.open("wb"))
     (directory / "initramfs").write_bytes(initramfs)
-    memory = shape.memory // MIB
     command = [qemu, "-nodefaults", "-display", "none", "-no-reboot", "-name", "greenboost-vm"]
     command += _KVM if shape.kvm else _TCG
-    command += ["-smp", str(shape.cpus), "-m", f"{memory}M", "-machine", "q35,memory-backend=memory"]
-    # Shared, since virtiofsd reads and writes the guest's memory.
-    command += ["-object", f"memory-backend-memfd,id=memory,size={memory}M,share=on"]
+    size = shape.memory // shape.nodes // MIB
+    command += [
+        "-smp",
+        f"{shape.cpus},sockets={shape.cpus}",
+        "-m",
+        f"{size * shape.nodes}M",
+        "-machine",
+        "q35",
+    ]
+    for node in range(shape.nodes):
+        # Shared, since virtiofsd reads and writes the guest's memory.
+        command += ["-object", f"memory-backend-memfd,id=memory{node},size={size}M,share=on"]
+        command += ["-numa", f"node,nodeid={node},memdev=memory{node}"]
+    for cpu in range(shape.cpus):
+        command += ["-numa", f"cpu,node-id={cpu % shape.nodes},socket-id={cpu}"]
     command += ["-kernel", str(kernel.image), "-initrd", str(directory / "initramfs")]
     command += ["-append", " ".join(_KERNEL_ARGUMENTS)]
     # cache: the root's files do not change under a run; in the checkout, either side may write.

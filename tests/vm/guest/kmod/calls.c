@@ -50,7 +50,7 @@ static void what_has_no_meaning_is_refused(void)
 		{ .size = PAGE, .flags = 2 },
 		{ .size = PAGE, .flags = 1U << 31 },
 		{ .size = PAGE, .node = 1 },
-		{ .size = PAGE, .flags = GREENBOOST_ALLOC_NODE, .node = 1 },
+		{ .size = PAGE, .flags = GREENBOOST_ALLOC_NODE, .node = 63 },
 		{ .size = PAGE, .flags = GREENBOOST_ALLOC_NODE, .node = 1 << 20 },
 		{ .size = PAGE, .flags = GREENBOOST_ALLOC_NODE, .node = UINT32_MAX },
 		{ .size = PAGE, .huge_size = 1 },

@@ -30,19 +30,20 @@ def set_parameter(name: str, value: int | str) -> None:
     (PARAMETERS / name).write_text(str(value))
 
 
-def allocate(device: int, size: int) -> tuple[int, int]:
+def allocate(device: int, size: int, node: int | None = None) -> tuple[int, int]:
     """A buffer's descriptor, and how much of it is in pages of 2 MiB. Raises OSError."""
-    answer = fcntl.ioctl(device, _IOC_ALLOC, _ALLOC.pack(size, 0, 0, 0, 0, 0))
+    flags = 0 if node is None else 1
+    answer = fcntl.ioctl(device, _IOC_ALLOC, _ALLOC.pack(size, flags, node or 0, 0, 0, 0))
     _, _, _, huge, fd, _ = _ALLOC.unpack(answer)
     return fd, huge
 
 
 @contextmanager
-def buffer(size: int) -> Iterator[tuple[int, int]]:
+def buffer(size: int, node: int | None = None) -> Iterator[tuple[int, int]]:
     """As allocate() has it, through a file of its own."""
     device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     try:
-        fd, huge = allocate(device, size)
+        fd, huge = allocate(device, size, node)
     finally:
         os.close(device)
     try:
@@ -83,14 +84,16 @@ def meminfo(name: str) -> int:
     raise KeyError(name)
 
 
-def free_memory() -> int:
+def free_memory(node: int | None = None) -> int:
     """Bytes that are free, those that processors keep in lists of their own included: that can be many."""
-    lists = 0
+    pages, here = 0, True
     for line in Path("/proc/zoneinfo").read_text().splitlines():
-        words = line.split()
-        if words[0] == "count:":
-            lists += int(words[1]) * mmap.PAGESIZE
-    return meminfo("MemFree") + lists
+        match line.split():
+            case ["Node", number, "zone", _]:
+                here = node in (None, int(number.rstrip(",")))
+            case ["pages", "free", count] | ["count:", count] if here:
+                pages += int(count)
+    return pages * mmap.PAGESIZE
 
 
 def modules() -> list[Path]:
