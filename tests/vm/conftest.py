@@ -14,14 +14,14 @@ Start = Callable[[Run], dict[str, Future[CompletedProcess[str]]]]
 
 
 @pytest.fixture(scope="module")
-def each_kernel(request: pytest.FixtureRequest) -> Iterator[Start]:
-    """Calls a function with each kernel that tests of this module are to be run with, all at once."""
+def each_guest(request: pytest.FixtureRequest) -> Iterator[Start]:
+    """Calls a function with each `guest` that tests of this module are to be run in, all at once."""
     callspecs = (getattr(item, "callspec", None) for item in request.session.items)
     modules = (getattr(item, "module", None) for item in request.session.items)
-    kernels = {
-        callspec.params["kernel"]: None
+    guests = {
+        callspec.params["guest"]: None
         for callspec, module in zip(callspecs, modules, strict=True)
-        if module is request.module and callspec and "kernel" in callspec.params
+        if module is request.module and callspec and "guest" in callspec.params
     }
-    with ThreadPoolExecutor(len(kernels)) as pool:
-        yield lambda run: {kernel: pool.submit(run, kernel) for kernel in kernels}
+    with ThreadPoolExecutor(len(guests)) as pool:
+        yield lambda run: {guest: pool.submit(run, guest) for guest in guests}

@@ -40,7 +40,7 @@ def programs() -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(each_kernel: Start, programs: Path) -> dict[str, Future[subprocess.CompletedProcess[str]]]:
+def runs(each_guest: Start, programs: Path) -> dict[str, Future[subprocess.CompletedProcess[str]]]:
     # Beyond the usual, the full run of the fuzzer: test_fuzz.py says how to ask for it.
     passed_on = [
         f"{name}={value}" for name, value in os.environ.items() if name.startswith("GREENBOOST_FUZZ_")
@@ -55,10 +55,10 @@ def runs(each_kernel: Start, programs: Path) -> dict[str, Future[subprocess.Comp
         command += ["--", "env", f"KMOD_PROGRAMS={programs}", *passed_on, *PYTEST, str(TESTS)]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace")
 
-    return each_kernel(run)
+    return each_guest(run)
 
 
-@pytest.mark.parametrize("kernel", SERIES)
-def test_module(kernel: str, runs: dict[str, Future[subprocess.CompletedProcess[str]]]) -> None:
-    done = runs[kernel].result()
+@pytest.mark.parametrize("guest", SERIES)
+def test_module(guest: str, runs: dict[str, Future[subprocess.CompletedProcess[str]]]) -> None:
+    done = runs[guest].result()
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import os
 import subprocess
+from concurrent.futures import Future
 
 import pytest
 
+from tests.vm.conftest import Start
 from vmhost import BUILD, ROOT
 from vmhost.kernel import SERIES
 
@@ -25,14 +27,22 @@ PYTEST = (".venv/bin/python", "-m", "pytest", "-p", "no:cacheprovider", "-p", "n
 
 
 # On 6.1 io_uring does not register the module's memory, so arenas are memfds there.
-@pytest.mark.parametrize(
-    ("kernel", "module"), [("6.12", ["--module"]), ("6.1", [])], ids=["module", "no module"]
-)
-def test_memory_comes_back(kernel: str, module: list[str]) -> None:
-    machine = [str(ROOT / "tools" / "vm"), "--kernel", kernel, "--timeout", "900", "--nvme", "256MiB"]
-    machine += module
-    command = ["env", "GREENBOOST_PRESSURE=1", *PYTEST, "tests/vm/guest/pressure"]
-    done = subprocess.run(
-        [*machine, "--", *command], cwd=ROOT, capture_output=True, text=True, errors="replace"
-    )
+GUESTS = {"module": ["--kernel", "6.12", "--module"], "no module": ["--kernel", "6.1"]}
+
+
+@pytest.fixture(scope="module")
+def runs(each_guest: Start) -> dict[str, Future[subprocess.CompletedProcess[str]]]:
+    def run(guest: str) -> subprocess.CompletedProcess[str]:
+        machine = [str(ROOT / "tools" / "vm"), *GUESTS[guest], "--timeout", "900", "--nvme", "256MiB"]
+        command = ["env", "GREENBOOST_PRESSURE=1", *PYTEST, "tests/vm/guest/pressure"]
+        return subprocess.run(
+            [*machine, "--", *command], cwd=ROOT, capture_output=True, text=True, errors="replace"
+        )
+
+    return each_guest(run)
+
+
+@pytest.mark.parametrize("guest", GUESTS)
+def test_memory_comes_back(guest: str, runs: dict[str, Future[subprocess.CompletedProcess[str]]]) -> None:
+    done = runs[guest].result()
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
