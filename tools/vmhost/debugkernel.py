@@ -25,7 +25,7 @@ OBJECTS = BUILD / "debug"
 
 
 def source() -> Path:
-    """Debian's source of the kernel, unpacked. Its scripts/checkpatch.pl is what tools/test wants."""
+    """Debian's source of the kernel, unpacked."""
     series, suite = list(SERIES.items())[-1]
     package = f"linux-source-{series}"
     tree = BUILD / "source" / package
