@@ -16,7 +16,7 @@
 /* Host memory up to this size is searched for addresses: pointer arrays of batched kernels. */
 #define POINTERS_MOST (64 << 10)
 
-enum kind { ANY, BATCH, BATCH_V2, HTOD, DTOH, DTOD, PEER, SET8, SET16, SET32 };
+enum kind { ANY, BATCH, BATCH_V2, ATTRIBUTES, HTOD, DTOH, DTOD, PEER, SET8, SET16, SET32 };
 
 /* One copy or memset of consecutive bytes. */
 struct copy {
@@ -56,6 +56,8 @@ static CUresult issue(const struct copy *c, uint64_t at, uint64_t n)
 	case BATCH:
 	case BATCH_V2:
 		return issue_batch(c, dst, src, n);
+	case ATTRIBUTES:
+		return driver.cuMemcpyWithAttributesAsync[v](dst, src, n, c->attributes, c->stream);
 	case HTOD:
 		return c->async ? driver.cuMemcpyHtoDAsync_v2[v](dst, (const void *)src, n,
 								 c->stream)
@@ -203,32 +205,32 @@ static CUresult copy_in_pieces(const struct copy *c, const struct end ends[2])
 	return CUDA_SUCCESS;
 }
 
-/*
- * Addresses copied to the device may be followed by kernels whose parameters
- * do not show them. What they point at is kept in VRAM as long as anything
- * else can leave.
- */
+void launch_keep_pointee(CUdeviceptr address)
+{
+	struct device *device = device_of(address);
+	struct allocation *a;
+	uint64_t begin, end;
+	bool known;
+
+	if (!device)
+		return;
+	pthread_mutex_lock(&device->lock);
+	a = alloc_map_find(&device->map, address);
+	if (a && a->chunks) {
+		alloc_object(a, address - a->base, &begin, &end, &known);
+		for (uint64_t c = begin / device->chunk; c <= (end - 1) / device->chunk; c++)
+			device->chunks[a->first + c].sticky = true;
+	}
+	pthread_mutex_unlock(&device->lock);
+}
+
 static void keep_pointees(const void *host, uint64_t bytes)
 {
 	for (uint64_t at = 0; at + 8 <= bytes; at += 8) {
-		struct device *device;
-		struct allocation *a;
-		uint64_t value, begin, end;
-		bool known;
+		uint64_t value;
 
 		memcpy(&value, (const char *)host + at, 8);
-		device = device_of(value);
-		if (!device)
-			continue;
-		pthread_mutex_lock(&device->lock);
-		a = alloc_map_find(&device->map, value);
-		if (a && a->chunks) {
-			alloc_object(a, value - a->base, &begin, &end, &known);
-			for (uint64_t c = begin / device->chunk; c <= (end - 1) / device->chunk;
-			     c++)
-				device->chunks[a->first + c].sticky = true;
-		}
-		pthread_mutex_unlock(&device->lock);
+		launch_keep_pointee(value);
 	}
 }
 
@@ -243,7 +245,7 @@ static CUresult copy(const struct copy *c)
 	CUresult result;
 
 	if (c->bytes && ends[0].device &&
-	    (memset || from_host || (c->kind <= BATCH_V2 && !ends[1].device))) {
+	    (memset || from_host || (c->kind <= ATTRIBUTES && !ends[1].device))) {
 		pthread_mutex_lock(&ends[0].device->lock);
 		alloc_note_write(ends[0].allocation, ends[0].offset, c->bytes);
 		pthread_mutex_unlock(&ends[0].device->lock);
@@ -429,6 +431,20 @@ CUresult hook_cuMemcpyBatchAsync_v2(unsigned int variant, CUdeviceptr *dsts, CUd
 	if (entered)
 		gate_leave();
 	return result;
+}
+
+CUresult hook_cuMemcpyWithAttributesAsync(unsigned int variant, CUdeviceptr dst, CUdeviceptr src,
+					  size_t bytes, CUmemcpyAttributes *attributes,
+					  CUstream stream)
+{
+	return copy(&(struct copy){ .kind = ATTRIBUTES,
+				    .async = true,
+				    .variant = variant,
+				    .dst = dst,
+				    .src = src,
+				    .bytes = bytes,
+				    .stream = stream,
+				    .attributes = attributes });
 }
 
 CUresult hook_cuMemsetD8_v2(unsigned int variant, CUdeviceptr dst, unsigned char value, size_t n)

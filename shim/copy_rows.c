@@ -6,50 +6,8 @@
 #define _GNU_SOURCE
 #include "device.h"
 #include "gate.h"
-#include "launch.h"
 #include "log.h"
-
-/* Bytes [begin, end) of device memory that one side covers; begin == end: not device memory. */
-struct extent {
-	CUdeviceptr begin, end;
-};
-
-/* Hold what the sides cover, of paged allocations. At most two sides. */
-static CUresult begin_rows(struct launch *held, const struct extent *sides, uint32_t count,
-			   CUstream stream, unsigned int variant)
-{
-	struct span spans[2];
-	struct device *device = NULL;
-	uint32_t n = 0;
-
-	held->device = NULL;
-	held->record = NULL;
-	held->function = NULL;
-	for (uint32_t i = 0; i < count; i++) {
-		struct device *owner =
-			sides[i].begin < sides[i].end ? device_of(sides[i].begin) : NULL;
-		struct allocation *a;
-
-		if (!owner)
-			continue;
-		if (device && device != owner) {
-			/* No program was seen to. */
-			log_warn("rows cannot be copied between two devices that both page them "
-				 "(cuMemcpy2D, cuMemcpy3D, cuMemcpy3DPeer)");
-			return CUDA_ERROR_NOT_SUPPORTED;
-		}
-		pthread_mutex_lock(&owner->lock);
-		a = alloc_map_find(&owner->map, sides[i].begin);
-		if (a && a->chunks && sides[i].end - a->base <= a->bytes) {
-			device = owner;
-			spans[n++] = (struct span){ .allocation = a,
-						    .begin = sides[i].begin - a->base,
-						    .end = sides[i].end - a->base };
-		}
-		pthread_mutex_unlock(&owner->lock);
-	}
-	return n ? launch_begin(held, device, spans, n, stream, variant) : CUDA_SUCCESS;
-}
+#include "ranges.h"
 
 static bool is_device(int type)
 {
@@ -191,7 +149,7 @@ static CUresult copy_rows(const struct rows *r)
 
 	sides_3d(&r->shape, sides);
 	held.captured = launch_captured(r->stream, r->variant);
-	result = begin_rows(&held, sides, 2, r->stream, r->variant);
+	result = ranges_begin(&held, sides, 2, r->stream, r->variant);
 	if (!result) {
 		result = issue(r);
 		launch_end(&held);
@@ -295,16 +253,26 @@ static CUresult operand_side(const CUmemcpy3DOperand *operand, const CUmemcpy3DO
 	return CUDA_SUCCESS;
 }
 
-static CUresult issue_ops(bool second, unsigned int variant, size_t count,
+/* The driver's calls that take descriptions of this kind. */
+enum ops_call { OPS_BATCH, OPS_BATCH_V2, OPS_ONE };
+
+static CUresult issue_ops(enum ops_call call, unsigned int variant, size_t count,
 			  CUDA_MEMCPY3D_BATCH_OP *ops, size_t *fail_idx, unsigned long long flags,
 			  CUstream stream)
 {
-	return second ? driver.cuMemcpy3DBatchAsync_v2[variant](count, ops, flags, stream)
-		      : driver.cuMemcpy3DBatchAsync[variant](count, ops, fail_idx, flags, stream);
+	switch (call) {
+	case OPS_BATCH:
+		return driver.cuMemcpy3DBatchAsync[variant](count, ops, fail_idx, flags, stream);
+	case OPS_BATCH_V2:
+		return driver.cuMemcpy3DBatchAsync_v2[variant](count, ops, flags, stream);
+	case OPS_ONE:
+		return driver.cuMemcpy3DWithAttributesAsync[variant](ops, flags, stream);
+	}
+	return CUDA_ERROR_INVALID_VALUE;
 }
 
 /* A batch promises no order among its copies, so each is a batch of its own. */
-static CUresult copy_ops(bool second, unsigned int variant, size_t count,
+static CUresult copy_ops(enum ops_call call, unsigned int variant, size_t count,
 			 CUDA_MEMCPY3D_BATCH_OP *ops, size_t *fail_idx, unsigned long long flags,
 			 CUstream stream)
 {
@@ -313,7 +281,7 @@ static CUresult copy_ops(bool second, unsigned int variant, size_t count,
 	size_t failed;
 
 	if (entered || !ops) {
-		result = issue_ops(second, variant, count, ops, fail_idx, flags, stream);
+		result = issue_ops(call, variant, count, ops, fail_idx, flags, stream);
 		if (entered)
 			gate_leave();
 		return result;
@@ -326,9 +294,9 @@ static CUresult copy_ops(bool second, unsigned int variant, size_t count,
 		if (!result)
 			result = operand_side(&ops[i].dst, &ops[i].src, &ops[i].extent, &sides[1]);
 		if (!result)
-			result = begin_rows(&held, sides, 2, stream, variant);
+			result = ranges_begin(&held, sides, 2, stream, variant);
 		if (!result) {
-			result = issue_ops(second, variant, 1, &ops[i], &failed, flags, stream);
+			result = issue_ops(call, variant, 1, &ops[i], &failed, flags, stream);
 			launch_end(&held);
 		}
 		if (result && fail_idx)
@@ -340,14 +308,20 @@ static CUresult copy_ops(bool second, unsigned int variant, size_t count,
 CUresult hook_cuMemcpy3DBatchAsync(unsigned int variant, size_t count, CUDA_MEMCPY3D_BATCH_OP *ops,
 				   size_t *fail_idx, unsigned long long flags, CUstream stream)
 {
-	return copy_ops(false, variant, count, ops, fail_idx, flags, stream);
+	return copy_ops(OPS_BATCH, variant, count, ops, fail_idx, flags, stream);
 }
 
 CUresult hook_cuMemcpy3DBatchAsync_v2(unsigned int variant, size_t count,
 				      CUDA_MEMCPY3D_BATCH_OP *ops, unsigned long long flags,
 				      CUstream stream)
 {
-	return copy_ops(true, variant, count, ops, NULL, flags, stream);
+	return copy_ops(OPS_BATCH_V2, variant, count, ops, NULL, flags, stream);
+}
+
+CUresult hook_cuMemcpy3DWithAttributesAsync(unsigned int variant, CUDA_MEMCPY3D_BATCH_OP *op,
+					    unsigned long long flags, CUstream stream)
+{
+	return copy_ops(OPS_ONE, variant, 1, op, NULL, flags, stream);
 }
 
 /* Bytes between an array of one dimension and device memory, which end in the array's elements. */
@@ -361,7 +335,7 @@ static CUresult copy_array(bool to_array, unsigned int variant, CUarray array, s
 	CUresult result = CUDA_SUCCESS;
 
 	if (!entered)
-		result = begin_rows(&held, &side, 1, NULL, variant);
+		result = ranges_begin(&held, &side, 1, NULL, variant);
 	if (result == CUDA_ERROR_OUT_OF_MEMORY && half) {
 		result = copy_array(to_array, variant, array, offset, at, half);
 		return result ? result
@@ -435,7 +409,7 @@ static CUresult fill_rows(const struct fill *f)
 	CUresult result;
 
 	held.captured = launch_captured(f->stream, f->variant);
-	result = begin_rows(&held, &side, 1, f->stream, f->variant);
+	result = ranges_begin(&held, &side, 1, f->stream, f->variant);
 	if (!result) {
 		result = issue_fill(f);
 		launch_end(&held);
@@ -500,16 +474,6 @@ CUresult hook_cuMemsetD2D32Async(unsigned int variant, CUdeviceptr dst, size_t p
 
 /* ---- nodes of graphs ---- */
 
-static CUresult fix(const struct extent *sides, uint32_t count)
-{
-	struct launch held = { .captured = true };
-	CUresult result = begin_rows(&held, sides, count, NULL, 0);
-
-	if (!result)
-		launch_end(&held);
-	return result;
-}
-
 CUresult rows_fix_copy(const CUDA_MEMCPY3D *copy)
 {
 	struct extent sides[2];
@@ -517,7 +481,7 @@ CUresult rows_fix_copy(const CUDA_MEMCPY3D *copy)
 	if (!copy->WidthInBytes || !copy->Height || !copy->Depth)
 		return CUDA_SUCCESS;
 	sides_3d(copy, sides);
-	return fix(sides, 2);
+	return ranges_fix(sides, 2, "a copy in a graph");
 }
 
 CUresult rows_fix_fill(const CUDA_MEMSET_NODE_PARAMS *params)
@@ -525,5 +489,6 @@ CUresult rows_fix_fill(const CUDA_MEMSET_NODE_PARAMS *params)
 	struct extent side = { params->dst, params->dst + (params->height - 1) * params->pitch +
 						    params->width * params->elementSize };
 
-	return params->width && params->height ? fix(&side, 1) : CUDA_SUCCESS;
+	return params->width && params->height ? ranges_fix(&side, 1, "a memset in a graph")
+					       : CUDA_SUCCESS;
 }

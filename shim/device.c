@@ -239,6 +239,23 @@ struct device *device_obtain(void)
 	return ready ? device : NULL;
 }
 
+struct device *device_ready(CUdevice ordinal)
+{
+	struct device *device;
+
+	if (ordinal < 0 || ordinal >= MAX_DEVICES)
+		return NULL;
+	device = atomic_load_explicit(&devices[ordinal], memory_order_acquire);
+	return device && atomic_load_explicit(&device->ready, memory_order_acquire) ? device : NULL;
+}
+
+bool device_wanted(void)
+{
+	const char *path = getenv("GREENBOOST_SOCKET");
+
+	return path && *path && !atomic_load(&refused);
+}
+
 struct device *device_of(CUdeviceptr address)
 {
 	for (int i = 0; i < MAX_DEVICES; i++) {

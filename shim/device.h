@@ -15,6 +15,12 @@ struct device *device_obtain(void);
 /* The same without a context, for totals: connected, perhaps not ready to page. */
 struct device *device_connect(CUdevice ordinal);
 
+/* The device if it is ready to page, else NULL. */
+struct device *device_ready(CUdevice ordinal);
+
+/* Is there a daemon to work with, as far as is known? */
+bool device_wanted(void);
+
 /* The device in whose paged allocations the address lies; NULL if in none. Takes no lock. */
 struct device *device_of(CUdeviceptr address);
 

@@ -48,6 +48,8 @@ static CUresult fix_node(const CUgraphNodeParams *node)
 		return rows_fix_copy(&((const CUDA_MEMCPY_NODE_PARAMS *)params)->copyParams);
 	case CU_GRAPH_NODE_TYPE_MEMSET:
 		return rows_fix_fill(params); /* one field longer here */
+	case CU_GRAPH_NODE_TYPE_BATCH_MEM_OP:
+		return memop_fix(params);
 	default:
 		return CUDA_SUCCESS;
 	}
@@ -167,6 +169,35 @@ CUresult hook_cuGraphExecMemsetNodeSetParams(unsigned int variant, CUgraphExec e
 
 	(void)variant;
 	return result ? result : driver.cuGraphExecMemsetNodeSetParams(exec, node, params, ctx);
+}
+
+CUresult hook_cuGraphAddBatchMemOpNode(unsigned int variant, CUgraphNode *node, CUgraph graph,
+				       const CUgraphNode *deps, size_t n,
+				       const CUDA_BATCH_MEM_OP_NODE_PARAMS *params)
+{
+	CUresult result = params ? memop_fix(params) : CUDA_SUCCESS;
+
+	(void)variant;
+	return result ? result : driver.cuGraphAddBatchMemOpNode(node, graph, deps, n, params);
+}
+
+CUresult hook_cuGraphBatchMemOpNodeSetParams(unsigned int variant, CUgraphNode node,
+					     const CUDA_BATCH_MEM_OP_NODE_PARAMS *params)
+{
+	CUresult result = params ? memop_fix(params) : CUDA_SUCCESS;
+
+	(void)variant;
+	return result ? result : driver.cuGraphBatchMemOpNodeSetParams(node, params);
+}
+
+CUresult hook_cuGraphExecBatchMemOpNodeSetParams(unsigned int variant, CUgraphExec exec,
+						 CUgraphNode node,
+						 const CUDA_BATCH_MEM_OP_NODE_PARAMS *params)
+{
+	CUresult result = params ? memop_fix(params) : CUDA_SUCCESS;
+
+	(void)variant;
+	return result ? result : driver.cuGraphExecBatchMemOpNodeSetParams(exec, node, params);
 }
 
 CUresult hook_cuGraphAddNode(unsigned int variant, CUgraphNode *node, CUgraph graph,

@@ -255,6 +255,17 @@ static void capture_begins(void)
 	gate_capture_begins();
 }
 
+CUresult hook_cuStreamBeginCapture(unsigned int variant, CUstream stream)
+{
+	CUresult result;
+
+	capture_begins();
+	result = driver.cuStreamBeginCapture[variant](stream);
+	if (result)
+		gate_capture_ends();
+	return result;
+}
+
 CUresult hook_cuStreamBeginCapture_v2(unsigned int variant, CUstream stream, int mode)
 {
 	CUresult result;
@@ -317,6 +328,13 @@ CUresult hook_cuLibraryUnload(unsigned int variant, CUlibrary library)
 	(void)variant;
 	params_forget();
 	return driver.cuLibraryUnload(library);
+}
+
+CUresult hook_cuStreamDestroy(unsigned int variant, CUstream stream)
+{
+	(void)variant;
+	tickets_forget_stream(stream_key(stream, 0));
+	return driver.cuStreamDestroy(stream);
 }
 
 CUresult hook_cuStreamDestroy_v2(unsigned int variant, CUstream stream)

@@ -31,10 +31,17 @@ CUresult launch_begin(struct launch *launch, struct device *device, struct span 
 void launch_end(struct launch *launch);
 
 /*
+ * An address that kernels may follow without its being in their parameters: it was
+ * copied to the device. What it names is kept in VRAM as long as anything else can leave.
+ */
+void launch_keep_pointee(CUdeviceptr address);
+
+/*
  * What a node of a graph names is brought in and stays for good, as nobody sees when
  * it runs. copy_rows.c has those for nodes that copy and set.
  */
 CUresult launch_fix_kernel(const CUDA_KERNEL_NODE_PARAMS *params);
+CUresult memop_fix(const CUDA_BATCH_MEM_OP_NODE_PARAMS *params);
 CUresult rows_fix_copy(const CUDA_MEMCPY3D *copy);
 CUresult rows_fix_fill(const CUDA_MEMSET_NODE_PARAMS *params);
 

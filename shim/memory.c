@@ -6,6 +6,7 @@
 
 #include "device.h"
 #include "log.h"
+#include "memory.h"
 #include "params.h"
 #include "record.h"
 
@@ -13,6 +14,8 @@
  */
 #define DIRECT_SHARE 2
 #define DIRECT_ALIGNMENT 512
+/* Fewer slots than these move nothing. */
+#define SLOTS_LEAST 4
 
 /* Wait for everything the program has given the device, whichever context is current. */
 static CUresult synchronize(struct device *device)
@@ -135,9 +138,7 @@ static CUresult map_all(struct device *device, struct allocation *allocation)
 	return result;
 }
 
-/* The allocation that begins here, taken out of everybody's reach; NULL: none of ours, or freed
- * twice. */
-static struct allocation *claim(struct device *device, CUdeviceptr dptr)
+struct allocation *memory_claim(struct device *device, CUdeviceptr dptr)
 {
 	struct allocation *allocation;
 
@@ -151,10 +152,9 @@ static struct allocation *claim(struct device *device, CUdeviceptr dptr)
 	return allocation;
 }
 
-/* Of an allocation that was claimed. */
-static void take_apart(struct device *device, struct allocation *allocation, uint32_t first,
-		       uint32_t chunks)
+void memory_take_apart(struct device *device, struct allocation *allocation)
 {
+	const uint32_t first = allocation->first, chunks = allocation->chunks;
 	struct message request;
 	struct reply reply;
 
@@ -227,8 +227,8 @@ static CUresult allocate_paged(struct device *device, CUdeviceptr *dptr, size_t 
 		if (atomic_load(&device->paging))
 			result = residency_announce(device, device->slots_allowed);
 		if (result) {
-			claim(device, base);
-			take_apart(device, allocation, first, (uint32_t)chunks);
+			memory_claim(device, base);
+			memory_take_apart(device, allocation);
 			if (device->slots_announced > device->slots_allowed)
 				residency_announce(device, device->slots_allowed);
 			return result;
@@ -238,21 +238,30 @@ static CUresult allocate_paged(struct device *device, CUdeviceptr *dptr, size_t 
 	return CUDA_SUCCESS;
 }
 
+CUresult memory_allocate(struct device *device, CUdeviceptr *dptr, size_t bytes)
+{
+	CUresult result = CUDA_ERROR_OUT_OF_MEMORY;
+
+	pthread_mutex_lock(&device->allocate);
+	ordered_reclaim(device, false);
+	if (bytes < device->chunk)
+		result = allocate_direct(device, dptr, bytes);
+	do {
+		if (result == CUDA_ERROR_OUT_OF_MEMORY)
+			result = allocate_paged(device, dptr, bytes);
+	} while (result == CUDA_ERROR_OUT_OF_MEMORY && ordered_reclaim(device, true));
+	pthread_mutex_unlock(&device->allocate);
+	return result;
+}
+
 CUresult hook_cuMemAlloc_v2(unsigned int variant, CUdeviceptr *dptr, size_t bytes)
 {
 	struct device *device = device_obtain();
-	CUresult result = CUDA_ERROR_OUT_OF_MEMORY;
 
 	(void)variant;
 	if (!device || !dptr || !bytes)
 		return driver.cuMemAlloc_v2(dptr, bytes);
-	pthread_mutex_lock(&device->allocate);
-	if (bytes < device->chunk)
-		result = allocate_direct(device, dptr, bytes);
-	if (result == CUDA_ERROR_OUT_OF_MEMORY)
-		result = allocate_paged(device, dptr, bytes);
-	pthread_mutex_unlock(&device->allocate);
-	return result;
+	return memory_allocate(device, dptr, bytes);
 }
 
 CUresult hook_cuMemAllocPitch_v2(unsigned int variant, CUdeviceptr *dptr, size_t *pitch,
@@ -289,7 +298,7 @@ static CUresult free_direct(struct device *device, struct allocation *allocation
 	return result;
 }
 
-static void unclaim(struct device *device, struct allocation *allocation)
+void memory_unclaim(struct device *device, struct allocation *allocation)
 {
 	pthread_mutex_lock(&device->lock);
 	allocation->leaving = false;
@@ -299,7 +308,7 @@ static void unclaim(struct device *device, struct allocation *allocation)
 CUresult hook_cuMemFree_v2(unsigned int variant, CUdeviceptr dptr)
 {
 	struct device *device = dptr ? device_owning(dptr) : NULL;
-	struct allocation *allocation = device ? claim(device, dptr) : NULL;
+	struct allocation *allocation = device ? memory_claim(device, dptr) : NULL;
 	CUresult result;
 
 	(void)variant;
@@ -308,51 +317,60 @@ CUresult hook_cuMemFree_v2(unsigned int variant, CUdeviceptr dptr)
 	if (!allocation->chunks)
 		return free_direct(device, allocation, dptr);
 	pthread_mutex_lock(&device->allocate);
+	ordered_reclaim(device, false);
 	/* As the driver's: what uses it is over before it is gone. */
 	result = synchronize(device);
 	/* In a capture the driver frees nothing either. After any other error nothing runs on. */
 	if (result >= CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED &&
 	    result <= CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD)
-		unclaim(device, allocation);
+		memory_unclaim(device, allocation);
 	else
-		take_apart(device, allocation, allocation->first, allocation->chunks);
+		memory_take_apart(device, allocation);
 	pthread_mutex_unlock(&device->allocate);
 	return result;
 }
 
-static bool capturing(CUstream stream, unsigned int variant)
+/* VRAM that the driver has left, of that device; whichever context is current. */
+static uint64_t driver_has(struct device *device)
 {
-	return driver_capture_status(stream, variant) != CU_STREAM_CAPTURE_STATUS_NONE;
+	size_t available = 0, total;
+	CUcontext current;
+
+	if (driver.cuCtxGetCurrent(&current))
+		return 0;
+	if (current != device->context)
+		driver.cuCtxSetCurrent(device->context);
+	if (driver.cuMemGetInfo_v2(&available, &total))
+		available = 0;
+	if (current != device->context)
+		driver.cuCtxSetCurrent(current);
+	return available;
 }
 
-/* Memory of a graph is the driver's; other stream-ordered memory exists from the call on. */
-CUresult hook_cuMemAllocAsync(unsigned int variant, CUdeviceptr *dptr, size_t bytes,
-			      CUstream stream)
+bool memory_give_way(struct device *device, uint64_t bytes)
 {
-	struct device *device = device_obtain();
+	uint64_t limit = device->limit, available = driver_has(device);
+	uint32_t slots, fewer;
+	bool gave;
 
-	if (!device || bytes < device->chunk || capturing(stream, variant))
-		return driver.cuMemAllocAsync[variant](dptr, bytes, stream);
-	return hook_cuMemAlloc_v2(0, dptr, bytes);
-}
-
-CUresult hook_cuMemAllocFromPoolAsync(unsigned int variant, CUdeviceptr *dptr, size_t bytes,
-				      CUmemoryPool pool, CUstream stream)
-{
-	struct device *device = device_obtain();
-
-	if (!device || bytes < device->chunk || capturing(stream, variant))
-		return driver.cuMemAllocFromPoolAsync[variant](dptr, bytes, pool, stream);
-	return hook_cuMemAlloc_v2(0, dptr, bytes);
-}
-
-CUresult hook_cuMemFreeAsync(unsigned int variant, CUdeviceptr dptr, CUstream stream)
-{
-	if (!dptr || !device_owning(dptr))
-		return driver.cuMemFreeAsync[variant](dptr, stream);
-	if (capturing(stream, variant))
-		return CUDA_ERROR_NOT_SUPPORTED;
-	return hook_cuMemFree_v2(0, dptr); /* waits for the device, so for the stream too */
+	/* At least one, as what is left may be in pieces. */
+	bytes = bytes > available ? bytes - available : 1;
+	fewer = (uint32_t)((bytes + device->chunk - 1) / device->chunk);
+	pthread_mutex_lock(&device->allocate);
+	pthread_mutex_lock(&device->lock);
+	slots = device->mover.slots_existing < device->slots_allowed ? device->mover.slots_existing
+								     : device->slots_allowed;
+	/* What a graph was made with cannot leave, and something must be able to. */
+	gave = slots >= fewer && slots - fewer >= device->fixed + SLOTS_LEAST;
+	pthread_mutex_unlock(&device->lock);
+	if (gave) {
+		device->limit = device->direct + (uint64_t)(slots - fewer) * device->chunk;
+		gave = !set_slots(device, slots - fewer);
+		if (!gave)
+			device->limit = limit;
+	}
+	pthread_mutex_unlock(&device->allocate);
+	return gave;
 }
 
 /* T2 and T3 that the device's session could use. */
@@ -375,6 +393,11 @@ CUresult hook_cuMemGetInfo_v2(unsigned int variant, size_t *available, size_t *t
 	uint64_t below, below_free, vram, paged;
 
 	(void)variant;
+	if (device) {
+		pthread_mutex_lock(&device->allocate);
+		ordered_reclaim(device, false);
+		pthread_mutex_unlock(&device->allocate);
+	}
 	if (!device || !available || !total || !tiers_below(device, &below, &below_free))
 		return driver.cuMemGetInfo_v2(available, total);
 	pthread_mutex_lock(&device->lock);
@@ -473,6 +496,7 @@ CUresult hook_cuPointerGetAttribute(unsigned int variant, void *data, int attrib
 	case CU_POINTER_ATTRIBUTE_IS_MANAGED:
 	case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE:
 	case CU_POINTER_ATTRIBUTE_IS_GPU_DIRECT_RDMA_CAPABLE:
+	case CU_POINTER_ATTRIBUTE_IS_HW_DECOMPRESS_CAPABLE:
 		*(unsigned char *)data = 0;
 		return CUDA_SUCCESS;
 	case CU_POINTER_ATTRIBUTE_MAPPED:
@@ -521,22 +545,35 @@ CUresult hook_cuPointerGetAttributes(unsigned int variant, unsigned int count, i
 	return CUDA_SUCCESS;
 }
 
-CUresult hook_cuIpcGetMemHandle(unsigned int variant, void *handle, CUdeviceptr dptr)
+static void context_ends(CUcontext ctx)
+{
+	device_abandon_context(ctx);
+	tickets_forget_context(ctx);
+	params_forget();
+}
+
+/* Its streams and events end with it; allocations are the device's. */
+CUresult hook_cuGreenCtxDestroy(unsigned int variant, CUgreenCtx green)
+{
+	CUcontext ctx = NULL;
+
+	(void)variant;
+	if (!driver.cuCtxFromGreenCtx(&ctx, green) && ctx)
+		context_ends(ctx);
+	return driver.cuGreenCtxDestroy(green);
+}
+
+CUresult hook_cuCtxDestroy(unsigned int variant, CUcontext ctx)
 {
 	(void)variant;
-	if (!device_of(dptr))
-		return driver.cuIpcGetMemHandle(handle, dptr);
-	log_warn("memory that GreenBoost pages cannot be shared with other processes "
-		 "(cuIpcGetMemHandle)");
-	return CUDA_ERROR_NOT_SUPPORTED;
+	context_ends(ctx);
+	return driver.cuCtxDestroy(ctx);
 }
 
 CUresult hook_cuCtxDestroy_v2(unsigned int variant, CUcontext ctx)
 {
 	(void)variant;
-	device_abandon_context(ctx);
-	tickets_forget_context(ctx);
-	params_forget();
+	context_ends(ctx);
 	return driver.cuCtxDestroy_v2(ctx);
 }
 
@@ -552,6 +589,15 @@ static void abandon_if_inactive(CUdevice device)
 	params_forget();
 }
 
+CUresult hook_cuDevicePrimaryCtxRelease(unsigned int variant, CUdevice device)
+{
+	CUresult result = driver.cuDevicePrimaryCtxRelease(device);
+
+	(void)variant;
+	abandon_if_inactive(device);
+	return result;
+}
+
 CUresult hook_cuDevicePrimaryCtxRelease_v2(unsigned int variant, CUdevice device)
 {
 	CUresult result = driver.cuDevicePrimaryCtxRelease_v2(device);
@@ -559,6 +605,14 @@ CUresult hook_cuDevicePrimaryCtxRelease_v2(unsigned int variant, CUdevice device
 	(void)variant;
 	abandon_if_inactive(device);
 	return result;
+}
+
+CUresult hook_cuDevicePrimaryCtxReset(unsigned int variant, CUdevice device)
+{
+	(void)variant;
+	device_abandon(device);
+	params_forget();
+	return driver.cuDevicePrimaryCtxReset(device);
 }
 
 CUresult hook_cuDevicePrimaryCtxReset_v2(unsigned int variant, CUdevice device)

@@ -487,6 +487,21 @@ void residency_fix(struct device *device, struct hold *hold)
 	hold_free(hold);
 }
 
+void residency_await(struct device *device, CUstream stream, unsigned int variant)
+{
+	struct ticket *ticket = ticket_record(stream, variant);
+	int place = 0;
+
+	if (!ticket)
+		return;
+	pthread_mutex_lock(&device->lock);
+	while (place < AWAITS_MOST - 1 && !ticket_done(device->awaits[place]))
+		place++;
+	ticket_put(device->awaits[place]);
+	device->awaits[place] = ticket;
+	pthread_mutex_unlock(&device->lock);
+}
+
 void residency_cancel(struct device *device, struct hold *hold)
 {
 	pthread_mutex_lock(&device->lock);

@@ -74,6 +74,16 @@ struct hold {
 /* Launches whose end the pager has not seen yet; of more the oldest are taken for over. */
 #define RECENT_MOST 4096
 
+/* A paged allocation that a stream has freed; it ends when the stream gets there. */
+struct freed {
+	struct allocation *allocation;
+	struct ticket *ticket; /* NULL: it is there */
+	struct freed *next;
+};
+
+/* Streams that wait for a value, as far as is remembered. */
+#define AWAITS_MOST 8
+
 struct recall {
 	uint64_t id, arena;
 };
@@ -89,7 +99,7 @@ struct device {
 	CUdevice ordinal;
 	CUcontext context;
 	size_t chunk; /* bytes */
-	uint64_t limit; /* VRAM that allocations may take, bytes */
+	_Atomic uint64_t limit; /* VRAM that allocations may take, bytes; written in `allocate` */
 	atomic_bool ready; /* VRAM slots and the pager are there */
 	bool unusable; /* making them failed; guarded by the lock of device.c */
 	struct client client;
@@ -98,6 +108,7 @@ struct device {
 	unsigned char *state_map;
 
 	pthread_mutex_t allocate; /* one allocation or end of one at a time; taken before lock */
+	struct freed *freed; /* the oldest first; guarded by `allocate` */
 	pthread_mutex_t lock; /* guards what follows; no driver call and no request is made in it */
 	pthread_cond_t changed; /* a chunk or slot changed state */
 	pthread_cond_t work; /* the pager has something to do */
@@ -129,6 +140,7 @@ struct device {
 	bool prefetch; /* chunks were used: look ahead */
 	struct ticket *recent[RECENT_MOST]; /* a ring, in the order of launches */
 	uint32_t recent_first, recent_count;
+	struct ticket *awaits[AWAITS_MOST]; /* done when a stream has waited for its value */
 	atomic_bool paging; /* some chunk is or was absent: launches are looked at */
 	atomic_bool quiet; /* work from before paging began has been waited for */
 	bool stopped; /* nothing moves any more */
@@ -179,6 +191,12 @@ void residency_release(struct device *device, struct hold *hold, CUstream stream
 
 /* The work is part of a graph and may run at any time: what it names stays. */
 void residency_fix(struct device *device, struct hold *hold);
+
+/*
+ * The stream was told to wait for a value that the program may yet have to write:
+ * until it has come, what is used behind it must not be waited for.
+ */
+void residency_await(struct device *device, CUstream stream, unsigned int variant);
 
 /* The call was not made after all, or is already over: what it named may leave. */
 void residency_cancel(struct device *device, struct hold *hold);

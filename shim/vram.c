@@ -173,6 +173,52 @@ static enum predict_leave may_leave(void *arg, uint32_t index)
 	return busy ? LEAVE_BUSY : LEAVE_CLEAN;
 }
 
+/* Nor, meanwhile, what is used behind a wait that the program itself has to end. */
+static enum predict_leave may_leave_at_once(void *arg, uint32_t index)
+{
+	enum predict_leave leave = may_leave(arg, index);
+
+	return predict_busy(leave) ? LEAVE_NOT : leave;
+}
+
+/* Not only up to the first that is not over: its stream may wait for the program. */
+static void see_all_that_is_over(struct device *device)
+{
+	for (uint32_t i = 0; i < device->recent_count; i++) {
+		struct ticket *ticket =
+			ticket_get(device->recent[(device->recent_first + i) % RECENT_MOST]);
+
+		if (!ticket_done(ticket)) {
+			let_go(device);
+			ticket_poll(ticket);
+			take_back(device);
+		}
+		ticket_put(ticket);
+	}
+}
+
+/* Does some stream wait for a value? */
+static bool awaiting(struct device *device)
+{
+	bool any = false;
+
+	for (int i = 0; i < AWAITS_MOST; i++) {
+		struct ticket *ticket = ticket_get(device->awaits[i]);
+		bool over;
+
+		let_go(device);
+		over = ticket_poll(ticket);
+		take_back(device);
+		any = any || !over;
+		if (over && device->awaits[i] == ticket) {
+			ticket_put(ticket);
+			device->awaits[i] = NULL;
+		}
+		ticket_put(ticket);
+	}
+	return any;
+}
+
 /* Has the bus more to bring in than what it is just about to end? */
 static bool bus_has_more(struct device *device)
 {
@@ -198,6 +244,13 @@ static uint32_t vram_victim(struct device *device, bool ahead)
 	if (ahead)
 		return predict_victim(&device->predictor, PLACE_VRAM, HASTE_AHEAD, may_leave,
 				      device);
+	if (awaiting(device)) {
+		see_all_that_is_over(device);
+		victim = predict_victim(&device->predictor, PLACE_VRAM, HASTE_HURRY,
+					may_leave_at_once, device);
+		if (victim != PREDICT_NONE)
+			return victim;
+	}
 	if (bus_has_more(device)) {
 		struct ticket *last_but_one;
 

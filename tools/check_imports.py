@@ -34,7 +34,8 @@ TIERD: Layers = (
 
 SHIM: Layers = (
     # The hooks, by what they are about; interpose is the way into them.
-    ("interpose", "copy copy_rows", "graph", "memory"),
+    ("interpose", "copy copy_rows", "graph", "handles", "memop", "refuse", "memory ordered room"),
+    ("ranges",),
     ("launch",),
     ("residency pager lower vram device record",),
     ("predict", "mover", "client", "alloc_map", "params", "checksum"),

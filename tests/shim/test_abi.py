@@ -14,10 +14,10 @@ TOOLKIT = Path("/usr/local/cuda/include")
 
 
 def structs() -> dict[str, list[str]]:
-    """Field names of every struct of cuda_abi.h."""
+    """Field names of every struct and union of cuda_abi.h."""
     text = re.sub(r"/\*.*?\*/", "", (SHIM / "cuda_abi.h").read_text(), flags=re.S)
     found = {}
-    for body, name in re.findall(r"typedef struct \{\n(.*?)\n\} (\w+);", text, re.S):
+    for body, name in re.findall(r"typedef (?:struct|union) \{\n(.*?)\n\} (\w+);", text, re.S):
         body = re.sub(r"\tstruct \{.*?\} (\w+);", r"\tint \1;", body, flags=re.S)
         fields = []
         for line in body.splitlines():

@@ -212,6 +212,21 @@ CUresult memory_alloc(CUcontext context, size_t bytes, CUdeviceptr *dptr)
 	return error;
 }
 
+CUresult memory_alloc_managed(CUcontext context, size_t bytes, CUdeviceptr *dptr)
+{
+	CUresult error = memory_alloc(context, bytes, dptr);
+	struct span *span;
+
+	if (error)
+		return error;
+	space_write_lock();
+	span = space_at(*dptr);
+	if (span)
+		span->managed = true;
+	space_unlock();
+	return error;
+}
+
 /* The allocation that starts at an address and is not being freed; the space is locked. */
 static struct span *allocation_at(CUdeviceptr dptr)
 {
@@ -309,6 +324,14 @@ CUresult do_cuMemAlloc_v2(CUdeviceptr *dptr, size_t bytes)
 	if (!dptr || !bytes)
 		return CUDA_ERROR_INVALID_VALUE;
 	return memory_alloc(context_current(), bytes, dptr);
+}
+
+CUresult do_cuMemAllocManaged(CUdeviceptr *dptr, size_t bytes, unsigned int flags)
+{
+	/* Attached to all streams, or to the host for the time being. */
+	if (!dptr || !bytes || flags < 1 || flags > 2)
+		return CUDA_ERROR_INVALID_VALUE;
+	return memory_alloc_managed(context_current(), bytes, dptr);
 }
 
 CUresult do_cuMemAllocPitch_v2(CUdeviceptr *dptr, size_t *pitch, size_t width, size_t height,

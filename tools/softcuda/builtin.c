@@ -5,6 +5,7 @@
 #include <time.h>
 
 #include "kernels/checksum.h"
+#include "texture.h"
 
 static void noop(const struct softcuda_launch *launch, void **params)
 {
@@ -64,6 +65,25 @@ static void spin_ns(const struct softcuda_launch *launch, void **params)
 	       ns);
 }
 
+/* texture_u32(texture, u64 index, u32 *out): what is fetched from linear memory */
+static void texture_u32(const struct softcuda_launch *launch, void **params)
+{
+	const uint32_t *data = texture_memory(*(CUtexObject *)params[0]);
+
+	(void)launch;
+	**(uint32_t **)params[2] = data[*(uint64_t *)params[1]];
+}
+
+/* tile_u32(tensor map, u64 index, u32 *out): what is loaded through a tensor map of our own making
+ */
+static void tile_u32(const struct softcuda_launch *launch, void **params)
+{
+	const uint32_t *data = *(const uint32_t *const *)params[0];
+
+	(void)launch;
+	**(uint32_t **)params[2] = data[*(uint64_t *)params[1]];
+}
+
 /* What shim/kernels/checksum.ptx does; all of it as the first block's. */
 static void greenboost_checksum(const struct softcuda_launch *launch, void **params)
 {
@@ -82,6 +102,8 @@ const struct builtin builtins[] = {
 	{ "add_u32", add_u32, 4, { 8, 8, 8, 8 } },
 	{ "checksum", checksum, 3, { 8, 8, 8 } },
 	{ "spin_ns", spin_ns, 1, { 8 } },
+	{ "texture_u32", texture_u32, 3, { 8, 8, 8 } },
+	{ "tile_u32", tile_u32, 3, { 128, 8, 8 } },
 	{ CHECKSUM_ENTRY, greenboost_checksum, 3, { 8, 8, 8 } },
 	{ 0 },
 };

@@ -7,6 +7,7 @@
 #include "api.gen.h"
 #include "copy.h"
 #include "launch.h"
+#include "memop.h"
 
 CUgraph graph_create(void)
 {
@@ -168,6 +169,18 @@ CUresult do_cuGraphAddMemsetNode(CUgraphNode *node, CUgraph graph, const CUgraph
 	return error ? error : graph_add(graph, work, deps, n, node);
 }
 
+CUresult do_cuGraphAddBatchMemOpNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *deps,
+				     size_t n, const CUDA_BATCH_MEM_OP_NODE_PARAMS *params)
+{
+	struct work *work;
+	CUresult error;
+
+	if (!may_add(node, graph, deps, n, params))
+		return CUDA_ERROR_INVALID_VALUE;
+	error = memop_work(params, &work);
+	return error ? error : graph_add(graph, work, deps, n, node);
+}
+
 CUresult do_cuGraphAddHostNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *deps, size_t n,
 			       const CUDA_HOST_NODE_PARAMS *params)
 {
@@ -263,6 +276,8 @@ CUresult graph_work_of(const CUgraphNodeParams *params, struct work **work)
 		return copy_work_3d(&((const CUDA_MEMCPY_NODE_PARAMS *)of_type)->copyParams, work);
 	case CU_GRAPH_NODE_TYPE_MEMSET:
 		return memset_work(of_type, work);
+	case CU_GRAPH_NODE_TYPE_BATCH_MEM_OP:
+		return memop_work(of_type, work);
 	default:
 		return CUDA_ERROR_NOT_SUPPORTED;
 	}

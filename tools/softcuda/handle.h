@@ -19,6 +19,7 @@ enum kind {
 	KIND_GRAPH,
 	KIND_NODE,
 	KIND_EXEC,
+	KIND_TEXTURE,
 };
 
 /* Small values are handles with a meaning of their own, never pointers. */

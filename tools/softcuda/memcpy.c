@@ -161,6 +161,16 @@ CUresult do_cuMemcpyBatchAsync(bool per_thread, CUdeviceptr *dsts, CUdeviceptr *
 					n_attrs, stream);
 }
 
+CUresult do_cuMemcpyWithAttributesAsync(bool per_thread, CUdeviceptr dst, CUdeviceptr src,
+					size_t bytes, CUmemcpyAttributes *attributes,
+					CUstream stream)
+{
+	size_t first = 0;
+
+	return do_cuMemcpyBatchAsync_v2(per_thread, &dst, &src, &bytes, 1, attributes, &first, 1,
+					stream);
+}
+
 static CUresult copy_2d(CUstream stream, const CUDA_MEMCPY2D *copy, enum waiting waiting)
 {
 	struct box box;

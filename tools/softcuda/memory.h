@@ -11,6 +11,9 @@
  */
 CUresult memory_alloc(CUcontext context, size_t bytes, CUdeviceptr *dptr);
 
+/* The same, of memory that counts as managed. */
+CUresult memory_alloc_managed(CUcontext context, size_t bytes, CUdeviceptr *dptr);
+
 /*
  * Says that a stream is going to free an allocation; nobody else may from then
  * on. CUDA_ERROR_INVALID_VALUE: it is no allocation's start, or said before.

@@ -36,7 +36,7 @@ static bool ask(const struct span *span, int attribute, CUdeviceptr ptr, struct 
 		return true;
 	case CU_POINTER_ATTRIBUTE_HOST_POINTER:
 		answer->value = ptr;
-		return !is_device(span);
+		return !is_device(span) || span->managed;
 	case CU_POINTER_ATTRIBUTE_BUFFER_ID:
 		answer->value = span->id;
 		return true;
@@ -59,6 +59,9 @@ static bool ask(const struct span *span, int attribute, CUdeviceptr ptr, struct 
 		answer->bytes = sizeof(int);
 		return true;
 	case CU_POINTER_ATTRIBUTE_IS_MANAGED:
+		answer->value = span->managed;
+		answer->bytes = sizeof(bool);
+		return true;
 	case CU_POINTER_ATTRIBUTE_SYNC_MEMOPS:
 	case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE:
 	case CU_POINTER_ATTRIBUTE_IS_GPU_DIRECT_RDMA_CAPABLE:

@@ -142,7 +142,8 @@ CUresult do_cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *props)
 
 	if (!pool || !props || props->allocType != CU_MEM_ALLOCATION_TYPE_PINNED)
 		return CUDA_ERROR_INVALID_VALUE;
-	if (props->handleTypes || props->location.type != CU_MEM_LOCATION_TYPE_DEVICE)
+	/* Memory that can be exported is to be had, exporting it is not. */
+	if (props->location.type != CU_MEM_LOCATION_TYPE_DEVICE)
 		return CUDA_ERROR_NOT_SUPPORTED;
 	if (!device_exists(props->location.id))
 		return CUDA_ERROR_INVALID_DEVICE;

@@ -25,6 +25,7 @@ struct span {
 	unsigned char access[MAX_DEVICES]; /* CU_MEM_ACCESS_FLAGS_*, of a mapping */
 	unsigned int host_flags; /* as given to cuMemHostAlloc or cuMemHostRegister */
 	bool host_allocated; /* by cuMemHostAlloc: the pages are ours */
+	bool managed; /* by cuMemAllocManaged; memory of the device all the same */
 	bool freeing; /* somebody is about to free it; nobody else may */
 	CUmemGenericAllocationHandle handle; /* of a mapping */
 	struct vram_block *block; /* NULL for host memory and small allocations */
