@@ -15,7 +15,6 @@
 #include "log.h"
 #include "record.h"
 
-#define MAX_DEVICES 16
 /* 2 TiB of 2 MiB chunks; the tables are mapped, not touched, until used. */
 #define MAX_CHUNKS (1u << 20)
 /* Uses that are remembered: some passes, or one of a large model in small chunks. 12 MiB. */
@@ -239,13 +238,17 @@ struct device *device_obtain(void)
 	return ready ? device : NULL;
 }
 
-struct device *device_ready(CUdevice ordinal)
+struct device *device_connected(CUdevice ordinal)
 {
-	struct device *device;
-
 	if (ordinal < 0 || ordinal >= MAX_DEVICES)
 		return NULL;
-	device = atomic_load_explicit(&devices[ordinal], memory_order_acquire);
+	return atomic_load_explicit(&devices[ordinal], memory_order_acquire);
+}
+
+struct device *device_ready(CUdevice ordinal)
+{
+	struct device *device = device_connected(ordinal);
+
 	return device && atomic_load_explicit(&device->ready, memory_order_acquire) ? device : NULL;
 }
 

@@ -15,6 +15,11 @@ struct device *device_obtain(void);
 /* The same without a context, for totals: connected, perhaps not ready to page. */
 struct device *device_connect(CUdevice ordinal);
 
+#define MAX_DEVICES 16
+
+/* The device if it is connected already, perhaps not ready to page, else NULL. */
+struct device *device_connected(CUdevice ordinal);
+
 /* The device if it is ready to page, else NULL. */
 struct device *device_ready(CUdevice ordinal);
 

@@ -3,6 +3,7 @@
 """Make the shim's generated sources from hooks.def and the names of a driver's functions.
 
     generate.py hooks.def OUTDIR LIBRARY_OR_NAMES...
+    generate.py --forward PREFIX SOURCE.c OUTDIR LIBRARY_OR_NAMES...
 
 Each LIBRARY_OR_NAMES is a libcuda.so.1 (its dynamic symbols are read with nm) or a text file of
 names, one a line; the stubs cover the union, so the shim stands for every one of them. Writes:
@@ -10,6 +11,9 @@ names, one a line; the stubs cover the union, so the shim stands for every one o
     driver.gen.h   struct driver (the real functions that the shim calls) and prototypes of the hooks
     entries.gen.c  the exported hooks, and tables of names
     stubs.gen.S    one forwarding stub for every other function
+
+With --forward only stubs, for all functions that begin with PREFIX and that SOURCE.c does not export
+itself, and forwarded.gen.c with their names.
 """
 
 from __future__ import annotations
@@ -61,7 +65,7 @@ def read_table(path: Path) -> list[Function]:
     return functions
 
 
-def driver_names(source: Path) -> set[str]:
+def driver_names(source: Path, wanted: re.Pattern[str] = EXPORTED) -> set[str]:
     """Functions that a driver exports."""
     if source.suffix == ".txt":
         names = source.read_text().split()
@@ -70,7 +74,7 @@ def driver_names(source: Path) -> set[str]:
             ["nm", "-D", "--defined-only", source], check=True, capture_output=True, text=True
         ).stdout
         names = [line.split()[-1].partition("@")[0] for line in listing.splitlines() if " T " in line]
-    return {name for name in names if EXPORTED.fullmatch(name)}
+    return {name for name in names if wanted.fullmatch(name)}
 
 
 def header(functions: list[Function]) -> str:
@@ -116,7 +120,24 @@ def stub_source(stubs: list[str]) -> str:
     return "\n".join([*lines, '\t.section .note.GNU-stack,"",@progbits', ""])
 
 
+def forward(prefix: str, source: Path, out: Path, libraries: list[Path]) -> None:
+    wanted = re.compile(rf"{prefix}[A-Z]\w*")
+    own = set(re.findall(r"^EXPORT \w+ (\w+)\(", source.read_text(), re.M))
+    stubs = sorted(set().union(*(driver_names(library, wanted) for library in libraries)) - own)
+    lines = [f"/* {HEADER} */", "extern void *driver_stub_targets[];"]
+    lines += ["extern const char *const forwarded_names[];", "extern const unsigned int forwarded_count;"]
+    lines += ["const char *const forwarded_names[] = {", *(f'\t"{name}",' for name in stubs), "};"]
+    lines += [f"const unsigned int forwarded_count = {len(stubs)};"]
+    lines += [f"void *driver_stub_targets[{len(stubs)}];", ""]
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "forwarded.gen.c").write_text("\n".join(lines))
+    (out / "stubs.gen.S").write_text(stub_source(stubs))
+
+
 def main() -> None:
+    if len(sys.argv) > 5 and sys.argv[1] == "--forward":
+        forward(sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]), [Path(arg) for arg in sys.argv[5:]])
+        return
     if len(sys.argv) < 4:
         sys.exit(__doc__)
     table, out, *sources = (Path(arg) for arg in sys.argv[1:])

@@ -3,10 +3,12 @@
  * themselves. */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <string.h>
 
 #include "device.h"
 #include "log.h"
 #include "memory.h"
+#include "memory_of.h"
 #include "params.h"
 #include "record.h"
 
@@ -387,26 +389,54 @@ static bool tiers_below(struct device *device, uint64_t *total, uint64_t *availa
 	return true;
 }
 
-CUresult hook_cuMemGetInfo_v2(unsigned int variant, size_t *available, size_t *total)
+/* False: the daemon does not say. */
+static bool totals(struct device *device, uint64_t *total, uint64_t *available)
 {
-	struct device *device = device_obtain();
 	uint64_t below, below_free, vram, paged;
 
-	(void)variant;
-	if (device) {
-		pthread_mutex_lock(&device->allocate);
-		ordered_reclaim(device, false);
-		pthread_mutex_unlock(&device->allocate);
-	}
-	if (!device || !available || !total || !tiers_below(device, &below, &below_free))
-		return driver.cuMemGetInfo_v2(available, total);
+	pthread_mutex_lock(&device->allocate);
+	ordered_reclaim(device, false);
+	pthread_mutex_unlock(&device->allocate);
+	if (!tiers_below(device, &below, &below_free))
+		return false;
 	pthread_mutex_lock(&device->lock);
 	vram = (uint64_t)device->slots_allowed * device->chunk;
 	paged = device->committed * device->chunk;
 	pthread_mutex_unlock(&device->lock);
 	*total = device->limit + below;
 	*available = (vram > paged ? vram - paged : 0) + below_free;
+	return true;
+}
+
+CUresult hook_cuMemGetInfo_v2(unsigned int variant, size_t *available, size_t *total)
+{
+	struct device *device = device_obtain();
+	uint64_t all, left;
+
+	(void)variant;
+	if (!device || !available || !total || !totals(device, &all, &left))
+		return driver.cuMemGetInfo_v2(available, total);
+	*total = all;
+	*available = left;
 	return CUDA_SUCCESS;
+}
+
+__attribute__((visibility("default"))) enum memory_of
+greenboost_memory_of(const unsigned char uuid[16], uint64_t *total, uint64_t *available)
+{
+	struct device *device;
+	CUuuid own;
+
+	for (CUdevice i = 0; i < MAX_DEVICES; i++) {
+		device = device_connected(i);
+		if (!device || driver.cuDeviceGetUuid_v2(&own, i) ||
+		    memcmp(own.bytes, uuid, sizeof(own.bytes)) != 0)
+			continue;
+		if (atomic_load_explicit(&device->ready, memory_order_acquire))
+			return totals(device, total, available) ? MEMORY_WHOLE : MEMORY_UNKNOWN;
+		return tiers_below(device, total, available) ? MEMORY_BELOW : MEMORY_UNKNOWN;
+	}
+	return MEMORY_UNKNOWN;
 }
 
 CUresult hook_cuDeviceTotalMem_v2(unsigned int variant, size_t *bytes, CUdevice ordinal)

@@ -41,7 +41,7 @@ SHIM: Layers = (
     ("predict", "mover", "client", "alloc_map", "params", "checksum"),
     ("wire", "ticket", "gate"),
     ("driver stub",),
-    ("cuda_abi", "log", "thread"),
+    ("cuda_abi", "log", "thread", "memory_of"),
 )
 
 PURE: Mapping[str, frozenset[str]] = {

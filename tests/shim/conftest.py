@@ -8,28 +8,33 @@ from pathlib import Path
 
 import pytest
 
+from . import sanitizer
 from .tiers import Runner
 
 SOFTCUDA = Path(__file__).parents[2] / "tools" / "softcuda"
 
 
+def make(folder: Path) -> None:
+    command = ["make", "-C", str(folder), *sanitizer.make_arguments()]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+
+
 @pytest.fixture(scope="session")
 def softcuda() -> Path:
     """The software device's libcuda.so.1, up to date."""
-    made = subprocess.run(["make", "-C", SOFTCUDA], capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stderr
-    return SOFTCUDA / "build" / "libcuda.so.1"
+    make(SOFTCUDA)
+    return sanitizer.build_folder(SOFTCUDA, "/") / "libcuda.so.1"
 
 
 @pytest.fixture(scope="session")
 def shim(softcuda: Path) -> Path:
     """The shim, built to stand for the software device's functions."""
     folder = Path(__file__).parents[2] / "shim"
-    made = subprocess.run(["make", "-C", folder], capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stderr
-    return folder / "build" / "libgreenboost_cuda.so"
+    make(folder)
+    return sanitizer.build_folder(folder, "-") / "libgreenboost_cuda.so"
 
 
 @pytest.fixture
 def runner(softcuda: Path, shim: Path, tmp_path: Path) -> Runner:
-    return Runner(softcuda, tmp_path)
+    return Runner(softcuda, shim, tmp_path)

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from . import sanitizer
 from .tiers import Runner
 
 SHIM = Path(__file__).parents[2] / "shim"
@@ -18,13 +20,32 @@ SMALL = "--chunk 2MiB --vram 40MiB --ram 16MiB --spill {dir}/spill:256MiB"
 def build(name: str, folder: Path, *others: Path) -> Path:
     program = folder / name
     command = ["cc", "-O2", "-g", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-pthread"]
-    command += [f"-I{SHIM}", f"-I{SHIM / 'build'}", "-o", str(program), str(SOURCES / f"{name}.c")]
+    command += sanitizer.FLAGS
+    command += [
+        f"-I{SHIM}",
+        f"-I{sanitizer.build_folder(SHIM, '-')}",
+        "-o",
+        str(program),
+        str(SOURCES / f"{name}.c"),
+    ]
     subprocess.run([*command, *map(str, others)], check=True)
     return program
 
 
+def run(program: Path) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [*sanitizer.prefix(), program],
+        env={**os.environ, **sanitizer.environment(program.parent)},
+        capture_output=True,
+        text=True,
+        timeout=300 if sanitizer.SANITIZE else 60,
+    )
+    assert (found := sanitizer.findings(program.parent)) == "", found
+    return done
+
+
 def test_an_allocated_address_is_never_out_of_bounds(tmp_path: Path) -> None:
-    done = subprocess.run([build("bounds", tmp_path)], capture_output=True, text=True, timeout=60)
+    done = run(build("bounds", tmp_path))
     assert (done.returncode, done.stdout) == (0, "")
 
 
@@ -34,7 +55,7 @@ def test_the_chunk_table_alone(tmp_path: Path, name: str, more: tuple[str, ...])
     """What each of these programs says at its beginning."""
     parts = ("alloc_map", "client", "mover", "log", "gate", "predict", "thread", "ticket", *more)
     program = build(name, tmp_path, *(SHIM / f"{part}.c" for part in parts))
-    done = subprocess.run([program], capture_output=True, text=True, timeout=60)
+    done = run(program)
     assert (done.returncode, done.stdout) == (0, "")
 
 
@@ -42,7 +63,7 @@ def test_the_chunk_table_alone(tmp_path: Path, name: str, more: tuple[str, ...])
 def test_kernels_of_a_context_that_ended_are_forgotten(tmp_path: Path) -> None:
     left_out = ("memory", "params", "interpose")
     program = build("context_ends", tmp_path, *(p for p in SHIM.glob("*.c") if p.stem not in left_out))
-    done = subprocess.run([program], capture_output=True, text=True, timeout=60)
+    done = run(program)
     assert (done.returncode, done.stdout) == (0, "")
 
 

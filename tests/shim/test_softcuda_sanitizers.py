@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from . import sanitizer
+from .tiers import Runner
+
 ROOT = Path(__file__).parents[2]
 SOFTCUDA = ROOT / "tools" / "softcuda"
 
@@ -18,7 +21,7 @@ def build(sanitizer: str, folder: Path) -> Path:
     subprocess.run(
         ["make", "-s", "-C", SOFTCUDA, f"SANITIZE={sanitizer}", "CFLAGS=-O1 -g"], check=True, text=True
     )
-    library = SOFTCUDA / "build" / sanitizer / "libcuda.so.1"
+    library = SOFTCUDA / "build" / sanitizer.split(",")[0] / "libcuda.so.1"
     program = folder / "stress"
     source = Path(__file__).parent / "softcuda" / "stress.c"
     command = ["cc", "-O1", "-g", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-pthread"]
@@ -51,7 +54,16 @@ def run(program: Path, late: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("late", ["0", "1"])
-@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_many_threads_leave_nothing_for_a_sanitizer(sanitizer: str, late: str, tmp_path: Path) -> None:
     done = run(build(sanitizer, tmp_path), late)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not sanitizer.SANITIZE, reason="for tools/test --sanitize")
+def test_the_shim_s_tests_run_with_the_sanitizer(runner: Runner) -> None:
+    """A runtime that was not loaded would find nothing anywhere."""
+    maps = runner.tiered("--chunk 2MiB --vram 40MiB", "-c", "print(open('/proc/self/maps').read())").out
+    first = sanitizer.SANITIZE.split(",")[0]
+    assert {"thread": "libtsan", "address": "libasan"}[first] in maps
+    assert f"build-{first}/libgreenboost_cuda.so" in maps

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from . import sanitizer
+
 __all__ = ["PROGRAMS", "Result", "Runner"]
 
 ROOT = Path(__file__).parents[2]
@@ -35,8 +37,9 @@ class Result:
 class Runner:
     """Runs programs under greenboost on a software device of so much VRAM."""
 
-    def __init__(self, softcuda: Path, folder: Path) -> None:
+    def __init__(self, softcuda: Path, shim: Path, folder: Path) -> None:
         self.softcuda = softcuda
+        self.shim = shim
         self.folder = folder
 
     def environment(self, device: str, **more: str) -> dict[str, str]:
@@ -47,6 +50,8 @@ class Runner:
             "SOFTCUDA_VRAM": device,
             "SOFTCUDA_POISON": "1",
             "OPENBLAS_NUM_THREADS": "1",
+            "GREENBOOST_SHIM": str(self.shim),
+            **sanitizer.environment(self.folder),
             **more,
         }
 
@@ -58,12 +63,13 @@ class Runner:
         run = [sys.executable, "-m", "tierd.cli", "run", "--json", str(report)]
         run += flags.format(dir=self.folder).split()
         done = subprocess.run(
-            [*run, "--", sys.executable, *map(str, argv)],
+            [*run, "--", *sanitizer.prefix(self.shim), sys.executable, *map(str, argv)],
             env=self.environment(device, **environment),
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=timeout * (10 if sanitizer.SANITIZE else 1),
         )
+        assert (found := sanitizer.findings(self.folder)) == "", found
         figures = json.loads(report.read_text()) if report.exists() else {}
         return Result(done.returncode, done.stdout, done.stderr, figures)

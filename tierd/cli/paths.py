@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where the CUDA driver and the shim are on this machine."""
+"""Where the CUDA driver, NVML and what stands before them are on this machine."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from pathlib import Path
 
 from .errors import UsageError
 
-__all__ = ["DRIVER_NAME", "SHIM_NAME", "find_driver", "find_shim"]
+__all__ = ["DRIVER_NAME", "SHIM_NAME", "find_driver", "find_nvml", "find_shim"]
 
 DRIVER_NAME = "libcuda.so.1"
 SHIM_NAME = "libgreenboost_cuda.so"
+_NVML_NAME = "libnvidia-ml.so.1"
+_NVML_SHIM_NAME = "libgreenboost_nvml.so"
 
 _WELL_KNOWN = (
     "/usr/local/nvidia/lib64",
@@ -23,7 +25,7 @@ _WELL_KNOWN = (
     "/usr/lib64",
     "/usr/lib/wsl/lib",
 )
-_LDCONFIG_LINE = re.compile(rf"\s*{re.escape(DRIVER_NAME)} \(([^)]*)\) => (/.*)")
+_LDCONFIG_LINE = re.compile(r"\s*(\S+) \(([^)]*)\) => (/.*)")
 
 
 def find_shim(environ: Mapping[str, str]) -> Path:
@@ -60,7 +62,7 @@ def find_driver(flag: str | None, environ: Mapping[str, str], *, shim: Path | No
         if _is_shim(Path(named), shim):
             raise UsageError(f"{source}: {named} is GreenBoost's own shim; give the real {DRIVER_NAME}")
         return Path(named).resolve()
-    for candidate in _candidates(environ):
+    for candidate in _candidates(DRIVER_NAME, environ):
         if candidate.is_file() and not _is_shim(candidate, shim):
             return candidate.resolve()
     raise UsageError(
@@ -69,25 +71,36 @@ def find_driver(flag: str | None, environ: Mapping[str, str], *, shim: Path | No
     )
 
 
-def _candidates(environ: Mapping[str, str]) -> Iterator[Path]:
+def find_nvml(shim: Path, environ: Mapping[str, str]) -> tuple[Path, Path] | None:
+    """What stands before NVML, and the real one; None if either is not there."""
+    ours = shim.with_name(_NVML_SHIM_NAME)
+    if not ours.is_file():
+        return None
+    for candidate in _candidates(_NVML_NAME, environ):
+        if candidate.is_file() and candidate.resolve().name != _NVML_SHIM_NAME:
+            return ours, candidate.resolve()
+    return None
+
+
+def _candidates(name: str, environ: Mapping[str, str]) -> Iterator[Path]:
     for directory in environ.get("LD_LIBRARY_PATH", "").split(":"):
         # The toolkit's stubs directory is for linking: its library refuses to run.
         if directory and Path(directory).name != "stubs":
-            yield Path(directory, DRIVER_NAME)
-    yield from _linker_cache()
+            yield Path(directory, name)
+    yield from _linker_cache(name)
     for directory in _WELL_KNOWN:
-        yield Path(directory, DRIVER_NAME)
+        yield Path(directory, name)
 
 
-def _linker_cache() -> Iterator[Path]:
+def _linker_cache(name: str) -> Iterator[Path]:
     ldconfig = shutil.which("ldconfig", path=f"{os.environ.get('PATH', '')}:/sbin:/usr/sbin")
     if ldconfig is None:
         return
     listing = subprocess.run([ldconfig, "-p"], capture_output=True, text=True, check=False).stdout
     for line in listing.splitlines():
         match = _LDCONFIG_LINE.fullmatch(line)
-        if match and "x86-64" in match[1]:
-            yield Path(match[2])
+        if match and match[1] == name and "x86-64" in match[2]:
+            yield Path(match[3])
 
 
 def _is_shim(path: Path, shim: Path | None) -> bool:

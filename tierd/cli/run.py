@@ -19,7 +19,7 @@ from .application import run_application
 from .control import daemon_socket, status_of
 from .errors import CommandError, UsageError
 from .parsers import TIER_FLAGS, Commands, add_command, add_socket, add_tiers
-from .paths import find_driver, find_shim
+from .paths import find_driver, find_nvml, find_shim
 from .private import start_daemon
 from .results import newest_session, results, table
 from .signals import HeldSignals, Interrupted, hold_signals
@@ -145,13 +145,18 @@ def _daemon(options: argparse.Namespace, held: HeldSignals) -> Iterator[_Daemon]
 
 
 def _environment(daemon: _Daemon, options: argparse.Namespace, driver: Path, shim: Path) -> dict[str, str]:
+    preload = [str(shim)]
+    if nvml := find_nvml(shim, os.environ):
+        preload.append(str(nvml[0]))
     environ = {
         **os.environ,
         "GREENBOOST_SOCKET": str(daemon.socket),
         "GREENBOOST_CUDA_DRIVER": str(driver),
         # First of all: whoever else wraps the driver then wraps what we give.
-        "LD_PRELOAD": " ".join(filter(None, (str(shim), os.environ.get("LD_PRELOAD")))),
+        "LD_PRELOAD": " ".join(filter(None, (*preload, os.environ.get("LD_PRELOAD")))),
     }
+    if nvml:
+        environ["GREENBOOST_NVML"] = str(nvml[1])
     vram, _ = _vram(options)
     if vram is not None:
         # The shim knows percentages and bytes.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from ctypes import c_uint64
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import sanitizer
 from .driver import Driver
 
 ROOT = Path(__file__).parents[3]
@@ -41,16 +43,19 @@ def run(library: Path, body: Body, settings: dict[str, str]) -> Ended:
     environment |= {f"SOFTCUDA_{name}": value for name, value in settings.items()}
     # The module's name is pytest's affair; the process runs in the root of the tree.
     module = f"tests.shim.{body.__module__.rpartition('.')[2]}"
-    ended = subprocess.run(
-        [sys.executable, "-m", "tests.shim.softcuda.child", library, module, body.__name__],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        timeout=TIMEOUT,
-        check=False,
-    )
+    command = [sys.executable, "-m", "tests.shim.softcuda.child", str(library), module, body.__name__]
+    with tempfile.TemporaryDirectory(prefix="greenboost-sanitizer-") as folder:
+        ended = subprocess.run(
+            [*sanitizer.prefix(), *command],
+            cwd=ROOT,
+            env={**environment, **sanitizer.environment(Path(folder))},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=TIMEOUT * (5 if sanitizer.SANITIZE else 1),
+            check=False,
+        )
+        assert (found := sanitizer.findings(Path(folder))) == "", found
     return Ended(ended.returncode, ended.stderr)
 
 
