@@ -474,6 +474,8 @@ bool record_open(struct device *device)
 		log_warn("not recorded: no thread for it");
 		return false;
 	}
+	/* Nobody joins it: record_close() waits, but not for ever. */
+	pthread_detach(recorder.thread);
 	atomic_store(&record_on, true);
 	return true;
 }

@@ -56,7 +56,7 @@ def test_the_library_is_what_programs_look_for(softcuda: Path) -> None:
 
 def call_what_is_missing(driver: Driver) -> None:
     for _ in range(3):
-        assert driver.result("cuTexObjectCreate", 1, 2, 3, 4) == NOT_SUPPORTED
+        assert driver.result("cuSurfObjectCreate", 1, 2, 3, 4) == NOT_SUPPORTED
     assert driver.result("cuProfilerStart") == NOT_SUPPORTED
 
 
@@ -64,7 +64,7 @@ def test_what_is_missing_says_its_name_once(softcuda: Path) -> None:
     ended = run(softcuda, call_what_is_missing, {})
     assert ended.status == 0
     assert ended.stderr.splitlines() == [
-        "softcuda: cuTexObjectCreate is not supported",
+        "softcuda: cuSurfObjectCreate is not supported",
         "softcuda: cuProfilerStart is not supported",
     ]
 
@@ -102,7 +102,7 @@ def test_looked_up_functions_are_the_exported_ones(library: str) -> None:
         ("cuGraphInstantiate", 13000, DEFAULT, "cuGraphInstantiateWithFlags"),
         ("cuGetProcAddress", 11030, DEFAULT, "cuGetProcAddress"),
         ("cuGetProcAddress", 12000, DEFAULT, "cuGetProcAddress_v2"),
-        ("cuTexObjectCreate", 13000, DEFAULT, "cuTexObjectCreate"),
+        ("cuSurfObjectCreate", 13000, DEFAULT, "cuSurfObjectCreate"),
     ):
         assert found(symbol, version, flags) == exported(name), (symbol, version, flags)
     assert found("cuNobody", 13000) == (0, 1, 0)
