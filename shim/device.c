@@ -115,6 +115,7 @@ static struct device *device_new(CUdevice ordinal)
 	pthread_cond_init(&device->changed, NULL);
 	pthread_cond_init(&device->work, NULL);
 	pthread_cond_init(&device->to_close, NULL);
+	timing_init(&device->timing);
 	if (!device->chunks || !history || !log || connect_daemon(device)) {
 		free(device); /* its tables, at most a few pages, stay: this happens once */
 		return NULL;

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "function.h"
 #include "log.h"
 
 struct layout {
@@ -156,6 +157,7 @@ void params_scan(CUfunction f, void **params, void **extra, uint64_t low, uint64
 
 void params_forget(void)
 {
+	functions_forget();
 	pthread_rwlock_wrlock(&lock);
 	for (size_t i = 0; i < BUCKETS; i++) {
 		while (buckets[i]) {

@@ -25,6 +25,7 @@
 #include "mover.h"
 #include "predict.h"
 #include "ticket.h"
+#include "timing.h"
 #include "wire.h"
 
 enum chunk_state { ABSENT, FETCHING, SPILLING, RISING, RESIDENT, SINKING };
@@ -147,6 +148,7 @@ struct device {
 	CUresult stop_error; /* why */
 
 	struct ticket *rising[2]; /* the latest copies to VRAM, the last one second; the pager's */
+	struct timing timing;
 	struct mover mover; /* the pager's, except the RAM slot bookkeeping */
 	struct summer summer; /* the pager's */
 	pthread_t pager, closer;

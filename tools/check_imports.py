@@ -39,7 +39,7 @@ SHIM: Layers = (
     ("launch",),
     ("residency pager lower vram device record",),
     ("predict", "mover", "client", "alloc_map", "params", "checksum"),
-    ("wire", "ticket", "gate"),
+    ("wire", "ticket", "gate", "timing", "function", "spool"),
     ("driver stub",),
     ("cuda_abi", "log", "thread", "memory_of"),
 )

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "function.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define BUCKETS 4096
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* guards what follows */
+static struct function *functions[BUCKETS];
+static uint32_t count;
+
+static struct function **bucket_of(CUfunction f)
+{
+	return &functions[((uintptr_t)f >> 4) % BUCKETS];
+}
+
+static struct function *find(CUfunction f)
+{
+	struct function *known = *bucket_of(f);
+
+	while (known && known->handle != f)
+		known = known->next;
+	return known;
+}
+
+struct function *function_of(CUfunction f)
+{
+	struct function *known, *made;
+	const char *name = NULL;
+
+	pthread_mutex_lock(&lock);
+	known = find(f);
+	pthread_mutex_unlock(&lock);
+	if (known)
+		return known;
+	if (driver.cuKernelGetName(&name, (CUkernel)f) || !name)
+		if (driver.cuFuncGetName(&name, f) || !name)
+			name = "";
+	made = malloc(sizeof(*made) + strlen(name) + 1);
+	if (!made)
+		return NULL;
+	*made = (struct function){ .handle = f };
+	strcpy(made->name, name);
+	pthread_mutex_lock(&lock);
+	known = find(f);
+	if (!known) {
+		made->number = count++;
+		made->next = *bucket_of(f);
+		*bucket_of(f) = made;
+	}
+	pthread_mutex_unlock(&lock);
+	if (known)
+		free(made);
+	return known ? known : made;
+}
+
+void functions_forget(void)
+{
+	pthread_mutex_lock(&lock);
+	for (uint32_t i = 0; i < BUCKETS; i++)
+		for (struct function *f = functions[i]; f; f = f->next)
+			f->handle = NULL;
+	pthread_mutex_unlock(&lock);
+}
