@@ -149,6 +149,7 @@ static CUresult begin_piece(struct launch held[2], const struct end ends[2], con
 	for (int e = 0; e < 2; e++) {
 		held[e].device = NULL;
 		held[e].record = NULL;
+		held[e].trace = NULL;
 		held[e].function = NULL;
 	}
 	held[0].captured = held[1].captured = launch_captured(stream, variant);

@@ -14,6 +14,7 @@
 #include "gate.h"
 #include "log.h"
 #include "record.h"
+#include "trace.h"
 
 /* 2 TiB of 2 MiB chunks; the tables are mapped, not touched, until used. */
 #define MAX_CHUNKS (1u << 20)
@@ -115,7 +116,7 @@ static struct device *device_new(CUdevice ordinal)
 	pthread_cond_init(&device->changed, NULL);
 	pthread_cond_init(&device->work, NULL);
 	pthread_cond_init(&device->to_close, NULL);
-	timing_init(&device->timing);
+	timing_init(&device->mover.timing);
 	if (!device->chunks || !history || !log || connect_daemon(device)) {
 		free(device); /* its tables, at most a few pages, stay: this happens once */
 		return NULL;
@@ -210,6 +211,7 @@ static bool activate(struct device *device)
 	device_gauge(device, COUNTER_VRAM_SLOTS, slots);
 	if (pager_start(device))
 		return false;
+	trace_open(device);
 	if (record_open(device))
 		residency_begin_paging(device);
 	return true;
@@ -322,6 +324,7 @@ void device_abandon(CUdevice ordinal)
 	if (!device)
 		return;
 	record_close(device);
+	trace_close(device);
 	pthread_mutex_lock(&device->lock);
 	device->stop_error = CUDA_ERROR_DEINITIALIZED;
 	device->stopped = true;
@@ -359,6 +362,7 @@ static void in_child(void)
 	}
 	atomic_store(&gate_closed, 0);
 	record_forget();
+	trace_forget();
 }
 
 __attribute__((constructor)) static void watch_forks(void)

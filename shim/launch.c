@@ -26,7 +26,10 @@ CUresult launch_begin(struct launch *launch, struct device *device, struct span 
 	launch->record = NULL;
 	launch->stream = stream;
 	launch->variant = variant;
+	launch->trace = trace_launch_begin(device, launch->function, stream, variant);
 	if (!count) {
+		if (launch->trace)
+			trace_launch_issue(launch->trace, NULL, launch->captured);
 		/* Its time is a part of the pass all the same. */
 		launch->record = record_begin(device, launch->function, spans, 0, stream, variant,
 					      launch->captured);
@@ -36,29 +39,37 @@ CUresult launch_begin(struct launch *launch, struct device *device, struct span 
 	launch->hold.tag = (uint32_t)((uintptr_t)launch->function * 0x9e3779b97f4a7c15u >> 33);
 	result = residency_hold(device, spans, count, &launch->hold);
 	if (result)
-		return result;
+		goto out;
 	result = launch->captured ? residency_begin_captured(&launch->hold)
 				  : residency_begin(&launch->hold, stream, variant);
 	if (result) {
 		residency_cancel(device, &launch->hold);
-		return result;
+		goto out;
 	}
 	launch->device = device;
 	launch->record = record_begin(device, launch->function, spans, count, stream, variant,
 				      launch->captured);
+	if (launch->trace)
+		trace_launch_issue(launch->trace, &launch->hold, launch->captured);
 	return CUDA_SUCCESS;
+out:
+	if (launch->trace)
+		trace_launch_end(launch->trace);
+	launch->trace = NULL;
+	return result;
 }
 
 void launch_end(struct launch *launch)
 {
 	if (launch->record)
 		record_end(launch->record, launch->stream, launch->variant);
-	if (!launch->device)
-		return;
-	if (launch->captured)
+	if (launch->device && launch->captured)
 		residency_fix(launch->device, &launch->hold);
-	else
+	else if (launch->device)
 		residency_release(launch->device, &launch->hold, launch->stream, launch->variant);
+	/* Holding nothing, as it may wait. */
+	if (launch->trace)
+		trace_launch_end(launch->trace);
 }
 
 /* The addresses a launch names, gathered before any lock is taken. */
@@ -150,6 +161,7 @@ static CUresult begin_kernel(struct launch *launch, CUfunction f, void **params,
 
 	launch->device = NULL;
 	launch->record = NULL;
+	launch->trace = NULL;
 	if (!device)
 		return CUDA_SUCCESS;
 	launch->function = f;
@@ -162,8 +174,8 @@ static CUresult begin_kernel(struct launch *launch, CUfunction f, void **params,
 		result = CUDA_ERROR_OUT_OF_MEMORY;
 	else if (named.count)
 		count = objects(device, &named, spans);
-	launch->captured =
-		graph || ((count || atomic_load(&record_on)) && launch_captured(stream, variant));
+	launch->captured = graph || ((count || atomic_load(&record_on) || atomic_load(&trace_on)) &&
+				     launch_captured(stream, variant));
 	if (count)
 		device_count(device, COUNTER_LAUNCHES_PAGED, 1);
 	if (!result)

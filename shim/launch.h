@@ -7,6 +7,7 @@
 
 #include "record.h"
 #include "residency.h"
+#include "trace.h"
 
 /* Is the stream recording a graph? Asks the driver only while any stream may be. */
 bool launch_captured(CUstream stream, unsigned int variant);
@@ -17,6 +18,7 @@ struct launch {
 	CUstream stream;
 	unsigned int variant;
 	struct record *record; /* NULL: it is not recorded */
+	struct trace_launch *trace; /* NULL: nothing is traced */
 	CUfunction function; /* set by the caller; NULL: a copy or memset */
 	bool captured; /* set by the caller: the work goes into a graph, what it names is fixed for
 			  good */

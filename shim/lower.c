@@ -7,6 +7,7 @@
 
 #include "log.h"
 #include "pager.h"
+#include "trace.h"
 
 /* How often the daemon is asked for another arena once it had none to give: in so many spills. */
 #define SPILLS_BETWEEN_ASKING 64
@@ -27,6 +28,7 @@
 struct transfer {
 	struct device *device;
 	uint32_t chunk;
+	uint64_t traced; /* when it began */
 };
 
 static void transfer_done(struct transfer *transfer)
@@ -43,6 +45,7 @@ static void fetch_done(void *arg, const struct reply *reply)
 	struct chunk *chunk = &device->chunks[transfer->chunk];
 
 	pthread_mutex_lock(&device->lock);
+	trace_transfer(device, transfer->traced, true, transfer->chunk, reply->error);
 	device->fetches--;
 	device->prefetch = true; /* if it was fetched ahead, it goes on to VRAM */
 	if (reply->error) {
@@ -85,6 +88,7 @@ static void spill_done(void *arg, const struct reply *reply)
 	struct chunk *chunk = &device->chunks[transfer->chunk];
 
 	pthread_mutex_lock(&device->lock);
+	trace_transfer(device, transfer->traced, false, transfer->chunk, reply->error);
 	device->spills--;
 	if (!reply->error) {
 		spilled(device, chunk);
@@ -113,6 +117,7 @@ static void departed(void *arg, const struct reply *reply)
 	struct chunk *chunk = &device->chunks[transfer->chunk];
 
 	pthread_mutex_lock(&device->lock);
+	trace_transfer(device, transfer->traced, false, transfer->chunk, reply->error);
 	device->departures--;
 	if (!reply->error)
 		spilled(device, chunk);
@@ -146,7 +151,7 @@ static void post_transfer(struct device *device, const char *op, uint32_t index,
 		free(transfer);
 		return;
 	}
-	*transfer = (struct transfer){ device, index };
+	*transfer = (struct transfer){ device, index, trace_begin() };
 	client_request(&request, op);
 	message_uint(&request, "chunk", index);
 	message_uint(&request, "arena", device->mover.arenas[ram.arena].id);
@@ -196,6 +201,7 @@ void lower_show_ram(struct device *device)
 
 	mover_count_ram(&device->mover, &slots, &available);
 	device_gauge(device, COUNTER_ARENA_SLOTS, slots);
+	trace_slots(device, device->slots_used, slots - available);
 	device_gauge_most(device, COUNTER_ARENA_SLOTS_USED, COUNTER_ARENA_SLOTS_MOST,
 			  slots - available);
 }
@@ -222,11 +228,13 @@ static bool get_arena(struct device *device)
 	struct message request;
 	struct reply reply;
 	int index = -1;
+	uint64_t traced;
 
 	/* A recall that is served while one is awaited may lead back here; there is one answer. */
 	if (device->arena_asked)
 		return false;
 	device->arena_asked = true;
+	traced = trace_begin();
 	let_go(device);
 	client_request(&request, "arena");
 	client_post(&device->client, &request, arena_done, device);
@@ -250,6 +258,8 @@ static bool get_arena(struct device *device)
 			return_arena(device, reply.arena);
 		take_back(device);
 	}
+	trace_host(device, traced, "get an arena", TRACE_NO_CHUNK,
+		   index < 0 ? "refused" : "granted");
 	device->arena_refusals = index < 0 ? SPILLS_BETWEEN_ASKING : 0;
 	lower_show_ram(device);
 	return index >= 0;
@@ -462,6 +472,7 @@ static void depart(struct device *device, uint32_t index)
 	struct chunk *chunk = &device->chunks[index];
 	struct ram_place place;
 	struct ticket *busy;
+	uint64_t traced;
 
 	if (chunk->state == RESIDENT) {
 		lower_forget_copy(device, index);
@@ -481,6 +492,7 @@ static void depart(struct device *device, uint32_t index)
 		return;
 	}
 	busy = ticket_get(mover_ram_slot(&device->mover, chunk->ram)->busy);
+	traced = trace_begin();
 	let_go(device);
 	ticket_wait(busy);
 	ticket_put(busy);
@@ -490,6 +502,7 @@ static void depart(struct device *device, uint32_t index)
 	take_back(device);
 	mover_put_ram(&device->mover, chunk->ram);
 	chunk->ram = place;
+	trace_host(device, traced, "move to another arena", index, NULL);
 	pager_set_state(device, index, ABSENT);
 }
 
@@ -576,6 +589,7 @@ void *lower_closer(void *arg)
 {
 	struct device *device = arg;
 	CUresult result = pager_thread_begins(device, "greenboost-drop");
+	uint64_t traced;
 
 	take_back(device);
 	if (result)
@@ -589,7 +603,9 @@ void *lower_closer(void *arg)
 		}
 		device->closings = closing->next;
 		let_go(device);
+		traced = trace_begin();
 		mover_close_arena(&device->mover, &closing->arena);
+		trace_host(device, traced, "give an arena back", TRACE_NO_CHUNK, NULL);
 		client_answer_recall(&device->client, closing->recall, 0);
 		free(closing);
 		take_back(device);

@@ -11,6 +11,7 @@
 #include "memory_of.h"
 #include "params.h"
 #include "record.h"
+#include "trace.h"
 
 /* Small allocations go to the driver, up to half of VRAM; beyond that they are paged like the rest.
  */
@@ -94,6 +95,7 @@ static CUresult allocate_direct(struct device *device, CUdeviceptr *dptr, size_t
 		driver.cuMemFree_v2(*dptr);
 		return CUDA_ERROR_OUT_OF_MEMORY;
 	}
+	trace_moment(device, "allocate", bytes, *dptr, "direct");
 	device->direct = direct;
 	device_gauge(device, COUNTER_DIRECT_BYTES, direct);
 	return CUDA_SUCCESS;
@@ -118,6 +120,7 @@ static struct allocation *enter(struct device *device, CUdeviceptr base, size_t 
 	if (allocation) {
 		device->committed += chunks;
 		record_allocation(device, allocation);
+		trace_moment(device, "allocate", bytes, base, "paged");
 	}
 	pthread_mutex_unlock(&device->lock);
 	return allocation;
@@ -131,12 +134,14 @@ static CUresult map_all(struct device *device, struct allocation *allocation)
 {
 	struct span span = { .allocation = allocation, .end = allocation->bytes };
 	struct hold hold = { .tag = 0 };
+	uint64_t traced = trace_begin();
 	CUresult result = residency_hold(device, &span, 1, &hold);
 
-	if (result)
-		return result;
-	result = residency_begin_captured(&hold);
-	residency_cancel(device, &hold);
+	if (!result) {
+		result = residency_begin_captured(&hold);
+		residency_cancel(device, &hold);
+	}
+	trace_host(device, traced, "map new memory", TRACE_NO_CHUNK, result ? "refused" : NULL);
 	return result;
 }
 
@@ -163,6 +168,7 @@ void memory_take_apart(struct device *device, struct allocation *allocation)
 	residency_wait_unnamed(device, allocation);
 	pthread_mutex_lock(&device->lock);
 	record_free(device, allocation);
+	trace_moment(device, "free", allocation->bytes, allocation->base, "paged");
 	device->ending = allocation;
 	pthread_cond_signal(&device->work);
 	while (device->ending == allocation)
@@ -293,6 +299,7 @@ static CUresult free_direct(struct device *device, struct allocation *allocation
 	alloc_map_remove(&device->map, allocation);
 	pthread_mutex_unlock(&device->lock);
 	device_gauge(device, COUNTER_DIRECT_BYTES, device->direct);
+	trace_moment(device, "free", 0, dptr, "direct");
 	result = driver.cuMemFree_v2(dptr);
 	if (slots_beside(device, device->direct) > device->slots_allowed)
 		set_slots(device, slots_beside(device, device->direct));

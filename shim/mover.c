@@ -107,23 +107,35 @@ struct ram_slot *mover_ram_slot(struct mover *mover, struct ram_place place)
 	return &mover->arenas[place.arena].slot[place.slot];
 }
 
-struct ticket *mover_copy_up(struct mover *mover, struct ram_place from, uint32_t to)
+struct ticket *mover_copy_up(struct mover *mover, struct ram_place from, uint32_t to,
+			     struct span_of_time *time)
 {
 	if (ticket_wait_on(mover->vram[to].busy, mover->up, 0) ||
-	    ticket_wait_on(mover_ram_slot(mover, from)->busy, mover->up, 0) ||
-	    driver.cuMemcpyHtoDAsync_v2[0](mover->alias + to * mover->chunk, mover_ram(mover, from),
+	    ticket_wait_on(mover_ram_slot(mover, from)->busy, mover->up, 0))
+		return NULL;
+	if (time)
+		time->before = timing_mark(&mover->timing, mover->up, 0);
+	if (driver.cuMemcpyHtoDAsync_v2[0](mover->alias + to * mover->chunk, mover_ram(mover, from),
 					   mover->chunk, mover->up))
 		return NULL;
+	if (time)
+		time->after = timing_mark(&mover->timing, mover->up, 0);
 	return ticket_record(mover->up, 0);
 }
 
-struct ticket *mover_copy_down(struct mover *mover, uint32_t from, struct ram_place to)
+struct ticket *mover_copy_down(struct mover *mover, uint32_t from, struct ram_place to,
+			       struct span_of_time *time)
 {
 	if (ticket_wait_on(mover->vram[from].busy, mover->down, 0) ||
-	    ticket_wait_on(mover_ram_slot(mover, to)->busy, mover->down, 0) ||
-	    driver.cuMemcpyDtoHAsync_v2[0](mover_ram(mover, to), mover->alias + from * mover->chunk,
+	    ticket_wait_on(mover_ram_slot(mover, to)->busy, mover->down, 0))
+		return NULL;
+	if (time)
+		time->before = timing_mark(&mover->timing, mover->down, 0);
+	if (driver.cuMemcpyDtoHAsync_v2[0](mover_ram(mover, to), mover->alias + from * mover->chunk,
 					   mover->chunk, mover->down))
 		return NULL;
+	if (time)
+		time->after = timing_mark(&mover->timing, mover->down, 0);
 	return ticket_record(mover->down, 0);
 }
 

@@ -13,6 +13,7 @@
 
 #include "driver.h"
 #include "ticket.h"
+#include "timing.h"
 
 #define NO_SLOT UINT32_MAX
 #define MAX_ARENAS 1024
@@ -61,6 +62,7 @@ struct mover {
 	size_t chunk; /* bytes */
 	CUstream up, down; /* T2 to T1, T1 to T2 */
 	CUstream join; /* waits for others, and runs nothing */
+	struct timing timing; /* of copies, where that is asked for */
 	CUdeviceptr alias; /* slot n is at alias + n * chunk */
 	uint32_t slots; /* entries of vram; how many of them exist changes */
 	uint32_t slots_existing;
@@ -83,10 +85,13 @@ CUresult mover_unmap(struct mover *mover, CUdeviceptr address);
 
 /*
  * Start the copy of a RAM slot into a VRAM slot, or back, after what either is
- * busy with. Returns the ticket of its end, NULL on error.
+ * busy with. Returns the ticket of its end, NULL on error. time: NULL, or where to
+ * put what takes its time, which the caller gives back to mover.timing.
  */
-struct ticket *mover_copy_up(struct mover *mover, struct ram_place from, uint32_t to);
-struct ticket *mover_copy_down(struct mover *mover, uint32_t from, struct ram_place to);
+struct ticket *mover_copy_up(struct mover *mover, struct ram_place from, uint32_t to,
+			     struct span_of_time *time);
+struct ticket *mover_copy_down(struct mover *mover, uint32_t from, struct ram_place to,
+			       struct span_of_time *time);
 
 /* Map and register an arena; fd is consumed. Returns its index or -1. */
 int mover_add_arena(struct mover *mover, uint64_t id, int fd, size_t bytes);

@@ -49,6 +49,7 @@ CUresult ranges_begin(struct launch *held, const struct extent *ranges, uint32_t
 
 	held->device = NULL;
 	held->record = NULL;
+	held->trace = NULL;
 	held->function = NULL;
 	if (count > FEW)
 		spans = malloc(count * sizeof(*spans));

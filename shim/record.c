@@ -95,8 +95,8 @@ static double gpu_time(struct record *r)
 	    (driver.cuEventSynchronize(r->time.after) ||
 	     driver.cuEventElapsedTime(&ms, r->time.before, r->time.after)))
 		ms = -1;
-	timing_put(&recorder.device->timing, r->time.before);
-	timing_put(&recorder.device->timing, r->time.after);
+	timing_put(&recorder.device->mover.timing, r->time.before);
+	timing_put(&recorder.device->mover.timing, r->time.after);
 	return ms < 0 ? -1 : 1000.0 * (double)ms;
 }
 
@@ -207,7 +207,7 @@ struct record *record_begin(const struct device *device, CUfunction f, const str
 		};
 	/* In a captured stream an event would become a part of the graph. */
 	if (!captured)
-		r->time.before = timing_mark(&recorder.device->timing, stream, variant);
+		r->time.before = timing_mark(&recorder.device->mover.timing, stream, variant);
 	spool_wait_for_room(&recorder.spool);
 	spool_add(&recorder.spool, &r->entry, false);
 	return r;
@@ -216,7 +216,7 @@ struct record *record_begin(const struct device *device, CUfunction f, const str
 void record_end(struct record *r, CUstream stream, unsigned int variant)
 {
 	if (r->time.before)
-		r->time.after = timing_mark(&recorder.device->timing, stream, variant);
+		r->time.after = timing_mark(&recorder.device->mover.timing, stream, variant);
 	spool_end(&recorder.spool, &r->entry);
 }
 

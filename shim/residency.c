@@ -7,6 +7,7 @@
 #include <time.h>
 
 #include "gate.h"
+#include "trace.h"
 
 void residency_show(struct device *device, uint32_t index)
 {
@@ -228,16 +229,30 @@ static void hold_add_arrival(struct hold *hold, struct ticket *arrival)
 	}
 }
 
+/* Those that hold->absent counts, for a trace. */
+static uint32_t *list_absent(const struct device *device, const struct hold *hold)
+{
+	uint32_t *absent = malloc(hold->absent * sizeof(*absent));
+	uint32_t count = 0;
+
+	for (uint32_t i = 0; absent && i < hold->count; i++)
+		if (device->chunks[hold->chunks[i]].state != RESIDENT)
+			absent[count++] = hold->chunks[i];
+	return absent;
+}
+
 CUresult residency_hold(struct device *device, struct span *spans, uint32_t count,
 			struct hold *hold)
 {
 	uint32_t *dropped = NULL, dropped_count = 0;
+	uint32_t *absent = NULL;
 	CUresult result;
-	uint64_t started = 0;
+	uint64_t started = 0, traced = 0;
 
 	hold->chunks = hold->in_place;
 	hold->room = HOLD_INLINE;
 	hold->arrival_count = 0;
+	hold->absent = hold->arriving = 0;
 
 	pthread_mutex_lock(&device->lock);
 	/*
@@ -274,6 +289,7 @@ CUresult residency_hold(struct device *device, struct span *spans, uint32_t coun
 
 		device->chunks[index].holds++;
 		device_count(device, resident ? COUNTER_CHUNK_HITS : COUNTER_CHUNK_STALLS, 1);
+		hold->absent += !resident;
 		if (resident && device->predictor.chunks[index].unread)
 			device_count(device, COUNTER_PREFETCH_HITS, 1);
 		predict_use(&device->predictor, index);
@@ -281,6 +297,9 @@ CUresult residency_hold(struct device *device, struct span *spans, uint32_t coun
 	predict_end(&device->predictor);
 	if (!all_resident(device, hold)) {
 		started = now_ns();
+		traced = trace_begin();
+		if (traced)
+			absent = list_absent(device, hold);
 		device->wanted = hold;
 		device->failure = CUDA_SUCCESS;
 		pthread_cond_signal(&device->work);
@@ -290,6 +309,8 @@ CUresult residency_hold(struct device *device, struct span *spans, uint32_t coun
 		device->wanted = NULL;
 		pthread_cond_broadcast(&device->changed);
 		device_count(device, COUNTER_STALL_NS, now_ns() - started);
+		if (absent)
+			trace_stall(device, traced, absent, hold->absent);
 	}
 	if (dropped_count) {
 		pthread_mutex_unlock(&device->lock);
@@ -309,6 +330,7 @@ CUresult residency_hold(struct device *device, struct span *spans, uint32_t coun
 			ticket_put(chunk->arrival);
 			chunk->arrival = NULL;
 		}
+		hold->arriving += chunk->arrival != NULL;
 		if (chunk->arrival)
 			hold_add_arrival(hold, chunk->arrival);
 	}
@@ -322,6 +344,7 @@ out:
 	}
 	pthread_mutex_unlock(&device->lock);
 	free(dropped);
+	free(absent);
 	if (result && hold->chunks != hold->in_place)
 		free(hold->chunks);
 	return result;
@@ -538,6 +561,7 @@ void residency_begin_paging(struct device *device)
 	if (!atomic_load(&device->paging)) {
 		gate_close();
 		atomic_store(&device->paging, true);
+		trace_moment(device, "launches are looked at from here on", 0, 0, NULL);
 	}
 	pthread_mutex_unlock(&once);
 }

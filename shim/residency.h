@@ -25,7 +25,6 @@
 #include "mover.h"
 #include "predict.h"
 #include "ticket.h"
-#include "timing.h"
 #include "wire.h"
 
 enum chunk_state { ABSENT, FETCHING, SPILLING, RISING, RESIDENT, SINKING };
@@ -69,6 +68,8 @@ struct hold {
 	uint32_t in_place[HOLD_INLINE];
 	struct ticket *arrivals[4]; /* the latest of each stream that chunks arrive by */
 	uint32_t arrival_count;
+	uint32_t absent,
+		arriving; /* of chunks: waited for on the host, to be waited for on the device */
 	uint32_t tag; /* set by the caller: what kind of launch it is, 0 for a copy */
 };
 
@@ -148,7 +149,6 @@ struct device {
 	CUresult stop_error; /* why */
 
 	struct ticket *rising[2]; /* the latest copies to VRAM, the last one second; the pager's */
-	struct timing timing;
 	struct mover mover; /* the pager's, except the RAM slot bookkeeping */
 	struct summer summer; /* the pager's */
 	pthread_t pager, closer;

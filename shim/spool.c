@@ -79,6 +79,13 @@ void spool_put_text(struct spool *spool, const char *text)
 	spool_put(spool, "\"");
 }
 
+static void rest(struct spool *spool)
+{
+	if (spool->idle)
+		spool->idle();
+	flush(spool);
+}
+
 /* The next entry that is complete, still counted as waiting; NULL: there will be none. */
 static struct spool_entry *next_entry(struct spool *spool)
 {
@@ -98,7 +105,7 @@ static struct spool_entry *next_entry(struct spool *spool)
 		until.tv_nsec %= 1000000000;
 		if (pthread_cond_timedwait(&spool->changed, &spool->lock, &until)) {
 			pthread_mutex_unlock(&spool->lock);
-			flush(spool);
+			rest(spool);
 			pthread_mutex_lock(&spool->lock);
 		}
 	}
@@ -135,7 +142,7 @@ static void *writer_thread(void *arg)
 		free(entry);
 		written(spool);
 	}
-	flush(spool);
+	rest(spool);
 	pthread_mutex_lock(&spool->lock);
 	spool->finished = true;
 	pthread_cond_broadcast(&spool->changed);

@@ -24,6 +24,7 @@ struct spool {
 	size_t line_most; /* bytes that spool_put() may add before the next spool_line() */
 	void (*write)(struct spool_entry *entry); /* by the thread; the spool frees it then */
 	void (*begin)(void); /* NULL, or what the thread does first */
+	void (*idle)(void); /* NULL, or what it does when it has written all, and last of all */
 
 	int fd;
 	pthread_mutex_t lock; /* guards what follows */

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "log.h"
+#include "trace.h"
 
 /* False: nothing may leave now, as nobody knows what still uses it. */
 static bool all_seen(struct device *device)
@@ -34,6 +35,7 @@ static CUresult settle(struct device *device, struct chunk *chunk, struct checks
 	struct mover *mover = &device->mover;
 	struct ticket *uses[CHUNK_USES];
 	CUresult result = CUDA_SUCCESS;
+	uint64_t traced = trace_begin();
 
 	for (int i = 0; i < CHUNK_USES; i++) {
 		uses[i] = chunk->uses[i];
@@ -47,11 +49,14 @@ static CUresult settle(struct device *device, struct chunk *chunk, struct checks
 	}
 	if (!result)
 		result = ticket_wait(chunk->arrival);
+	trace_host(device, traced, "wait until it is unused", TRACE_NO_CHUNK, NULL);
+	traced = trace_begin();
 	summer_init(&device->summer);
 	*sum = (struct checksum){ { 0, 0 } };
 	if (!result && device->summer.kernel)
 		result = summer_take(&device->summer, mover->alias + chunk->slot * mover->chunk,
 				     mover->chunk, sum);
+	trace_host(device, traced, "checksum", TRACE_NO_CHUNK, NULL);
 	take_back(device);
 	*same = chunk->summed && !memcmp(sum, &chunk->sum, sizeof(*sum));
 	return result;
@@ -66,6 +71,8 @@ static bool sink(struct device *device, uint32_t index)
 	struct chunk *chunk = &device->chunks[index];
 	struct vram_slot *slot = &device->mover.vram[chunk->slot];
 	struct ticket *saved = NULL;
+	struct span_of_time time = { NULL, NULL };
+	uint64_t traced = trace_begin();
 	struct checksum sum;
 	CUresult result;
 	bool same, clean, changed;
@@ -92,7 +99,8 @@ static bool sink(struct device *device, uint32_t index)
 	}
 	let_go(device);
 	if (!result && !clean) {
-		saved = mover_copy_down(&device->mover, chunk->slot, chunk->ram);
+		saved = mover_copy_down(&device->mover, chunk->slot, chunk->ram,
+					traced ? &time : NULL);
 		result = saved ? CUDA_SUCCESS : CUDA_ERROR_UNKNOWN;
 	}
 	if (!result)
@@ -108,6 +116,7 @@ static bool sink(struct device *device, uint32_t index)
 		chunk->summed = device->summer.kernel;
 		chunk->sum = sum;
 		device_count(device, COUNTER_D2H_BYTES, device->chunk);
+		trace_copy(device, &time, false, index, false);
 	}
 	ticket_put(slot->busy);
 	slot->busy = saved;
@@ -123,6 +132,7 @@ static bool sink(struct device *device, uint32_t index)
 		      false);
 	device_count(device, COUNTER_EVICTIONS, 1);
 	device_count(device, COUNTER_EVICTIONS_CLEAN, clean);
+	trace_host(device, traced, "evict", index, clean ? "clean" : "written");
 	pager_set_state(device, index, ABSENT);
 	return true;
 }
@@ -308,7 +318,9 @@ bool vram_rise(struct device *device, uint32_t index, bool ahead)
 	struct chunk *chunk = &device->chunks[index];
 	struct mover *mover = &device->mover;
 	bool fresh = chunk->home == HOME_EMPTY;
+	struct span_of_time time = { NULL, NULL };
 	struct ticket *arrival;
+	uint64_t traced;
 	CUresult result;
 	uint32_t slot;
 
@@ -334,11 +346,12 @@ bool vram_rise(struct device *device, uint32_t index, bool ahead)
 	pager_set_state(device, index, RISING);
 	mover->vram[slot].chunk = index;
 	device->slots_used++;
+	traced = trace_begin();
 	let_go(device);
 
 	/* A fresh chunk has nothing to copy, but its slot's last tenant may still be leaving. */
-	arrival =
-		fresh ? ticket_get(mover->vram[slot].busy) : mover_copy_up(mover, chunk->ram, slot);
+	arrival = fresh ? ticket_get(mover->vram[slot].busy)
+			: mover_copy_up(mover, chunk->ram, slot, traced ? &time : NULL);
 	result = !fresh && !arrival ? CUDA_ERROR_UNKNOWN : mover_map(mover, chunk->address, slot);
 
 	take_back(device);
@@ -358,6 +371,7 @@ bool vram_rise(struct device *device, uint32_t index, bool ahead)
 			lower_forget_copy(device, index);
 		device_count(device, COUNTER_H2D_BYTES, device->chunk);
 		device_count(device, COUNTER_PREFETCHED, ahead);
+		trace_copy(device, &time, true, index, ahead);
 		ticket_put(device->rising[0]);
 		device->rising[0] = device->rising[1];
 		device->rising[1] = ticket_get(arrival);
@@ -366,6 +380,8 @@ bool vram_rise(struct device *device, uint32_t index, bool ahead)
 	chunk->arrival = arrival;
 	chunk->slot = slot;
 	chunk->home = HOME_T1;
+	trace_host(device, traced, ahead ? "bring in ahead" : "bring in", index,
+		   fresh ? "new" : "copied");
 	pager_set_state(device, index, RESIDENT);
 	return true;
 }

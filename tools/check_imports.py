@@ -37,7 +37,7 @@ SHIM: Layers = (
     ("interpose", "copy copy_rows", "graph", "handles", "memop", "refuse", "memory ordered room"),
     ("ranges",),
     ("launch",),
-    ("residency pager lower vram device record",),
+    ("residency pager lower vram device record trace",),
     ("predict", "mover", "client", "alloc_map", "params", "checksum"),
     ("wire", "ticket", "gate", "timing", "function", "spool"),
     ("driver stub",),

@@ -12,9 +12,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .. import config, wire
 from ..model import SizeError, format_size, parse_size
+from . import tracefile
 from .application import run_application
 from .control import daemon_socket, status_of
 from .errors import CommandError, UsageError
@@ -46,6 +48,9 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--record", metavar="FILE", type=Path, help="record launches and what they name, for tools/replay"
     )
+    parser.add_argument(
+        "--trace", metavar="FILE", type=Path, help="write what happened when, for Perfetto or chrome://tracing"
+    )
     parser.add_argument("--driver", metavar="PATH", help="the CUDA driver (libcuda.so.1), if it is not found")
     add_socket(parser)
     # Like a subparser's: from the first word that is no option of ours on, all is the command's.
@@ -66,6 +71,7 @@ def _run(options: argparse.Namespace) -> int:
         raise UsageError("run: no command is given; write it after --")
     _check_file("--json", options.json)
     _check_file("--record", options.record)
+    _check_file("--trace", options.trace)
     shim = find_shim(os.environ)
     driver = find_driver(options.driver, os.environ, shim=shim)
     with hold_signals() as held:
@@ -80,14 +86,23 @@ def _run_with(
     daemon: _Daemon, options: argparse.Namespace, environ: Mapping[str, str], held: HeldSignals
 ) -> int:
     since = None if daemon.private else newest_session(status_of(daemon.socket))
-    began = time.monotonic()
+    began, traced = time.monotonic(), tracefile.now()
     status = run_application(options.argv, environ, held)
     seconds = time.monotonic() - began
+    figures: dict[str, Any] | None = None
     try:
         figures = results(daemon.socket, since=since, seconds=seconds)
     except CommandError as error:
         # The command ran, and its status is the caller's; there is just nothing to show.
         print(f"greenboost: no figures: {error}", file=sys.stderr)
+    if options.trace is not None:
+        # Who goes on running may go on tracing.
+        over = figures is not None and not any(session["running"] for session in figures["sessions"])
+        try:
+            tracefile.end(options.trace, options.argv, traced, status, close=over)
+        except OSError as error:
+            print(f"greenboost: --trace {options.trace}: {(error.strerror or '').lower()}", file=sys.stderr)
+    if figures is None:
         return status
     print(table(figures), file=sys.stderr)
     if options.json is not None:
@@ -165,6 +180,9 @@ def _environment(daemon: _Daemon, options: argparse.Namespace, driver: Path, shi
         # The shim appends, as one process after another may be recorded.
         options.record.write_bytes(b"")
         environ["GREENBOOST_RECORD"] = str(options.record.absolute())
+    if options.trace is not None:
+        tracefile.begin(options.trace)
+        environ["GREENBOOST_TRACE"] = str(options.trace.absolute())
     return environ
 
 
