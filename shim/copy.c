@@ -121,7 +121,8 @@ static uint64_t piece_end(const struct end *end, uint64_t at)
 	if (!end->device)
 		return UINT64_MAX;
 	chunk = end->device->chunk;
-	span = residency_capacity(end->device) / PIECE_SHARE * chunk;
+	/* VRAM and RAM side by side: no copy may run from one into the other. */
+	span = end->device->maps ? 0 : residency_capacity(end->device) / PIECE_SHARE * chunk;
 	if (span < chunk)
 		span = chunk;
 	return span - (end->offset + at) % chunk;

@@ -121,48 +121,52 @@ static CUresult issue(const struct rows *r)
 	return CUDA_ERROR_INVALID_VALUE;
 }
 
-/* The second half of slices, else of rows, from `at` on. */
-static struct rows second_half(const struct rows *r, bool by_slice, size_t at)
+/* Cut it in two: slices, else rows, else within the row. False: it is a single byte. */
+static bool halve(const struct rows *r, struct rows *first, struct rows *second)
 {
-	struct rows half = *r;
+	CUDA_MEMCPY3D *a = &first->shape, *b = &second->shape;
+	size_t at;
 
-	if (by_slice) {
-		half.shape.srcZ += at;
-		half.shape.dstZ += at;
-		half.shape.Depth -= at;
+	*first = *second = *r;
+	if (a->Depth > 1) {
+		at = a->Depth / 2;
+		b->srcZ += at;
+		b->dstZ += at;
+		b->Depth -= at;
+		a->Depth = at;
+	} else if (a->Height > 1) {
+		at = a->Height / 2;
+		b->srcY += at;
+		b->dstY += at;
+		b->Height -= at;
+		a->Height = at;
 	} else {
-		half.shape.srcY += at;
-		half.shape.dstY += at;
-		half.shape.Height -= at;
+		at = a->WidthInBytes / 2;
+		b->srcXInBytes += at;
+		b->dstXInBytes += at;
+		b->WidthInBytes -= at;
+		a->WidthInBytes = at;
 	}
-	return half;
+	return at > 0;
 }
 
 static CUresult copy_rows(const struct rows *r)
 {
-	bool by_slice = r->shape.Depth > 1;
-	struct rows first = *r, second;
+	struct rows first, second;
 	struct extent sides[2];
 	struct launch held;
 	CUresult result;
-	size_t at;
 
 	sides_3d(&r->shape, sides);
 	held.captured = launch_captured(r->stream, r->variant);
-	result = ranges_begin(&held, sides, 2, r->stream, r->variant);
+	result = ranges_begin_copy(&held, sides, 2, r->stream, r->variant);
 	if (!result) {
 		result = issue(r);
 		launch_end(&held);
 		return result;
 	}
-	if (result != CUDA_ERROR_OUT_OF_MEMORY || (r->shape.Depth == 1 && r->shape.Height == 1))
+	if (result != CUDA_ERROR_OUT_OF_MEMORY || !halve(r, &first, &second))
 		return result;
-	at = by_slice ? r->shape.Depth / 2 : r->shape.Height / 2;
-	second = second_half(r, by_slice, at);
-	if (by_slice)
-		first.shape.Depth = at;
-	else
-		first.shape.Height = at;
 	result = copy_rows(&first);
 	return result ? result : copy_rows(&second);
 }
@@ -294,7 +298,7 @@ static CUresult copy_ops(enum ops_call call, unsigned int variant, size_t count,
 		if (!result)
 			result = operand_side(&ops[i].dst, &ops[i].src, &ops[i].extent, &sides[1]);
 		if (!result)
-			result = ranges_begin(&held, sides, 2, stream, variant);
+			result = ranges_begin_copy(&held, sides, 2, stream, variant);
 		if (!result) {
 			result = issue_ops(call, variant, 1, &ops[i], &failed, flags, stream);
 			launch_end(&held);
@@ -335,7 +339,7 @@ static CUresult copy_array(bool to_array, unsigned int variant, CUarray array, s
 	CUresult result = CUDA_SUCCESS;
 
 	if (!entered)
-		result = ranges_begin(&held, &side, 1, NULL, variant);
+		result = ranges_begin_copy(&held, &side, 1, NULL, variant);
 	if (result == CUDA_ERROR_OUT_OF_MEMORY && half) {
 		result = copy_array(to_array, variant, array, offset, at, half);
 		return result ? result
@@ -409,17 +413,23 @@ static CUresult fill_rows(const struct fill *f)
 	CUresult result;
 
 	held.captured = launch_captured(f->stream, f->variant);
-	result = ranges_begin(&held, &side, 1, f->stream, f->variant);
+	result = ranges_begin_copy(&held, &side, 1, f->stream, f->variant);
 	if (!result) {
 		result = issue_fill(f);
 		launch_end(&held);
 		return result;
 	}
-	if (result != CUDA_ERROR_OUT_OF_MEMORY || f->height == 1)
+	if (result != CUDA_ERROR_OUT_OF_MEMORY || (f->height == 1 && f->width == 1))
 		return result;
-	first.height = f->height / 2;
-	second.height -= first.height;
-	second.dst += first.height * f->pitch;
+	if (f->height > 1) {
+		first.height = f->height / 2;
+		second.height -= first.height;
+		second.dst += first.height * f->pitch;
+	} else {
+		first.width = f->width / 2;
+		second.width -= first.width;
+		second.dst += first.width * f->element;
+	}
 	result = fill_rows(&first);
 	return result ? result : fill_rows(&second);
 }

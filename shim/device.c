@@ -64,13 +64,28 @@ static int make_state(struct device *device)
 	return fd;
 }
 
+/* GREENBOOST_PAGING: what is done with what VRAM has no room for. */
+static enum { PAGING_AUTO, PAGING_MAPPED, PAGING_OFF } paging_wanted(void)
+{
+	const char *text = getenv("GREENBOOST_PAGING");
+
+	if (!text || !*text || !strcmp(text, "auto"))
+		return PAGING_AUTO;
+	if (!strcmp(text, "mapped"))
+		return PAGING_MAPPED;
+	if (!strcmp(text, "off"))
+		return PAGING_OFF;
+	log_warn("GREENBOOST_PAGING=%s is none of auto, mapped, off; using auto", text);
+	return PAGING_AUTO;
+}
+
 static int connect_daemon(struct device *device)
 {
 	const char *path = getenv("GREENBOOST_SOCKET");
 	char name[64];
 	int state, error;
 
-	if (!path || !*path)
+	if (!path || !*path || paging_wanted() == PAGING_OFF)
 		return -1; /* not asked for: silently the driver alone */
 	state = make_state(device);
 	if (state < 0) {
@@ -145,8 +160,8 @@ struct device *device_connect(CUdevice ordinal)
 }
 
 /* What allocations may take: GREENBOOST_VRAM, bytes or a share in percent, else nearly all that is
- * free. */
-static uint64_t vram_limit(void)
+ * free. why: in a word of the protocol. */
+static uint64_t vram_limit(const char **why)
 {
 	const char *text = getenv("GREENBOOST_VRAM");
 	size_t available = 0, total = 0;
@@ -156,6 +171,7 @@ static uint64_t vram_limit(void)
 	driver.cuMemGetInfo_v2(&available, &total);
 	reserve = total / RESERVE_SHARE < RESERVE_MOST ? total / RESERVE_SHARE : RESERVE_MOST;
 	limit = available > reserve ? available - reserve : 0;
+	*why = "free";
 	if (!text || !*text)
 		return limit;
 	limit = strtoull(text, &end, 10);
@@ -164,7 +180,25 @@ static uint64_t vram_limit(void)
 	else if (*end)
 		log_warn("GREENBOOST_VRAM=%s is neither bytes nor a percentage; using %llu bytes",
 			 text, (unsigned long long)limit);
+	*why = limit <= available ? "asked" : "available";
 	return limit < available ? limit : available;
+}
+
+/* Only to be shown: what comes of it does not matter. */
+static void decided_done(void *arg, const struct reply *reply)
+{
+	(void)arg;
+	(void)reply;
+}
+
+static void tell_decisions(struct device *device, const char *vram_source)
+{
+	struct message request;
+
+	client_request(&request, "decided");
+	message_string(&request, "paging", device->maps ? "mapped" : "auto");
+	message_string(&request, "vram_source", vram_source);
+	client_post(&device->client, &request, decided_done, NULL);
 }
 
 /* With the context current. */
@@ -173,6 +207,7 @@ static bool activate(struct device *device)
 	struct message request;
 	struct reply reply;
 	CUresult result;
+	const char *vram_source;
 	int supported = 0;
 	uint32_t slots;
 
@@ -185,7 +220,7 @@ static bool activate(struct device *device)
 		log_warn("no memory beyond VRAM: the device has no virtual memory management");
 		return false;
 	}
-	device->limit = vram_limit();
+	device->limit = vram_limit(&vram_source);
 	slots = (uint32_t)(device->limit / device->chunk);
 	if (slots < 4) {
 		log_warn("no memory beyond VRAM: %llu bytes of VRAM are fewer than 4 chunks of "
@@ -194,6 +229,7 @@ static bool activate(struct device *device)
 			 (unsigned long long)device->limit, device->chunk);
 		return false;
 	}
+	device->maps = device->mover.piecemeal = paging_wanted() == PAGING_MAPPED;
 	result = mover_init(&device->mover, device->ordinal, device->context, device->chunk, slots);
 	if (result) {
 		log_warn("no memory beyond VRAM: %s", driver_error(result));
@@ -206,13 +242,15 @@ static bool activate(struct device *device)
 		log_warn("no memory beyond VRAM: %s", reply.message);
 		return false;
 	}
+	tell_decisions(device, vram_source);
 	device->slots_allowed = slots;
 	atomic_store(&device->slots_announced, slots);
 	device_gauge(device, COUNTER_VRAM_SLOTS, slots);
 	if (pager_start(device))
 		return false;
 	trace_open(device);
-	if (record_open(device))
+	/* Copies must be cut where VRAM and RAM meet. */
+	if (record_open(device) || device->maps)
 		residency_begin_paging(device);
 	return true;
 }

@@ -463,6 +463,71 @@ struct ram_place lower_make_ram(struct device *device)
 	return NO_RAM;
 }
 
+static void show_mapped(struct device *device)
+{
+	device_gauge(device, COUNTER_MAPPED_SLOTS, device->mapped);
+}
+
+bool lower_map(struct device *device, uint32_t index)
+{
+	struct chunk *chunk = &device->chunks[index];
+	bool fresh = ram_none(chunk->ram);
+	uint64_t traced = trace_begin();
+	struct ram_place place = fresh ? lower_make_ram(device) : chunk->ram;
+	struct ticket *busy;
+	CUresult result;
+
+	if (ram_none(place))
+		return false;
+	/* Making room let go of the lock. */
+	if (chunk->state != ABSENT) {
+		if (fresh)
+			mover_put_ram(&device->mover, place);
+		return true;
+	}
+	chunk->ram = place;
+	pager_set_state(device, index, RISING);
+	busy = ticket_get(mover_ram_slot(&device->mover, place)->busy);
+	let_go(device);
+	/* The last copy to or from the slot. Kernels would not wait for it. */
+	result = ticket_wait(busy);
+	ticket_put(busy);
+	if (!result)
+		result = mover_map_ram(&device->mover, chunk->address, place);
+	take_back(device);
+	trace_host(device, traced, "map in RAM", index,
+		   result  ? "refused"
+		   : fresh ? "new"
+			   : "moved");
+	if (result) {
+		log_warn("RAM cannot be used in place at 0x%llx: %s", chunk->address,
+			 driver_error(result));
+		if (fresh) {
+			mover_put_ram(&device->mover, place);
+			chunk->ram = NO_RAM;
+		}
+		pager_set_state(device, index, ABSENT);
+		return false;
+	}
+	chunk->home = HOME_T2;
+	device->mapped++;
+	show_mapped(device);
+	pager_set_state(device, index, MAPPED);
+	return true;
+}
+
+/* Its allocation ends, and the device was waited for. */
+void lower_unmap(struct device *device, uint32_t index)
+{
+	struct chunk *chunk = &device->chunks[index];
+
+	let_go(device);
+	mover_unmap_ram(&device->mover, chunk->address);
+	take_back(device);
+	device->mapped--;
+	show_mapped(device);
+}
+
 /*
  * Move a chunk out of an arena that leaves: to VRAM or another arena if there is
  * room, else to T3. In VRAM already, it has only a copy there.

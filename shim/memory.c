@@ -120,7 +120,7 @@ static struct allocation *enter(struct device *device, CUdeviceptr base, size_t 
 	if (allocation) {
 		device->committed += chunks;
 		record_allocation(device, allocation);
-		trace_moment(device, "allocate", bytes, base, "paged");
+		trace_moment(device, "allocate", bytes, base, device->maps ? "mapped" : "paged");
 	}
 	pthread_mutex_unlock(&device->lock);
 	return allocation;
@@ -198,13 +198,13 @@ static CUresult allocate_paged(struct device *device, CUdeviceptr *dptr, size_t 
 	pthread_mutex_unlock(&device->lock);
 	if (first == UINT32_MAX)
 		return CUDA_ERROR_OUT_OF_MEMORY;
-	result = driver.cuMemAddressReserve(&base, chunks * device->chunk, device->chunk, 0, 0);
+	result = mover_reserve(&device->mover, &base, chunks);
 	if (result)
 		return result;
 	if (device->slots_announced > device->slots_allowed)
 		result = residency_announce(device, device->slots_allowed);
 	if (result) {
-		driver.cuMemAddressFree(base, chunks * device->chunk);
+		mover_unreserve(&device->mover, base, chunks);
 		return result;
 	}
 	client_request(&request, "alloc");
@@ -215,7 +215,7 @@ static CUresult allocate_paged(struct device *device, CUdeviceptr *dptr, size_t 
 	if (client_call(&device->client, &request, &reply)) {
 		if (reply.error != ENOMEM)
 			log_warn("allocating %zu bytes: %s", bytes, reply.message);
-		driver.cuMemAddressFree(base, chunks * device->chunk);
+		mover_unreserve(&device->mover, base, chunks);
 		return CUDA_ERROR_OUT_OF_MEMORY;
 	}
 	if (device->committed + chunks > device->slots_allowed)
@@ -225,14 +225,14 @@ static CUresult allocate_paged(struct device *device, CUdeviceptr *dptr, size_t 
 		client_request(&request, "free");
 		message_uint(&request, "first", first);
 		client_call(&device->client, &request, &reply);
-		driver.cuMemAddressFree(base, chunks * device->chunk);
+		mover_unreserve(&device->mover, base, chunks);
 		return CUDA_ERROR_OUT_OF_MEMORY;
 	}
-	if (!atomic_load(&device->paging)) {
+	if (device->maps || !atomic_load(&device->paging)) {
 		result = map_all(device, allocation);
 		/* The driver had less VRAM than was promised to the daemon: is there room below for
 		 * the rest? */
-		if (atomic_load(&device->paging))
+		if (!device->maps && atomic_load(&device->paging))
 			result = residency_announce(device, device->slots_allowed);
 		if (result) {
 			memory_claim(device, base);
@@ -393,6 +393,15 @@ static bool tiers_below(struct device *device, uint64_t *total, uint64_t *availa
 		return false;
 	*total = reply.total;
 	*available = reply.free;
+	if (device->maps) {
+		/* NVMe cannot be read in place. */
+		uint64_t mapped = (uint64_t)__atomic_load_n(&device->mapped, __ATOMIC_RELAXED) *
+				  device->chunk;
+
+		*total = *total < device->terms.ram ? *total : device->terms.ram;
+		mapped = mapped < *total ? mapped : *total;
+		*available = *available < *total - mapped ? *available : *total - mapped;
+	}
 	return true;
 }
 

@@ -87,14 +87,110 @@ CUresult mover_destroy_slot(struct mover *mover, uint32_t slot)
 	return result;
 }
 
+/*
+ * Addresses below which and far above which nobody looks for free ones, so that a
+ * place that is let go for a moment is not somebody else's: the kernel gives out
+ * addresses from the top, programs lie above, the driver's own below.
+ */
+#define RANGE_LOW 0x400000000000u
+#define RANGE_HIGH 0x540000000000u
+#define RANGE_STEP 0x010000000000u
+
+static bool keep_free(CUdeviceptr address, size_t bytes, int how)
+{
+	void *place = mmap((void *)address, bytes, PROT_NONE,
+			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | how, -1, 0);
+
+	if (place == MAP_FAILED)
+		return false;
+	if (place == (void *)address)
+		return true;
+	munmap(place, bytes); /* a kernel that does not know MAP_FIXED_NOREPLACE */
+	return false;
+}
+
+CUresult mover_reserve(struct mover *mover, CUdeviceptr *base, uint64_t chunks)
+{
+	const size_t bytes = chunks * mover->chunk;
+
+	if (!mover->piecemeal)
+		return driver.cuMemAddressReserve(base, bytes, mover->chunk, 0, 0);
+	for (CUdeviceptr low = RANGE_LOW; low < RANGE_HIGH; low += RANGE_STEP) {
+		CUdeviceptr at = low + mover->reserved % RANGE_STEP;
+
+		if (!keep_free(at, bytes, MAP_FIXED_NOREPLACE))
+			continue;
+		/* On from there, so that a freed address is not soon somebody else's. */
+		mover->reserved = at - RANGE_LOW + bytes;
+		*base = at;
+		return CUDA_SUCCESS;
+	}
+	return CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+void mover_unreserve(struct mover *mover, CUdeviceptr base, uint64_t chunks)
+{
+	if (mover->piecemeal)
+		munmap((void *)base, chunks * mover->chunk);
+	else
+		driver.cuMemAddressFree(base, chunks * mover->chunk);
+}
+
 CUresult mover_map(struct mover *mover, CUdeviceptr address, uint32_t slot)
 {
-	return map_at(mover, address, mover->vram[slot].handle);
+	CUdeviceptr got = 0;
+	CUresult result;
+
+	if (!mover->piecemeal)
+		return map_at(mover, address, mover->vram[slot].handle);
+	munmap((void *)address, mover->chunk);
+	result = driver.cuMemAddressReserve(&got, mover->chunk, mover->chunk, address, 0);
+	if (!result && got == address)
+		result = map_at(mover, address, mover->vram[slot].handle);
+	else if (!result)
+		result = CUDA_ERROR_OUT_OF_MEMORY; /* of addresses: this one is taken */
+	if (result) {
+		if (got)
+			driver.cuMemAddressFree(got, mover->chunk);
+		keep_free(address, mover->chunk, MAP_FIXED_NOREPLACE);
+	}
+	return result;
 }
 
 CUresult mover_unmap(struct mover *mover, CUdeviceptr address)
 {
-	return driver.cuMemUnmap(address, mover->chunk);
+	CUresult result = driver.cuMemUnmap(address, mover->chunk);
+
+	if (result || !mover->piecemeal)
+		return result;
+	result = driver.cuMemAddressFree(address, mover->chunk);
+	if (!result && !keep_free(address, mover->chunk, MAP_FIXED_NOREPLACE))
+		result = CUDA_ERROR_OUT_OF_MEMORY;
+	return result;
+}
+
+CUresult mover_map_ram(struct mover *mover, CUdeviceptr address, struct ram_place place)
+{
+	const struct arena *arena = &mover->arenas[place.arena];
+	CUresult result;
+
+	if (mmap((void *)address, mover->chunk, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+		 arena->fd, (off_t)(place.slot * mover->chunk)) == MAP_FAILED)
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	result = driver.cuMemHostRegister_v2((void *)address, mover->chunk,
+					     CU_MEMHOSTREGISTER_PORTABLE |
+						     CU_MEMHOSTREGISTER_DEVICEMAP);
+	if (result)
+		keep_free(address, mover->chunk, MAP_FIXED);
+	return result;
+}
+
+CUresult mover_unmap_ram(struct mover *mover, CUdeviceptr address)
+{
+	CUresult result = driver.cuMemHostUnregister((void *)address);
+
+	keep_free(address, mover->chunk, MAP_FIXED);
+	return result;
 }
 
 unsigned char *mover_ram(struct mover *mover, struct ram_place place)
@@ -141,7 +237,7 @@ struct ticket *mover_copy_down(struct mover *mover, uint32_t from, struct ram_pl
 
 int mover_add_arena(struct mover *mover, uint64_t id, int fd, size_t bytes)
 {
-	struct arena arena = { .id = id, .slots = (uint32_t)(bytes / mover->chunk) };
+	struct arena arena = { .id = id, .slots = (uint32_t)(bytes / mover->chunk), .fd = -1 };
 	CUresult result;
 	uint32_t index;
 
@@ -152,9 +248,15 @@ int mover_add_arena(struct mover *mover, uint64_t id, int fd, size_t bytes)
 		return -1;
 	}
 	arena.base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	close(fd); /* the mapping keeps the memory */
-	if (arena.base == MAP_FAILED)
+	if (mover->piecemeal)
+		arena.fd = fd;
+	else
+		close(fd); /* the mapping keeps the memory */
+	if (arena.base == MAP_FAILED) {
+		if (arena.fd >= 0)
+			close(fd);
 		return -1;
+	}
 	arena.slot = calloc(arena.slots, sizeof(*arena.slot));
 	result = arena.slot ? driver.cuMemHostRegister_v2(arena.base, bytes,
 							  CU_MEMHOSTREGISTER_PORTABLE)
@@ -166,6 +268,8 @@ int mover_add_arena(struct mover *mover, uint64_t id, int fd, size_t bytes)
 			 bytes, driver_error(result));
 		free(arena.slot);
 		munmap(arena.base, bytes);
+		if (arena.fd >= 0)
+			close(arena.fd);
 		return -1;
 	}
 	mover->arenas[index] = arena;
@@ -190,6 +294,8 @@ void mover_close_arena(struct mover *mover, struct arena *arena)
 	}
 	driver.cuMemHostUnregister(arena->base);
 	munmap(arena->base, arena->slots * mover->chunk);
+	if (arena->fd >= 0)
+		close(arena->fd);
 	free(arena->slot);
 }
 

@@ -39,6 +39,7 @@ struct arena {
 	unsigned char *base;
 	uint32_t slots;
 	uint32_t used;
+	int fd; /* where slots are mapped at the application's addresses too; else -1 */
 	bool leaving; /* recalled: takes no new tenants */
 	int stays; /* why it cannot leave, errno value */
 	struct ram_slot *slot;
@@ -60,9 +61,12 @@ struct mover {
 	CUdevice device;
 	CUcontext context;
 	size_t chunk; /* bytes */
+	bool piecemeal; /* a chunk's addresses may also be RAM's: each chunk is reserved by itself
+			 */
 	CUstream up, down; /* T2 to T1, T1 to T2 */
 	CUstream join; /* waits for others, and runs nothing */
 	struct timing timing; /* of copies, where that is asked for */
+	CUdeviceptr reserved; /* where the next range is looked for, if piecemeal */
 	CUdeviceptr alias; /* slot n is at alias + n * chunk */
 	uint32_t slots; /* entries of vram; how many of them exist changes */
 	uint32_t slots_existing;
@@ -79,9 +83,21 @@ CUresult mover_init(struct mover *mover, CUdevice device, CUcontext context, siz
 CUresult mover_create_slot(struct mover *mover, uint32_t slot);
 CUresult mover_destroy_slot(struct mover *mover, uint32_t slot);
 
+/* Addresses for so many chunks, at which nothing is. CUDA_ERROR_OUT_OF_MEMORY: there are none. */
+CUresult mover_reserve(struct mover *mover, CUdeviceptr *base, uint64_t chunks);
+/* All chunks have been unmapped. */
+void mover_unreserve(struct mover *mover, CUdeviceptr base, uint64_t chunks);
+
 /* Put a slot at the application's address, or take it away. The pager's only. */
 CUresult mover_map(struct mover *mover, CUdeviceptr address, uint32_t slot);
 CUresult mover_unmap(struct mover *mover, CUdeviceptr address);
+
+/*
+ * The same with a RAM slot, which is then read in place; only where piecemeal. Nothing
+ * may use the slot. Taking it away waits for whatever runs on the device.
+ */
+CUresult mover_map_ram(struct mover *mover, CUdeviceptr address, struct ram_place place);
+CUresult mover_unmap_ram(struct mover *mover, CUdeviceptr address);
 
 /*
  * Start the copy of a RAM slot into a VRAM slot, or back, after what either is

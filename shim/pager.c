@@ -31,7 +31,7 @@ void pager_set_state(struct device *device, uint32_t index, enum chunk_state sta
 	device_gauge_most(device, COUNTER_VRAM_SLOTS_USED, COUNTER_VRAM_SLOTS_MOST,
 			  device->slots_used);
 	lower_show_ram(device);
-	if (state == ABSENT || state == RESIDENT)
+	if (state == ABSENT || state == RESIDENT || state == MAPPED)
 		pthread_cond_broadcast(&device->changed);
 }
 
@@ -140,7 +140,7 @@ static bool wants_more(const struct device *device)
 	if (!hold || device->failure)
 		return false;
 	for (uint32_t i = 0; i < hold->count; i++)
-		if (device->chunks[hold->chunks[i]].state != RESIDENT)
+		if (!chunk_usable(&device->chunks[hold->chunks[i]]))
 			return true;
 	return false;
 }
@@ -155,6 +155,8 @@ static void end_allocation(struct device *device)
 
 		while (chunk->state == FETCHING || chunk->state == SPILLING)
 			pthread_cond_wait(&device->changed, &device->lock);
+		if (chunk->state == MAPPED)
+			lower_unmap(device, c);
 		if (chunk->slot != NO_SLOT) {
 			let_go(device);
 			mover_unmap(&device->mover, chunk->address);
@@ -178,7 +180,7 @@ static void end_allocation(struct device *device)
 		__atomic_store_n(&device->state_map[c], STATE_FREE, __ATOMIC_RELAXED);
 	}
 	let_go(device);
-	driver.cuMemAddressFree(a->base, a->chunks * device->chunk);
+	mover_unreserve(&device->mover, a->base, a->chunks);
 	take_back(device);
 	alloc_map_remove(&device->map, a);
 	device_gauge(device, COUNTER_VRAM_SLOTS_USED, device->slots_used);
@@ -259,6 +261,8 @@ static bool look_further(struct device *device)
 	bool moved;
 
 	device->prefetch = false;
+	if (device->maps)
+		return false; /* all is where it stays */
 	vram_see_what_is_over(device);
 	moved = look_ahead(device);
 	return moved || device->prefetch;

@@ -59,6 +59,13 @@ void lower_drop_extent(struct device *device, uint32_t index);
 struct ram_place lower_make_ram(struct device *device);
 
 /*
+ * Have an absent chunk used in RAM, where it is or gets a place, for as long as there is
+ * its allocation. False: no RAM for it, or the driver refuses.
+ */
+bool lower_map(struct device *device, uint32_t index);
+void lower_unmap(struct device *device, uint32_t index);
+
+/*
  * One step of giving back what the daemon wants: all recalled arenas are emptied
  * together, and each is answered when it is empty. False: nothing to be done
  * until something that is under way is over.

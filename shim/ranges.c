@@ -39,8 +39,15 @@ static CUresult find_spans(const struct extent *ranges, uint32_t count, struct d
 	return CUDA_SUCCESS;
 }
 
-CUresult ranges_begin(struct launch *held, const struct extent *ranges, uint32_t count,
-		      CUstream stream, unsigned int variant)
+/* No copy or memset may run from VRAM into RAM or, for all we know, from one registration into the
+ * next. */
+static bool crosses(const struct device *device, const struct span *span)
+{
+	return device->maps && span->begin / device->chunk != (span->end - 1) / device->chunk;
+}
+
+static CUresult begin(struct launch *held, const struct extent *ranges, uint32_t count,
+		      CUstream stream, unsigned int variant, bool copies)
 {
 	struct span few[FEW], *spans = few;
 	struct device *device = NULL;
@@ -56,11 +63,26 @@ CUresult ranges_begin(struct launch *held, const struct extent *ranges, uint32_t
 	if (!spans)
 		return CUDA_ERROR_OUT_OF_MEMORY;
 	result = find_spans(ranges, count, &device, spans, &n);
+	for (uint32_t i = 0; copies && !result && i < n; i++)
+		if (crosses(device, &spans[i]))
+			result = CUDA_ERROR_OUT_OF_MEMORY;
 	if (!result && n)
 		result = launch_begin(held, device, spans, n, stream, variant);
 	if (spans != few)
 		free(spans);
 	return result;
+}
+
+CUresult ranges_begin(struct launch *held, const struct extent *ranges, uint32_t count,
+		      CUstream stream, unsigned int variant)
+{
+	return begin(held, ranges, count, stream, variant, false);
+}
+
+CUresult ranges_begin_copy(struct launch *held, const struct extent *ranges, uint32_t count,
+			   CUstream stream, unsigned int variant)
+{
+	return begin(held, ranges, count, stream, variant, true);
 }
 
 CUresult ranges_fix(const struct extent *ranges, uint32_t count, const char *what)

@@ -18,6 +18,10 @@ struct extent {
 CUresult ranges_begin(struct launch *held, const struct extent *ranges, uint32_t count,
 		      CUstream stream, unsigned int variant);
 
+/* The same for a copy or memset; CUDA_ERROR_OUT_OF_MEMORY also says: make it less at a time. */
+CUresult ranges_begin_copy(struct launch *held, const struct extent *ranges, uint32_t count,
+			   CUstream stream, unsigned int variant);
+
 /*
  * For what will be used at times that nobody sees: graphs, textures. The ranges
  * stay in VRAM until they are freed. `what` is for the message when they do not fit.

@@ -20,6 +20,9 @@ void residency_show(struct device *device, uint32_t index)
 	case RESIDENT:
 		letter = STATE_T1;
 		break;
+	case MAPPED:
+		letter = STATE_MAPPED;
+		break;
 	case RISING:
 	case FETCHING:
 		letter = STATE_RISING;
@@ -132,7 +135,8 @@ static CUresult hold_choose(const struct device *device, const struct span *span
 
 	if (!hold_fill(device, spans, count, UINT32_MAX, hold))
 		return CUDA_ERROR_OUT_OF_MEMORY;
-	if (hold_fits(device, hold))
+	/* What RAM is mapped for takes no room. */
+	if (device->maps || hold_fits(device, hold))
 		return CUDA_SUCCESS;
 	while (low < high) {
 		uint32_t middle = low + (high - low + 1) / 2;
@@ -207,7 +211,7 @@ void residency_drop_extents(struct device *device, const uint32_t *dropped, uint
 static bool all_resident(const struct device *device, const struct hold *hold)
 {
 	for (uint32_t i = 0; i < hold->count; i++)
-		if (device->chunks[hold->chunks[i]].state != RESIDENT)
+		if (!chunk_usable(&device->chunks[hold->chunks[i]]))
 			return false;
 	return true;
 }
@@ -236,7 +240,7 @@ static uint32_t *list_absent(const struct device *device, const struct hold *hol
 	uint32_t count = 0;
 
 	for (uint32_t i = 0; absent && i < hold->count; i++)
-		if (device->chunks[hold->chunks[i]].state != RESIDENT)
+		if (!chunk_usable(&device->chunks[hold->chunks[i]]))
 			absent[count++] = hold->chunks[i];
 	return absent;
 }
@@ -285,10 +289,15 @@ CUresult residency_hold(struct device *device, struct span *spans, uint32_t coun
 	predict_begin(&device->predictor, hold->tag);
 	for (uint32_t i = 0; i < hold->count; i++) {
 		uint32_t index = hold->chunks[i];
-		bool resident = device->chunks[index].state == RESIDENT;
+		bool mapped = device->chunks[index].state == MAPPED;
+		bool resident = mapped || device->chunks[index].state == RESIDENT;
 
 		device->chunks[index].holds++;
-		device_count(device, resident ? COUNTER_CHUNK_HITS : COUNTER_CHUNK_STALLS, 1);
+		device_count(device,
+			     mapped	? COUNTER_CHUNKS_IN_PLACE
+			     : resident ? COUNTER_CHUNK_HITS
+					: COUNTER_CHUNK_STALLS,
+			     1);
 		hold->absent += !resident;
 		if (resident && device->predictor.chunks[index].unread)
 			device_count(device, COUNTER_PREFETCH_HITS, 1);

@@ -10,6 +10,7 @@
  *   ABSENT -----> RISING -> RESIDENT -----> SINKING -> ABSENT (home T2)
  *     | fetch (T3 to T2, by the daemon): FETCHING -> ABSENT
  *     | spill (T2 to T3, by the daemon): SPILLING -> ABSENT
+ *     | map (device->maps: read in place, where it stays): RISING -> MAPPED
  */
 #ifndef GREENBOOST_RESIDENCY_H
 #define GREENBOOST_RESIDENCY_H
@@ -27,7 +28,7 @@
 #include "ticket.h"
 #include "wire.h"
 
-enum chunk_state { ABSENT, FETCHING, SPILLING, RISING, RESIDENT, SINKING };
+enum chunk_state { ABSENT, FETCHING, SPILLING, RISING, RESIDENT, SINKING, MAPPED };
 enum chunk_home { HOME_EMPTY, HOME_T1, HOME_T2, HOME_T3, HOME_LOST };
 
 #define CHUNK_USES 4
@@ -40,7 +41,8 @@ struct chunk {
 	bool sticky; /* its address was copied to the device: leaves when nothing else can */
 	uint16_t holds; /* launches and copies being prepared that name it */
 	uint32_t slot; /* its VRAM slot, NO_SLOT if none */
-	struct ram_place ram; /* its RAM slot; while it is in VRAM, that of a copy */
+	struct ram_place ram; /* its RAM slot; while it is in VRAM, that of a copy; MAPPED: there it
+				 is used */
 	bool extent; /* T3 has a copy */
 	bool summed; /* sum is that of its bytes below VRAM: a copy is right as long as VRAM's is
 			the same */
@@ -58,6 +60,12 @@ struct span {
 	bool overwritten; /* chunks wholly inside need not be fetched */
 	bool guest; /* counted in the allocation's guests, until residency_hold() has returned */
 };
+
+/* Is it where a kernel can use it? */
+static inline bool chunk_usable(const struct chunk *chunk)
+{
+	return chunk->state == RESIDENT || chunk->state == MAPPED;
+}
 
 #define HOLD_INLINE 256
 
@@ -101,6 +109,7 @@ struct device {
 	CUdevice ordinal;
 	CUcontext context;
 	size_t chunk; /* bytes */
+	bool maps; /* what VRAM has no room for is read in place in RAM: nothing comes and goes */
 	_Atomic uint64_t limit; /* VRAM that allocations may take, bytes; written in `allocate` */
 	atomic_bool ready; /* VRAM slots and the pager are there */
 	bool unusable; /* making them failed; guarded by the lock of device.c */
@@ -133,6 +142,7 @@ struct device {
 	uint32_t fetches, spills; /* under way */
 	uint32_t departures; /* spills under way that empty a recalled arena */
 	int spill_error; /* of the last spill that failed, errno value */
+	uint32_t mapped; /* chunks that are read in place */
 	uint32_t slots_used; /* VRAM slots with a chunk in them */
 	uint32_t copies; /* RAM slots with a copy of a chunk that is in VRAM */
 	uint32_t copy_hand; /* the VRAM slot whose chunk may lose its copy next */

@@ -327,6 +327,8 @@ bool vram_rise(struct device *device, uint32_t index, bool ahead)
 	while ((slot = free_slot(device)) == NO_SLOT) {
 		uint32_t victim;
 
+		if (device->maps)
+			return !device->stopped && lower_map(device, index);
 		/* Only if the driver had less VRAM than was promised: allocations see to it
 		 * otherwise. */
 		if (!device->paging) {
@@ -410,7 +412,9 @@ void vram_give_up_slot(struct device *device)
 		victim = vram_victim(device, false);
 		if (victim == PREDICT_NONE && held_for_a_moment(device)) {
 			pthread_cond_wait(&device->work, &device->lock);
-		} else if (victim == PREDICT_NONE || !sink(device, victim)) {
+		} else if (victim == PREDICT_NONE || !sink(device, victim) ||
+			   (device->maps && device->chunks[victim].state == ABSENT &&
+			    !lower_map(device, victim))) {
 			device->slots_allowed = mover->slots_existing; /* as few as can be */
 			pthread_cond_broadcast(&device->changed);
 		}

@@ -50,6 +50,8 @@ enum counter {
 	COUNTER_ARENA_SLOTS_MOST,
 	COUNTER_EVICTIONS_CLEAN, /* that copied nothing */
 	COUNTER_SPILLS_CLEAN, /* that wrote nothing, as T3 had it already */
+	COUNTER_CHUNKS_IN_PLACE, /* named and used in RAM, where they are */
+	COUNTER_MAPPED_SLOTS, /* RAM slots at the application's addresses */
 	COUNTER_COUNT
 };
 
@@ -62,6 +64,7 @@ enum {
 	STATE_T3 = '3',
 	STATE_RISING = '^',
 	STATE_SINKING = 'v',
+	STATE_MAPPED = 'm',
 };
 
 /* A message being written: a msgpack map whose size is patched in at the end. */

@@ -5,6 +5,7 @@
     socket = "/run/greenboost/tierd.sock"
     chunk = "16MiB"            # power of two, 2MiB to 64MiB
     view = "/run/greenboost/view"
+    paging = "auto"            # of programs that are told nothing else: "auto", "mapped", "off"
     [ram]
     limit = "80%"              # of what is available when the daemon starts
     arena = "1GiB"             # whole chunks
@@ -32,7 +33,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from . import memory, tomlfile
-from .model import MAX_CHUNK, MIN_CHUNK, POLLS, SizeError, SpillOptions, format_size, parse_size
+from .model import MAX_CHUNK, MIN_CHUNK, PAGING_MODES, POLLS, SizeError, SpillOptions, format_size, parse_size
 
 __all__ = [
     "ARENA_SOURCES",
@@ -56,11 +57,11 @@ MAX_DEFAULT_ARENA = 1 << 30
 MIN_RAM_CHUNKS = 4
 """Chunks that T2 must hold: fewer leave no room to move chunks between tiers."""
 
-_NAMES = ("socket", "chunk", "view", "ram", "arena", "arena_source", "reserve", "spill")
+_NAMES = ("socket", "chunk", "view", "ram", "arena", "arena_source", "reserve", "spill", "paging")
 _VARIABLES = {name: f"GREENBOOST_{name.upper()}" for name in _NAMES}
 _FLAGS = {name: f"--{name.replace('_', '-')}" for name in _NAMES}
 _TABLES = {
-    "tierd": {"socket": "socket", "chunk": "chunk", "view": "view"},
+    "tierd": {"socket": "socket", "chunk": "chunk", "view": "view", "paging": "paging"},
     "ram": {"limit": "ram", "arena": "arena", "source": "arena_source", "reserve": "reserve"},
 }
 _SPILL_KEYS = ("path", "size", "weight", "encrypt", "daily_writes", "deadline", "poll")
@@ -94,6 +95,8 @@ class Config:
     view: Path | None
     arena_source: str = "auto"  #: one of ARENA_SOURCES
     reserve: int | None = None  #: bytes of RAM to be left available to others; None: see watermark
+    paging: str = "auto"  #: one of PAGING_MODES
+    chunk_source: str = "default"  #: where `chunk` was said
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,6 +324,8 @@ def _checked(settings: Mapping[str, _Setting], spill: list[SpillSpec], environ: 
         view,
         arena_source=_arena_source(settings.get("arena_source")),
         reserve=_reserve(settings.get("reserve")),
+        paging=_paging(settings.get("paging")),
+        chunk_source=settings["chunk"].where if "chunk" in settings else "default",
     )
 
 
@@ -383,6 +388,16 @@ def _arena_source(setting: _Setting | None) -> str:
     if not isinstance(setting.value, str) or setting.value not in ARENA_SOURCES:
         raise ConfigError(
             f"{setting.where}: arenas come from one of {', '.join(ARENA_SOURCES)}, not {setting.value!r}"
+        )
+    return setting.value
+
+
+def _paging(setting: _Setting | None) -> str:
+    if setting is None:
+        return "auto"
+    if not isinstance(setting.value, str) or setting.value not in PAGING_MODES:
+        raise ConfigError(
+            f"{setting.where}: paging is one of {', '.join(PAGING_MODES)}, not {setting.value!r}"
         )
     return setting.value
 

@@ -201,6 +201,8 @@ class _Daemon:
             version=__version__,
             socket=str(self._config.socket),
             chunk_bytes=self._config.chunk,
+            chunk_source=self._config.chunk_source,
+            paging=self._config.paging,
             arena_bytes=self._config.arena,
             arenas=len(self._pool),
             arena_limit=self._pool.limit,

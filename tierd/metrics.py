@@ -42,6 +42,8 @@ def snapshot(
     mountpoint: str | None = None,
     arena_source: str = "memfd",
     pressure: PressureSnapshot = NO_PRESSURE_KNOWN,
+    chunk_source: str = "default",
+    paging: str = "auto",
 ) -> Snapshot:
     """A Snapshot whose tiers add up: `arenas` exist of at most `arena_limit`."""
     sessions, spill_paths = tuple(sessions), tuple(spill_paths)
@@ -65,6 +67,8 @@ def snapshot(
         ended=tuple(ended),
         arena_source=arena_source,
         pressure=pressure,
+        chunk_source=chunk_source,
+        paging=paging,
     )
 
 
@@ -75,6 +79,8 @@ def to_dict(snapshot: Snapshot) -> dict[str, Any]:
         "version": snapshot.version,
         "socket": snapshot.socket,
         "chunk_bytes": snapshot.chunk_bytes,
+        "chunk_source": snapshot.chunk_source,
+        "paging": snapshot.paging,
         "arena_bytes": snapshot.arena_bytes,
         "arenas": snapshot.arenas,
         "arena_source": snapshot.arena_source,
@@ -110,7 +116,7 @@ def to_dict(snapshot: Snapshot) -> dict[str, Any]:
             "returned_bytes": snapshot.pressure.returned,
             "withheld_bytes": snapshot.pressure.withheld,
         },
-        "sessions": [_session_to_dict(session) for session in snapshot.sessions],
+        "sessions": [_session_to_dict(session, snapshot.chunk_bytes) for session in snapshot.sessions],
         "ended": [ended_to_dict(session) for session in snapshot.ended],
     }
 
@@ -121,6 +127,9 @@ def _common(session: SessionSnapshot | EndedSession) -> dict[str, Any]:
         "pid": session.pid,
         "uid": session.uid,
         "name": session.name,
+        "paging": session.decided.paging,
+        "vram_bytes": session.vram_bytes,
+        "vram_source": session.decided.vram_source,
         "resident_bytes": {TIER_NAMES[tier]: session.resident.get(tier, 0) for tier in Tier},
         "nvme_written_bytes": session.written,
         "nvme_read_bytes": session.read,
@@ -128,11 +137,16 @@ def _common(session: SessionSnapshot | EndedSession) -> dict[str, Any]:
     }
 
 
-def _session_to_dict(session: SessionSnapshot) -> dict[str, Any]:
+def _session_to_dict(session: SessionSnapshot, chunk: int) -> dict[str, Any]:
+    mapped = min(session.counters.get("mapped_slots", 0), session.committed_chunks)
     return _common(session) | {
         "vram_slots": session.vram_slots,
-        "vram_bytes": session.vram_bytes,
         "committed_chunks": session.committed_chunks,
+        "held_bytes": {
+            "direct": session.counters.get("direct_bytes", 0),
+            "paged": (session.committed_chunks - mapped) * chunk,
+            "mapped": mapped * chunk,
+        },
     }
 
 
@@ -167,6 +181,7 @@ def summary_table(ended: Mapping[str, Any]) -> str:
         ),
         ("launches", count("launches"), f"{count('launches_paged')} with paged memory"),
         ("chunks found", f"{count('chunk_hits')} in VRAM", f"{count('chunk_stalls')} waited for"),
+        *([("", f"{count('chunks_in_place')} used in RAM", "")] if counters.get("chunks_in_place") else []),
         ("prefetched", count("prefetched"), f"{count('prefetch_hits')} of them used"),
         ("evicted", count("evictions"), f"{count('evictions_clean')} of them unchanged"),
         ("time", f"{ended['seconds']:.1f} s", f"{ended['stall_seconds']:.1f} s of it stalled"),

@@ -18,9 +18,12 @@ __all__ = [
     "MIN_CHUNK",
     "NO_PRESSURE",
     "NO_PRESSURE_KNOWN",
+    "PAGING_MODES",
     "POLLS",
+    "VRAM_SOURCES",
     "AllocationSnapshot",
     "ChunkState",
+    "Decisions",
     "EndedSession",
     "Poll",
     "Pressure",
@@ -65,6 +68,7 @@ class ChunkState(bytes, enum.Enum):
     T3 = b"3"
     RISING = b"^"  #: on its way to VRAM
     SINKING = b"v"  #: on its way down
+    MAPPED = b"m"  #: in RAM and used there, by the GPU over the bus
 
 
 class PressureLevel(enum.IntEnum):
@@ -207,6 +211,22 @@ class AllocationSnapshot:
     map: str  #: one ChunkState letter a chunk
 
 
+PAGING_MODES = ("auto", "mapped", "off")
+"""What is done with what VRAM has no room for: it comes and goes; it is used in RAM; nothing, the driver's
+own memory is all there is."""
+VRAM_SOURCES = ("asked", "available", "free")
+"""Why a session may use so much VRAM: that was asked for; more was asked for than was free; that was free,
+less a reserve."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """How a session holds memory, as its shim has decided, and why."""
+
+    paging: str = "unknown"  #: one of PAGING_MODES; "unknown": before it has allocated anything
+    vram_source: str = "unknown"  #: why it may use so much VRAM, one of VRAM_SOURCES
+
+
 @dataclass(frozen=True, slots=True)
 class SessionSnapshot:
     """One application process."""
@@ -223,6 +243,7 @@ class SessionSnapshot:
     written: int = 0  #: bytes of its chunks written to T3
     read: int = 0  #: bytes of its chunks read back from T3
     vram_bytes: int = 0  #: bytes of VRAM that the session may use, as its shim said
+    decided: Decisions = Decisions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +260,8 @@ class EndedSession:
     counters: Mapping[str, int]  #: wire.COUNTERS by name, at the end
     written: int  #: bytes of its chunks written to T3
     read: int  #: bytes of its chunks read back from T3
+    vram_bytes: int = 0  #: bytes of VRAM that it might use
+    decided: Decisions = Decisions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,3 +297,5 @@ class Snapshot:
     ended: tuple[EndedSession, ...] = ()  #: the latest, oldest first
     arena_source: str = "memfd"  #: what arenas are made of: "memfd" or "module"
     pressure: PressureSnapshot = NO_PRESSURE_KNOWN
+    chunk_source: str = "default"  #: why a chunk is as large as it is: where that was said
+    paging: str = "auto"  #: what applications do that are not told otherwise, one of PAGING_MODES

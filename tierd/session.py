@@ -19,7 +19,15 @@ import trio
 from .arena import Arena
 from .capacity import lone_capacity, room
 from .migrate import Migrator, MigratorStatistics
-from .model import AllocationSnapshot, EndedSession, SessionSnapshot, Tier
+from .model import (
+    PAGING_MODES,
+    VRAM_SOURCES,
+    AllocationSnapshot,
+    Decisions,
+    EndedSession,
+    SessionSnapshot,
+    Tier,
+)
 from .policy import Allocated, Freed, RecallFailed, Refused, VramSet
 from .statemap import StateMap
 from .tiers import RECALL_PATIENCE, Tiers
@@ -118,9 +126,11 @@ class Session:
         self._bye: Request | None = None
         self._began = time.monotonic()
         self._vram_bytes = 0
+        self._decided = Decisions()
         self._peak_chunks = 0
         self._at_once: Mapping[str, Callable[[Request], Mapping[str, int] | None]] = {
             "vram": self._vram,
+            "decided": self._decide,
             "memory": self._memory,
             "alloc": self._alloc,
             "free": self._free,
@@ -192,6 +202,8 @@ class Session:
                 counters=counters,
                 written=moved.written,
                 read=moved.read,
+                vram_bytes=self._vram_bytes,
+                decided=self._decided,
             )
         )
 
@@ -287,6 +299,12 @@ class Session:
     def _vram(self, request: Request) -> None:
         self._tiers.apply(VramSet(self.who.id, request.uint("slots")))
         self._vram_bytes = request.uint("bytes")
+
+    def _decide(self, request: Request) -> None:
+        decided = Decisions(request.text("paging"), request.text("vram_source"))
+        if decided.paging not in PAGING_MODES or decided.vram_source not in VRAM_SOURCES:
+            raise Refused("EINVAL", f"{decided.paging!r}, {decided.vram_source!r}: not known")
+        self._decided = decided
 
     def _memory(self, request: Request) -> Mapping[str, int]:
         state = self._tiers.state
@@ -478,6 +496,7 @@ class Session:
             written=moved.written,
             read=moved.read,
             vram_bytes=self._vram_bytes,
+            decided=self._decided,
         )
 
     def chunk_map(self, first: int, chunks: int) -> str:

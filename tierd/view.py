@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The read-only file system that shows what is where: one value a file, its unit in the name.
 
-    VIEW/version  pid  socket  chunk_bytes  arena_bytes  arenas
+    VIEW/version  pid  socket  chunk_bytes  chunk_source  paging  arena_bytes  arenas
     VIEW/tiers/{vram,ram,nvme}/{total_bytes,used_bytes}
     VIEW/spill/<n>/{path,total_bytes,used_bytes,written_bytes,read_bytes,
                     state,errors,retired_bytes,written_today_bytes}
-    VIEW/sessions/<id>/{pid,uid,name,vram_slots,vram_bytes,committed_chunks}
+    VIEW/sessions/<id>/{pid,uid,name,paging,vram_slots,vram_bytes,vram_source,committed_chunks}
     VIEW/sessions/<id>/{t1_bytes,t2_bytes,t3_bytes,nvme_written_bytes,nvme_read_bytes}
     VIEW/sessions/<id>/counters/<name>
     VIEW/sessions/<id>/allocations/<hex address>/{bytes,chunks,map}

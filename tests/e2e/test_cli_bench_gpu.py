@@ -37,7 +37,7 @@ MODEL = (
     "--repeat",
     "2",
 )
-LEFT_OUT = ["mapped", "accelerate", "accelerate+disk", "flextensor"]
+LEFT_OUT = ["accelerate", "accelerate+disk", "flextensor"]
 
 
 @pytest.fixture
@@ -77,7 +77,12 @@ def test_all_modes(cli: Cli) -> None:
     assert answer["ceilings"]["disk"]["random"] > 0
     modes = modes_of((cli.home / "out.json").read_text())
     assert [name for name, one in modes.items() if one["status"] == "left out"] == LEFT_OUT
-    assert [name for name, one in modes.items() if one["same_bits"]] == ["shim", "paged", "paged+nvme"]
+    assert [name for name, one in modes.items() if one["same_bits"]] == [
+        "shim",
+        "paged",
+        "paged+nvme",
+        "mapped",
+    ]
     assert modes["vram"]["decode"]["moved"] is None
     assert modes["shim"]["decode"]["moved"]["h2d_bytes"] == 0
     for name in ("paged", "paged+nvme"):
@@ -91,6 +96,9 @@ def test_all_modes(cli: Cli) -> None:
         assert sum(part["d2h_bytes"] for part in moved) <= total
         assert f"--vram={answer['limits']['vram_bytes']}" in one["command"]
     assert modes["paged"]["greenboost"]["total"]["nvme_written_bytes"] == 0
+    in_place = modes["mapped"]["greenboost"]["total"]["counters"]
+    assert in_place["chunks_in_place"] > 0
+    assert in_place["h2d_bytes"] == in_place["d2h_bytes"] == 0
     assert modes["paged+nvme"]["decode"]["moved"]["nvme_written_bytes"] > 0
     capped = modes["paged+nvme"]
     assert bool(capped["ram_cap_bytes"]) != bool(capped["ram_uncapped_reason"])

@@ -14,7 +14,9 @@ from .tiers import Result, Runner
 Event = dict[str, Any]
 
 CHUNK = 2 << 20
-SMALL = "--chunk 2MiB --vram 16MiB --ram 16MiB --arena 8MiB --spill {dir}/spill:64MiB --trace {dir}/trace.json"
+SMALL = (
+    "--chunk 2MiB --vram 16MiB --ram 16MiB --arena 8MiB --spill {dir}/spill:64MiB --trace {dir}/trace.json"
+)
 
 PROGRAM = (
     BEGIN

@@ -53,6 +53,7 @@ def test_a_whole_file(tmp_path: Path) -> None:
         socket = "/run/x/tierd.sock"
         chunk = "2MiB"
         view = "/run/x/view"
+        paging = "mapped"
         [ram]
         limit = "80%"
         arena = 8388608
@@ -70,10 +71,12 @@ def test_a_whole_file(tmp_path: Path) -> None:
         ram=32 * GIB,
         arena=8 * MIB,
         spill=(
-            SpillSpec(Path("/mnt/a"), 200 * GIB, f"{path}:10"),
-            SpillSpec(Path("/dev/nvme1n1"), None, f"{path}:13"),
+            SpillSpec(Path("/mnt/a"), 200 * GIB, f"{path}:11"),
+            SpillSpec(Path("/dev/nvme1n1"), None, f"{path}:14"),
         ),
         view=Path("/run/x/view"),
+        chunk_source=f"{path}:4",
+        paging="mapped",
     )
 
 

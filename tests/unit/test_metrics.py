@@ -7,6 +7,7 @@ import json
 
 from tierd import metrics
 from tierd.model import (
+    Decisions,
     EndedSession,
     PressureLevel,
     PressureSnapshot,
@@ -18,7 +19,11 @@ from tierd.model import (
 from tierd.wire import COUNTERS
 
 MIB = 1 << 20
-COUNTED = {name: n for n, name in enumerate(COUNTERS)} | {"stall_ns": 1_500_000_000, "h2d_bytes": 3 * MIB}
+COUNTED = {name: n for n, name in enumerate(COUNTERS)} | {
+    "stall_ns": 1_500_000_000,
+    "h2d_bytes": 3 * MIB,
+    "mapped_slots": 5,
+}
 
 
 def session(id: int) -> SessionSnapshot:
@@ -34,6 +39,7 @@ def session(id: int) -> SessionSnapshot:
         written=6 * MIB,
         read=4 * MIB,
         vram_bytes=9 * MIB,
+        decided=Decisions("mapped", "asked"),
     )
 
 
@@ -68,6 +74,8 @@ def snapshot() -> Snapshot:
         ended=[ENDED],
         mountpoint="/v",
         arena_source="module",
+        chunk_source="GREENBOOST_CHUNK",
+        paging="mapped",
         pressure=PressureSnapshot("module", PressureLevel.LOW, 3 * MIB, 5 * MIB, 7, 4 * MIB, 8 * MIB),
     )
 
@@ -89,6 +97,8 @@ def test_keys_are_stable_and_values_are_json() -> None:
         "version",
         "socket",
         "chunk_bytes",
+        "chunk_source",
+        "paging",
         "arena_bytes",
         "arenas",
         "arena_source",
@@ -130,12 +140,23 @@ def test_keys_are_stable_and_values_are_json() -> None:
         "pid",
         "uid",
         "name",
+        "paging",
+        "vram_bytes",
+        "vram_source",
         "resident_bytes",
         "nvme_written_bytes",
         "nvme_read_bytes",
         "counters",
     }
-    assert set(shown["sessions"][0]) == common | {"vram_slots", "vram_bytes", "committed_chunks"}
+    assert set(shown["sessions"][0]) == common | {"vram_slots", "committed_chunks", "held_bytes"}
+    assert (shown["chunk_source"], shown["paging"]) == ("GREENBOOST_CHUNK", "mapped")
+    first = shown["sessions"][0]
+    assert (first["paging"], first["vram_source"]) == ("mapped", "asked")
+    assert first["held_bytes"] == {
+        "direct": COUNTED["direct_bytes"],
+        "paged": (9 - 5) * 2 * MIB,
+        "mapped": 5 * 2 * MIB,
+    }
     assert set(shown["ended"][0]) == common | {"seconds", "peak_chunks", "stall_seconds"}
     assert shown["ended"][0]["resident_bytes"] == {"vram": 8 * MIB, "ram": 4 * MIB, "nvme": 2 * MIB}
     assert shown["ended"][0]["stall_seconds"] == 1.5

@@ -41,6 +41,8 @@ async def test_the_hello_says_what_there_is(tmp_path: Path) -> None:
         }
         assert await shim.call("memory") == {"total": 14 * CHUNK, "free": 14 * CHUNK}
         await shim.call("vram", slots=3, bytes=7 << 20)
+        await shim.call("decided", paging="mapped", vram_source="asked")
+        await refused("EINVAL", shim.call("decided", paging="off and on", vram_source="asked"))
         await shim.alloc(0, 5)
         assert await shim.call("memory") == {"total": 14 * CHUNK, "free": 12 * CHUNK}
         snapshot = await status(conf)
@@ -48,6 +50,7 @@ async def test_the_hello_says_what_there_is(tmp_path: Path) -> None:
         (shown,) = snapshot["sessions"]
         assert (shown["pid"], shown["name"], shown["uid"]) == (os.getpid(), "test", os.geteuid())
         assert (shown["vram_slots"], shown["committed_chunks"]) == (3, 5)
+        assert (shown["paging"], shown["vram_source"]) == ("mapped", "asked")
 
 
 async def test_a_bad_state_memfd_is_refused(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ def test_every_op_is_declared_once_for_its_sender() -> None:
         Sender.SHIM: {
             "hello",
             "vram",
+            "decided",
             "memory",
             "alloc",
             "free",

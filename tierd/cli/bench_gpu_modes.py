@@ -124,14 +124,7 @@ def _missing(bench: Bench, mode: str) -> str:
         return "no --spill is given"
     if mode == "accelerate+disk" and bench.spill is not None and directory_of(bench.spill) is None:
         return f"accelerate needs a directory, {bench.spill} is a device"
-    if mode == "mapped" and "--paging" not in _run_help():
-        return "not available: this version of greenboost run has no --paging"
     return ""
-
-
-def _run_help() -> str:
-    command = [*_greenboost(), "run", "--help"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
 def _greenboost() -> list[str]:

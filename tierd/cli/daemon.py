@@ -14,7 +14,7 @@ import trio
 from .. import config, daemon
 from ..startup import StartupError
 from .errors import CommandError, UsageError
-from .parsers import TIER_FLAGS, Commands, add_command, add_socket, add_tiers
+from .parsers import TIER_FLAGS, Commands, add_command, add_paging, add_socket, add_tiers
 from .private import report_failed, report_ready
 
 __all__ = ["add_to"]
@@ -35,6 +35,7 @@ def add_to(commands: Commands) -> None:
         help=f"the settings, which flags overrule (default {config.DEFAULT_FILE}, if there)",
     )
     add_tiers(parser)
+    add_paging(parser)
     add_socket(parser)
     # For `greenboost run`: see private.py.
     parser.add_argument("--life-fd", type=int, help=argparse.SUPPRESS)
@@ -57,7 +58,7 @@ def _daemon(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    flags = {name: getattr(options, name) for name in ("socket", *TIER_FLAGS)}
+    flags = {name: getattr(options, name) for name in ("socket", "paging", *TIER_FLAGS)}
     try:
         settings = config.load(options.config, os.environ, flags)
         ready = trio.TASK_STATUS_IGNORED if options.ready_fd is None else _Ready(options.ready_fd)

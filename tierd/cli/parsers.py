@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from ..config import ARENA_SOURCES
-from ..model import MAX_CHUNK, MIN_CHUNK, SizeError, parse_size
+from ..model import MAX_CHUNK, MIN_CHUNK, PAGING_MODES, SizeError, parse_size
 
 __all__ = [
     "TIER_FLAGS",
     "Commands",
     "add_command",
+    "add_paging",
     "add_socket",
     "add_tiers",
     "as_chunk",
@@ -47,6 +48,15 @@ def add_command(
 
 def add_socket(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--socket", metavar="PATH", help="the daemon's socket, where it is not the usual one")
+
+
+def add_paging(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--paging",
+        metavar="HOW",
+        help=f"what becomes of what VRAM has no room for: {', '.join(PAGING_MODES)}: it comes and goes, "
+        "it is used in place in RAM, or there is only what the driver has",
+    )
 
 
 def add_tiers(parser: argparse.ArgumentParser) -> None:

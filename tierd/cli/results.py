@@ -40,6 +40,7 @@ def results(socket: Path, *, since: int | None, seconds: float) -> dict[str, Any
         sessions.append({**session, **whole, "running": True})
     return {
         "chunk_bytes": status["chunk_bytes"],
+        "chunk_source": status["chunk_source"],
         "tiers": status["tiers"],
         "spill": status["spill"],
         "sessions": sessions,

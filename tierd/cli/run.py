@@ -20,7 +20,7 @@ from . import tracefile
 from .application import run_application
 from .control import daemon_socket, status_of
 from .errors import CommandError, UsageError
-from .parsers import TIER_FLAGS, Commands, add_command, add_socket, add_tiers
+from .parsers import TIER_FLAGS, Commands, add_command, add_paging, add_socket, add_tiers
 from .paths import find_driver, find_nvml, find_shim
 from .private import start_daemon
 from .results import newest_session, results, table
@@ -30,6 +30,8 @@ __all__ = ["add_to"]
 
 _MIN_SLOTS = 4
 """VRAM slots without which nothing moves: what a kernel reads and writes, and one each way in and out."""
+
+_OFF = "greenboost: paging is off: the command had the driver's memory alone"
 
 
 def add_to(commands: Commands) -> None:
@@ -43,13 +45,17 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--vram", metavar="SIZE", help="VRAM the command may fill: 8GiB, or 80%% of the device's"
     )
+    add_paging(parser)
     add_tiers(parser)
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the final figures to FILE as well")
     parser.add_argument(
         "--record", metavar="FILE", type=Path, help="record launches and what they name, for tools/replay"
     )
     parser.add_argument(
-        "--trace", metavar="FILE", type=Path, help="write what happened when, for Perfetto or chrome://tracing"
+        "--trace",
+        metavar="FILE",
+        type=Path,
+        help="write what happened when, for Perfetto or chrome://tracing",
     )
     parser.add_argument("--driver", metavar="PATH", help="the CUDA driver (libcuda.so.1), if it is not found")
     add_socket(parser)
@@ -62,6 +68,7 @@ class _Daemon:
     socket: Path
     private: bool
     chunk: int  #: bytes
+    paging: str  #: of this command
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -104,13 +111,14 @@ def _run_with(
             print(f"greenboost: --trace {options.trace}: {(error.strerror or '').lower()}", file=sys.stderr)
     if figures is None:
         return status
-    print(table(figures), file=sys.stderr)
+    print(table(figures) if daemon.paging != "off" else _OFF, file=sys.stderr)
     if options.json is not None:
         whole = {
             "command": options.argv,
             "status": status,
             "seconds": round(seconds, 6),
             "private_daemon": daemon.private,
+            "paging": daemon.paging,
             **figures,
         }
         try:
@@ -139,24 +147,51 @@ def _daemon(options: argparse.Namespace, held: HeldSignals) -> Iterator[_Daemon]
         except wire.RemoteError as error:
             raise CommandError(f"the daemon at {socket} refuses: {error}") from None
         else:
-            chunk = status_of(socket)["chunk_bytes"]
+            status = status_of(socket)
+            chunk, paging = status["chunk_bytes"], _settings({"paging": options.paging}).paging
             assert isinstance(chunk, int)
+            if options.paging is None and not os.environ.get("GREENBOOST_PAGING"):
+                paging = str(status["paging"])
+            _check_paging(options, paging)
             _check_vram(options, chunk)
-            yield _Daemon(socket, False, chunk)
+            yield _Daemon(socket, False, chunk, paging)
             return
-    try:
-        settings = config.load(Path(os.devnull), os.environ, flags)
-    except config.ConfigError as error:
-        raise UsageError(str(error)) from None
+    settings = _settings({"paging": options.paging, **flags})
+    _check_paging(options, settings.paging)
     _check_vram(options, settings.chunk)
     given = {name.replace("_", "-"): value for name, value in flags.items() if isinstance(value, str)}
     arguments = [f"--{name}={value}" for name, value in given.items()]
     arguments += [f"--spill={value}" for value in options.spill or ()]
+    arguments.append(f"--paging={settings.paging}")
     daemon = start_daemon(arguments, os.environ, held)
     try:
-        yield _Daemon(daemon.socket, True, settings.chunk)
+        yield _Daemon(daemon.socket, True, settings.chunk, settings.paging)
     finally:
         daemon.stop()
+
+
+def _settings(flags: Mapping[str, object]) -> config.Config:
+    """What a private daemon would have. Raises UsageError."""
+    try:
+        return config.load(Path(os.devnull), os.environ, flags)
+    except config.ConfigError as error:
+        raise UsageError(str(error)) from None
+
+
+def _check_paging(options: argparse.Namespace, paging: str) -> None:
+    """Raise UsageError for flags that would do nothing."""
+    if paging == "off":
+        for flag in ("vram", "record", "trace"):
+            if getattr(options, flag) is not None:
+                raise UsageError(
+                    f"--{flag}: with --paging off the driver alone has to do with memory; leave out one or "
+                    "the other"
+                )
+    if paging == "mapped" and options.spill:
+        raise UsageError(
+            "--spill: with --paging mapped memory is used in place, which NVMe cannot be; leave out one or "
+            "the other"
+        )
 
 
 def _environment(daemon: _Daemon, options: argparse.Namespace, driver: Path, shim: Path) -> dict[str, str]:
@@ -166,6 +201,7 @@ def _environment(daemon: _Daemon, options: argparse.Namespace, driver: Path, shi
     environ = {
         **os.environ,
         "GREENBOOST_SOCKET": str(daemon.socket),
+        "GREENBOOST_PAGING": daemon.paging,
         "GREENBOOST_CUDA_DRIVER": str(driver),
         # First of all: whoever else wraps the driver then wraps what we give.
         "LD_PRELOAD": " ".join(filter(None, (*preload, os.environ.get("LD_PRELOAD")))),

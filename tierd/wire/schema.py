@@ -62,6 +62,8 @@ COUNTERS = (
     "arena_slots_most",
     "evictions_clean",
     "spills_clean",
+    "chunks_in_place",
+    "mapped_slots",
 )
 """Names of the u64 counters in the state memfd's header, in the order of their layout."""
 
@@ -125,6 +127,7 @@ _DECLARED = (
         request_fds=1,
     ),
     Op("vram", Sender.SHIM, request=(_uint("slots", MAX_STATE_CHUNKS), _uint("bytes", MAX_VRAM))),
+    Op("decided", Sender.SHIM, request=(_text("paging", 16), _text("vram_source", 16))),
     Op("memory", Sender.SHIM, answer=(_uint("total"), _uint("free"))),
     Op(
         "alloc",

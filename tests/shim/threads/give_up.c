@@ -33,6 +33,12 @@ struct ram_place lower_make_ram(struct device *d)
 	return NO_RAM;
 }
 
+bool lower_map(struct device *d, uint32_t index)
+{
+	(void)d, (void)index; /* device->maps is not set */
+	return false;
+}
+
 void lower_drop_extent(struct device *d, uint32_t index)
 {
 	(void)d, (void)index;
