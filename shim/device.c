@@ -222,11 +222,10 @@ static bool activate(struct device *device)
 	}
 	device->limit = vram_limit(&vram_source);
 	slots = (uint32_t)(device->limit / device->chunk);
-	if (slots < 4) {
-		log_warn("no memory beyond VRAM: %llu bytes of VRAM are fewer than 4 chunks of "
-			 "%zu; choose a "
-			 "smaller --chunk",
-			 (unsigned long long)device->limit, device->chunk);
+	if (slots < LEAST_SLOTS) {
+		log_warn("no memory beyond VRAM: %llu bytes of VRAM are fewer than %d chunks of "
+			 "%zu; choose a smaller --chunk",
+			 (unsigned long long)device->limit, LEAST_SLOTS, device->chunk);
 		return false;
 	}
 	device->maps = device->mover.piecemeal = paging_wanted() == PAGING_MAPPED;
@@ -246,6 +245,11 @@ static bool activate(struct device *device)
 	device->slots_allowed = slots;
 	atomic_store(&device->slots_announced, slots);
 	device_gauge(device, COUNTER_VRAM_SLOTS, slots);
+	if (!device->maps && !pins_parse(&device->pins, getenv("GREENBOOST_PIN")))
+		log_warn("GREENBOOST_PIN=%s: write size=LOW..HIGH in bytes, or 0xLOW-0xHIGH, with "
+			 "commas "
+			 "between; what comes before the mistake holds",
+			 getenv("GREENBOOST_PIN"));
 	if (pager_start(device))
 		return false;
 	trace_open(device);

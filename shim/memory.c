@@ -119,6 +119,7 @@ static struct allocation *enter(struct device *device, CUdeviceptr base, size_t 
 	}
 	if (allocation) {
 		device->committed += chunks;
+		residency_pin(device, allocation);
 		record_allocation(device, allocation);
 		trace_moment(device, "allocate", bytes, base, device->maps ? "mapped" : "paged");
 	}

@@ -175,6 +175,7 @@ static void end_allocation(struct device *device)
 		for (int i = 0; i < CHUNK_USES; i++)
 			ticket_put(chunk->uses[i]);
 		device->fixed -= chunk->fixed;
+		residency_unpin(device, chunk);
 		*chunk = (struct chunk){ .slot = NO_SLOT, .ram = NO_RAM };
 		predict_forget(&device->predictor, c);
 		__atomic_store_n(&device->state_map[c], STATE_FREE, __ATOMIC_RELAXED);

@@ -7,6 +7,7 @@
 #include <time.h>
 
 #include "gate.h"
+#include "log.h"
 #include "trace.h"
 
 void residency_show(struct device *device, uint32_t index)
@@ -18,7 +19,7 @@ void residency_show(struct device *device, uint32_t index)
 
 	switch (chunk->state) {
 	case RESIDENT:
-		letter = STATE_T1;
+		letter = chunk->fixed ? STATE_PINNED : STATE_T1;
 		break;
 	case MAPPED:
 		letter = STATE_MAPPED;
@@ -512,6 +513,7 @@ void residency_fix(struct device *device, struct hold *hold)
 		device->fixed += !chunk->fixed;
 		chunk->fixed = true;
 		chunk->holds--;
+		residency_show(device, hold->chunks[i]);
 	}
 	pthread_cond_signal(&device->work);
 	pthread_cond_broadcast(&device->changed);
@@ -543,6 +545,40 @@ void residency_cancel(struct device *device, struct hold *hold)
 	pthread_cond_broadcast(&device->changed);
 	pthread_mutex_unlock(&device->lock);
 	hold_free(hold);
+}
+
+void residency_pin(struct device *device, const struct allocation *a)
+{
+	for (uint32_t c = a->first; c < a->first + a->chunks; c++) {
+		struct chunk *chunk = &device->chunks[c];
+		struct pin *pin = pins_find(&device->pins, a->bytes, chunk->address, device->chunk);
+
+		if (!pin || chunk->fixed)
+			continue;
+		if (device->fixed + LEAST_SLOTS >= device->slots_allowed) {
+			if (!pin->refused)
+				log_warn(
+					"not all stays in VRAM that a pin names (%s 0x%llx to "
+					"0x%llx): "
+					"%u chunks of %zu stay already, and there are %u; what has "
+					"no room is paged",
+					pin->by_address ? "addresses" : "bytes",
+					(unsigned long long)pin->low, (unsigned long long)pin->high,
+					device->fixed, device->chunk, device->slots_allowed);
+			pin->refused = true;
+			device_count(device, COUNTER_PINS_REFUSED, 1);
+			continue;
+		}
+		chunk->fixed = chunk->pinned = true;
+		device->fixed++;
+		device_gauge(device, COUNTER_PINNED_CHUNKS, ++device->pinned);
+	}
+}
+
+void residency_unpin(struct device *device, struct chunk *chunk)
+{
+	if (chunk->pinned)
+		device_gauge(device, COUNTER_PINNED_CHUNKS, --device->pinned);
 }
 
 static bool named(const struct device *device, const struct allocation *a)

@@ -24,6 +24,7 @@
 #include "checksum.h"
 #include "client.h"
 #include "mover.h"
+#include "pins.h"
 #include "predict.h"
 #include "ticket.h"
 #include "wire.h"
@@ -33,11 +34,15 @@ enum chunk_home { HOME_EMPTY, HOME_T1, HOME_T2, HOME_T3, HOME_LOST };
 
 #define CHUNK_USES 4
 
+/* What a kernel reads and writes, and one each way in and out: without them nothing moves. */
+#define LEAST_SLOTS 4
+
 struct chunk {
 	CUdeviceptr address;
 	uint8_t state; /* enum chunk_state */
 	uint8_t home; /* enum chunk_home: where its bytes are */
-	bool fixed; /* a captured graph names it: never leaves */
+	bool fixed; /* a captured graph names it, or it is pinned: never leaves */
+	bool pinned;
 	bool sticky; /* its address was copied to the device: leaves when nothing else can */
 	uint16_t holds; /* launches and copies being prepared that name it */
 	uint32_t slot; /* its VRAM slot, NO_SLOT if none */
@@ -132,6 +137,8 @@ struct device {
 	uint32_t slots_allowed; /* VRAM slots after direct allocations have had theirs */
 	atomic_uint slots_announced; /* what the daemon counts on */
 	uint32_t fixed; /* chunks that never leave */
+	struct pins pins;
+	uint32_t pinned; /* of the fixed ones those that a pin names */
 	struct hold *wanted; /* of the one launch or copy that waits for chunks */
 	CUresult failure; /* why it cannot be served; CUDA_SUCCESS: it can */
 	struct allocation *ending; /* to be taken apart by the pager */
@@ -239,6 +246,13 @@ CUresult residency_announce(struct device *device, uint32_t slots);
 
 /* Tell the daemon that T3's copies of these chunks are no longer wanted. In no lock. */
 void residency_drop_extents(struct device *device, const uint32_t *chunks, uint32_t count);
+
+/*
+ * Have the chunks of an allocation that a pin names stay in VRAM, as far as there is room
+ * beside what stays already; said where there is not. In the lock.
+ */
+void residency_pin(struct device *device, const struct allocation *allocation);
+void residency_unpin(struct device *device, struct chunk *chunk); /* its allocation ends */
 
 bool hold_has(const struct hold *hold, uint32_t chunk);
 

@@ -418,11 +418,12 @@ static void write_transfer(const struct event *e)
 	snprintf(name, sizeof(name), "%s chunk %" PRIu32, category, e->chunk);
 	number++;
 	put_head(name, category, 'b', (double)e->began, (uint64_t)getpid());
-	put(",\"id\":%" PRIu64 ",\"args\":{\"chunk\":%" PRIu32 ",\"bytes\":%zu,\"failed\":%s",
+	put(",\"id2\":{\"local\":\"%" PRIu64 "\"},\"args\":{\"chunk\":%" PRIu32
+	    ",\"bytes\":%zu,\"failed\":%s",
 	    number, e->chunk, e->traced->chunk, e->failed ? "true" : "false");
 	put_end();
 	put_head(name, category, 'e', (double)e->ended, (uint64_t)getpid());
-	put(",\"id\":%" PRIu64 ",\"args\":{", number);
+	put(",\"id2\":{\"local\":\"%" PRIu64 "\"},\"args\":{", number);
 	put_end();
 	if (!e->failed)
 		count_rate(e->up ? NVME_IN : NVME_OUT, (double)e->ended, e->traced->chunk);

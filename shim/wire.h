@@ -52,6 +52,8 @@ enum counter {
 	COUNTER_SPILLS_CLEAN, /* that wrote nothing, as T3 had it already */
 	COUNTER_CHUNKS_IN_PLACE, /* named and used in RAM, where they are */
 	COUNTER_MAPPED_SLOTS, /* RAM slots at the application's addresses */
+	COUNTER_PINNED_CHUNKS, /* that stay in VRAM because they are to */
+	COUNTER_PINS_REFUSED, /* chunks that were to, and there was no room */
 	COUNTER_COUNT
 };
 
@@ -65,6 +67,7 @@ enum {
 	STATE_RISING = '^',
 	STATE_SINKING = 'v',
 	STATE_MAPPED = 'm',
+	STATE_PINNED = 'p',
 };
 
 /* A message being written: a msgpack map whose size is patched in at the end. */

@@ -146,6 +146,7 @@ def _session_to_dict(session: SessionSnapshot, chunk: int) -> dict[str, Any]:
             "direct": session.counters.get("direct_bytes", 0),
             "paged": (session.committed_chunks - mapped) * chunk,
             "mapped": mapped * chunk,
+            "pinned": min(session.counters.get("pinned_chunks", 0), session.committed_chunks) * chunk,
         },
     }
 

@@ -23,7 +23,7 @@ _HEADER = struct.Struct(f"<IIQ{len(COUNTERS)}Q")
 
 # A chunk on its way up has its slot in VRAM, one on its way down has its place below already.
 _TIER_LETTERS = {
-    Tier.T1: (ChunkState.T1, ChunkState.RISING),
+    Tier.T1: (ChunkState.T1, ChunkState.RISING, ChunkState.PINNED),
     Tier.T2: (ChunkState.T2, ChunkState.SINKING, ChunkState.MAPPED),
     Tier.T3: (ChunkState.T3,),
 }

@@ -27,7 +27,7 @@ TIERD: Layers = (
     ("server session listener", "relief", "view viewtree fusemount", "metrics"),
     ("migrate tiers", "statemap", "pressure", "arenasource"),
     ("policy capacity", "watermark", "arena", "nvme", "wire", "config tomlfile", "startup", "notify"),
-    ("memory", "device"),
+    ("memory", "device", "pins"),
     ("model",),
     ("__init__",),
 )
@@ -38,7 +38,7 @@ SHIM: Layers = (
     ("ranges",),
     ("launch",),
     ("residency pager lower vram device record trace",),
-    ("predict", "mover", "client", "alloc_map", "params", "checksum"),
+    ("predict", "mover", "client", "alloc_map", "params", "checksum", "pins"),
     ("wire", "ticket", "gate", "timing", "function", "spool"),
     ("driver stub",),
     ("cuda_abi", "log", "thread", "memory_of"),

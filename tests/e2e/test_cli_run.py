@@ -145,7 +145,8 @@ def test_figures(cli: Cli) -> None:
     done = cli("run", *TIERS, "--spill", "spill:32MiB", "--json", "out.json", *python(APPLICATION, "1"))
     assert done.returncode == 0, done.stderr
     figures = json.loads((cli.home / "out.json").read_text())
-    keys = "command status seconds private_daemon paging chunk_bytes chunk_source tiers spill sessions total"
+    keys = "command status seconds private_daemon paging pins chunk_bytes chunk_source tiers"
+    keys += " spill sessions total"
     assert list(figures) == keys.split()
     assert figures["command"][0] == sys.executable
     assert (figures["status"], figures["private_daemon"], figures["chunk_bytes"]) == (0, True, CHUNK)

@@ -13,7 +13,7 @@ from typing import Any
 import cffi
 
 SHIM = Path(__file__).parents[2] / "shim"
-PURE = ("alloc_map", "predict")
+PURE = ("alloc_map", "pins", "predict")
 
 
 def declarations(header: Path) -> str:

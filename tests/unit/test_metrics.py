@@ -23,6 +23,7 @@ COUNTED = {name: n for n, name in enumerate(COUNTERS)} | {
     "stall_ns": 1_500_000_000,
     "h2d_bytes": 3 * MIB,
     "mapped_slots": 5,
+    "pinned_chunks": 3,
 }
 
 
@@ -156,6 +157,7 @@ def test_keys_are_stable_and_values_are_json() -> None:
         "direct": COUNTED["direct_bytes"],
         "paged": (9 - 5) * 2 * MIB,
         "mapped": 5 * 2 * MIB,
+        "pinned": 3 * 2 * MIB,
     }
     assert set(shown["ended"][0]) == common | {"seconds", "peak_chunks", "stall_seconds"}
     assert shown["ended"][0]["resident_bytes"] == {"vram": 8 * MIB, "ram": 4 * MIB, "nvme": 2 * MIB}

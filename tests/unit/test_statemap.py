@@ -26,12 +26,12 @@ def header(fd: int, *, magic: int = 0x54534247, version: int = 1, chunks: int = 
 def test_counters_letters_and_tiers() -> None:
     fd = new_state(16)
     os.pwrite(fd, struct.pack(f"<{len(COUNTERS)}Q", *range(100, 100 + len(COUNTERS))), 16)
-    os.pwrite(fd, b"11^2v3.\0\x1b1m", STATE_HEADER_BYTES)
+    os.pwrite(fd, b"11^2v3.\0\x1b1mp", STATE_HEADER_BYTES)
     state = StateMap(fd)
     assert state.chunks == 16
     assert state.counters() == {name: 100 + n for n, name in enumerate(COUNTERS)}
-    assert state.letters(0, 11) == "11^2v3.\0?1m"
-    assert state.resident(16) == {Tier.T1: 4, Tier.T2: 3, Tier.T3: 1}
+    assert state.letters(0, 12) == "11^2v3.\0?1mp"
+    assert state.resident(16) == {Tier.T1: 5, Tier.T2: 3, Tier.T3: 1}
     assert state.resident(3) == {Tier.T1: 3, Tier.T2: 0, Tier.T3: 0}
     state.close()
     state.close()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import config, wire
+from .. import config, pins, wire
 from ..model import SizeError, format_size, parse_size
 from . import tracefile
 from .application import run_application
@@ -46,6 +46,13 @@ def add_to(commands: Commands) -> None:
         "--vram", metavar="SIZE", help="VRAM the command may fill: 8GiB, or 80%% of the device's"
     )
     add_paging(parser)
+    parser.add_argument(
+        "--pin",
+        metavar="RULE",
+        action="append",
+        help="what stays in VRAM: size<=64MiB, size=1GiB..2GiB (of an allocation), 0x7f0000000-0x7f8000000 "
+        "(addresses); may be repeated",
+    )
     add_tiers(parser)
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the final figures to FILE as well")
     parser.add_argument(
@@ -79,6 +86,7 @@ def _run(options: argparse.Namespace) -> int:
     _check_file("--json", options.json)
     _check_file("--record", options.record)
     _check_file("--trace", options.trace)
+    _pins(options)  # said before anything is started
     shim = find_shim(os.environ)
     driver = find_driver(options.driver, os.environ, shim=shim)
     with hold_signals() as held:
@@ -119,6 +127,7 @@ def _run_with(
             "seconds": round(seconds, 6),
             "private_daemon": daemon.private,
             "paging": daemon.paging,
+            "pins": [str(pin) for pin in _pins(options)],
             **figures,
         }
         try:
@@ -154,11 +163,13 @@ def _daemon(options: argparse.Namespace, held: HeldSignals) -> Iterator[_Daemon]
                 paging = str(status["paging"])
             _check_paging(options, paging)
             _check_vram(options, chunk)
+            _check_pins(options, chunk)
             yield _Daemon(socket, False, chunk, paging)
             return
     settings = _settings({"paging": options.paging, **flags})
     _check_paging(options, settings.paging)
     _check_vram(options, settings.chunk)
+    _check_pins(options, settings.chunk)
     given = {name.replace("_", "-"): value for name, value in flags.items() if isinstance(value, str)}
     arguments = [f"--{name}={value}" for name, value in given.items()]
     arguments += [f"--spill={value}" for value in options.spill or ()]
@@ -178,6 +189,31 @@ def _settings(flags: Mapping[str, object]) -> config.Config:
         raise UsageError(str(error)) from None
 
 
+def _pins(options: argparse.Namespace) -> tuple[pins.Pin, ...]:
+    """The rules of the flags, else of the variable. Raises UsageError."""
+    where, texts = "--pin", options.pin
+    if texts is None:
+        where, texts = "GREENBOOST_PIN", [os.environ.get("GREENBOOST_PIN", "")]
+    try:
+        return pins.parse_all(texts)
+    except pins.PinError as error:
+        raise UsageError(f"{where}: {error}") from None
+
+
+def _check_pins(options: argparse.Namespace, chunk: int) -> None:
+    """Raise UsageError for a rule that only allocations could meet that are larger than all of VRAM."""
+    vram, _ = _vram(options)
+    if vram is None or "%" in vram:
+        return
+    room = parse_size(vram) - _MIN_SLOTS * chunk
+    for pin in _pins(options):
+        if not pin.by_address and pin.low > room:
+            raise UsageError(
+                f"--pin: {pin}: allocations of {format_size(pin.low)} and more cannot stay in {vram} of "
+                f"VRAM, of which {_MIN_SLOTS} chunks of {format_size(chunk)} must be free for the rest"
+            )
+
+
 def _check_paging(options: argparse.Namespace, paging: str) -> None:
     """Raise UsageError for flags that would do nothing."""
     if paging == "off":
@@ -187,6 +223,10 @@ def _check_paging(options: argparse.Namespace, paging: str) -> None:
                     f"--{flag}: with --paging off the driver alone has to do with memory; leave out one or "
                     "the other"
                 )
+    if paging != "auto" and options.pin:
+        raise UsageError(
+            f"--pin: with --paging {paging} nothing leaves VRAM that could stay; leave out one or the other"
+        )
     if paging == "mapped" and options.spill:
         raise UsageError(
             "--spill: with --paging mapped memory is used in place, which NVMe cannot be; leave out one or "
@@ -212,6 +252,8 @@ def _environment(daemon: _Daemon, options: argparse.Namespace, driver: Path, shi
     if vram is not None:
         # The shim knows percentages and bytes.
         environ["GREENBOOST_VRAM"] = vram.strip() if "%" in vram else str(parse_size(vram))
+    if rules := _pins(options):
+        environ["GREENBOOST_PIN"] = ",".join(map(str, rules))
     if options.record is not None:
         # The shim appends, as one process after another may be recorded.
         options.record.write_bytes(b"")

@@ -64,6 +64,8 @@ COUNTERS = (
     "spills_clean",
     "chunks_in_place",
     "mapped_slots",
+    "pinned_chunks",
+    "pins_refused",
 )
 """Names of the u64 counters in the state memfd's header, in the order of their layout."""
 
