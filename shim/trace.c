@@ -62,6 +62,7 @@ struct event {
 	uint32_t chunk;
 	bool up; /* up, or fetched */
 	bool ahead, failed, captured;
+	bool more; /* chunks than the ranges say */
 	uint64_t bytes, address;
 	struct span_of_time time;
 	uint32_t vram, ram; /* slots */
@@ -129,10 +130,15 @@ atomic_bool trace_on;
 
 /* ---- the writer: tracks ---- */
 
-static double microseconds(double ns)
+/* Whole nanoseconds, so that one ends where the next begins also when both are written down. */
+static uint64_t whole(double ns)
 {
-	return ns / 1e3;
+	return (uint64_t)(ns + 0.5);
 }
+
+/* As microseconds, which is what the format has. */
+#define MICROSECONDS "%" PRIu64 ".%03u"
+#define microseconds(ns) (ns) / 1000, (unsigned int)((ns) % 1000)
 
 static void put_name_of_track(uint64_t track, const char *name, uint64_t number)
 {
@@ -302,15 +308,15 @@ static void put_head(const char *name, const char *category, char phase, double 
 	snprintf(cut, sizeof(cut), "%s", name);
 	put("{\"name\":");
 	spool_put_text(&tracer.spool, cut);
-	put(",\"cat\":\"%s\",\"ph\":\"%c\",\"ts\":%.3f,\"pid\":%d,\"tid\":%" PRIu64, category,
-	    phase, microseconds(ns), getpid(), track);
+	put(",\"cat\":\"%s\",\"ph\":\"%c\",\"ts\":" MICROSECONDS ",\"pid\":%d,\"tid\":%" PRIu64,
+	    category, phase, microseconds(whole(ns)), getpid(), track);
 }
 
 static void put_slice(const char *name, const char *category, double began, double ended,
 		      uint64_t track)
 {
 	put_head(name, category, 'X', began, track);
-	put(",\"dur\":%.3f,\"args\":{", microseconds(ended - began));
+	put(",\"dur\":" MICROSECONDS ",\"args\":{", microseconds(whole(ended) - whole(began)));
 }
 
 static void put_end(void)
@@ -327,7 +333,7 @@ static void put_ranges(const struct event *e)
 		if (e->ranges[i].last > e->ranges[i].first)
 			put("-%" PRIu32, e->ranges[i].last);
 	}
-	put("%s\",\"chunk_count\":%" PRIu32, e->range_count == RANGES_MOST ? ",..." : "", e->count);
+	put("%s\",\"chunk_count\":%" PRIu32, e->more ? ",..." : "", e->count);
 }
 
 static void put_rate(enum direction direction, uint64_t piece, uint64_t bytes)
@@ -582,7 +588,7 @@ static void note_ranges(struct event *e, const uint32_t *chunks, uint32_t count)
 		if (last && chunks[i] == last->last + 1)
 			last->last = chunks[i];
 		else if (e->range_count == RANGES_MOST)
-			break;
+			e->more = true;
 		else
 			e->ranges[e->range_count++] = (struct range){ chunks[i], chunks[i] };
 	}
