@@ -55,8 +55,10 @@ def environment(folder: Path) -> dict[str, str]:
         # Races are sought in what is instrumented; Python's own use of memory is its affair.
         "TSAN_OPTIONS": f"{common}:ignore_noninstrumented_modules=1:die_after_fork=0:"
         f"suppressions={SUPPRESSIONS}",
-        # Python leaks, and the software device answers faults itself.
-        "ASAN_OPTIONS": f"{common}:detect_leaks=0:handle_segv=0:allow_user_segv_handler=1",
+        # Python leaks, and the software device answers faults itself. env(1), before it starts what is
+        # tested, has the shim and not yet the runtime before it.
+        "ASAN_OPTIONS": f"{common}:detect_leaks=0:handle_segv=0:allow_user_segv_handler=1:"
+        "verify_asan_link_order=0",
         "UBSAN_OPTIONS": f"{common}:print_stacktrace=1",
     }
 
