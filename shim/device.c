@@ -130,6 +130,7 @@ static struct device *device_new(CUdevice ordinal)
 	pthread_mutex_init(&device->lock, NULL);
 	pthread_cond_init(&device->changed, NULL);
 	pthread_cond_init(&device->work, NULL);
+	pthread_cond_init(&device->to_open, NULL);
 	pthread_cond_init(&device->to_close, NULL);
 	timing_init(&device->mover.timing);
 	if (!device->chunks || !history || !log || connect_daemon(device)) {

@@ -25,6 +25,9 @@
 /* Copies of what is in VRAM for which another arena is asked for: 1/2 of VRAM. */
 #define COPY_SHARE 2
 
+/* Another arena is asked for when this share of the last one is in use (to divide by). */
+#define EARLY_SHARE 4
+
 struct transfer {
 	struct device *device;
 	uint32_t chunk;
@@ -190,8 +193,7 @@ static void arena_done(void *arg, const struct reply *reply)
 	pthread_mutex_lock(&device->lock);
 	device->arena_answer = *reply;
 	device->arena_answered = true;
-	pthread_cond_signal(&device->work);
-	pthread_cond_broadcast(&device->changed);
+	pthread_cond_signal(&device->to_open);
 	pthread_mutex_unlock(&device->lock);
 }
 
@@ -222,47 +224,106 @@ static void return_arena(struct device *device, uint64_t id)
 	client_post(&device->client, &request, return_done, NULL);
 }
 
-/* Ask the daemon for an arena and wait. Returns false if T2 has none to give. */
-static bool get_arena(struct device *device)
+void lower_open(struct device *device)
+{
+	const struct reply reply = device->arena_answer;
+	struct arena arena;
+	bool opened = false;
+
+	/* Cleared last: a recall of the arena has to wait until it is there. */
+	if (!reply.error) {
+		let_go(device);
+		/* Without a file: this process may open no more. */
+		opened = reply.fd >= 0 && mover_open_arena(&device->mover, reply.arena, reply.fd,
+							   device->terms.arena, &arena);
+		take_back(device);
+		if (opened && !mover_add_arena(&device->mover, &arena)) {
+			let_go(device);
+			mover_close_arena(&device->mover, &arena);
+			take_back(device);
+			opened = false;
+		}
+		if (!opened) {
+			let_go(device);
+			return_arena(device, reply.arena);
+			take_back(device);
+		}
+	}
+	device->arena_answered = device->arena_asked = false;
+	device->arena_came = opened;
+	device->arena_refusals = opened ? 0 : SPILLS_BETWEEN_ASKING;
+	lower_show_ram(device);
+	pthread_cond_signal(&device->work);
+	pthread_cond_broadcast(&device->changed);
+}
+
+void *lower_opener(void *arg)
+{
+	struct device *device = arg;
+	CUresult result = pager_thread_begins(device, "greenboost-ram");
+
+	take_back(device);
+	if (result)
+		pager_stop(device, "starting the opener", result);
+	for (;;) {
+		if (device->arena_answered)
+			lower_open(device);
+		else
+			pthread_cond_wait(&device->to_open, &device->lock);
+	}
+	return NULL;
+}
+
+static void ask_for_arena(struct device *device)
 {
 	struct message request;
-	struct reply reply;
-	int index = -1;
-	uint64_t traced;
 
-	/* A recall that is served while one is awaited may lead back here; there is one answer. */
 	if (device->arena_asked)
-		return false;
+		return;
 	device->arena_asked = true;
-	traced = trace_begin();
 	let_go(device);
 	client_request(&request, "arena");
 	client_post(&device->client, &request, arena_done, device);
 	take_back(device);
+}
+
+/* Ask the daemon for an arena and wait. Returns false if T2 has none to give. */
+static bool get_arena(struct device *device)
+{
+	uint64_t traced = trace_begin();
+
+	/* A recall that is served while one is awaited may lead back here; there is one answer. */
+	if (device->arena_awaited)
+		return false;
+	device->arena_awaited = true;
+	ask_for_arena(device);
 	/* The daemon may have to recall an arena first, from another session that waits like this:
 	 * were recalls not served meanwhile, both could wait for each other. */
-	while (!device->arena_answered) {
+	while (device->arena_asked) {
 		if (!device->recall_count || !lower_serve_recalls(device))
 			pthread_cond_wait(&device->changed, &device->lock);
 	}
-	device->arena_asked = device->arena_answered = false;
-	reply = device->arena_answer;
-	if (!reply.error) {
-		/* Others read the table of arenas in the lock; only this thread adds to it. */
-		let_go(device);
-		/* Without a file: this process may open no more. */
-		if (reply.fd >= 0)
-			index = mover_add_arena(&device->mover, reply.arena, reply.fd,
-						device->terms.arena);
-		if (index < 0)
-			return_arena(device, reply.arena);
-		take_back(device);
-	}
 	trace_host(device, traced, "get an arena", TRACE_NO_CHUNK,
-		   index < 0 ? "refused" : "granted");
-	device->arena_refusals = index < 0 ? SPILLS_BETWEEN_ASKING : 0;
-	lower_show_ram(device);
-	return index >= 0;
+		   device->arena_came ? "granted" : "refused");
+	device->arena_awaited = false;
+	return device->arena_came;
+}
+
+/*
+ * Making an arena takes as long as filling it: so it is asked for when the ones there are
+ * become full, as long as the chunks there are fill VRAM and the last arena but one: memory
+ * is mostly allocated bit by bit. Not while the daemon wants some back.
+ */
+static void ask_early(struct device *device)
+{
+	uint64_t arena = device->terms.arena / device->chunk;
+	uint32_t slots, available;
+
+	mover_count_ram(&device->mover, &slots, &available);
+	if (!device->arena_refusals && !device->recall_count &&
+	    slots + device->slots_allowed < device->committed + arena &&
+	    EARLY_SHARE * available < (EARLY_SHARE - 1) * arena)
+		ask_for_arena(device);
 }
 
 /* Frees the RAM slot at once where T3 has the bytes already. */
@@ -420,13 +481,19 @@ struct ram_place lower_make_ram(struct device *device)
 		uint32_t ahead = lower_ram_slots(device) / SPILL_SHARE;
 		uint32_t victim = PREDICT_NONE;
 
-		if (!ram_none(place))
+		if (!ram_none(place)) {
+			ask_early(device);
 			return place;
+		}
 		if (device->copies > device->slots_allowed / COPY_SHARE && give_up_copy(device))
 			continue;
-		if (!device->spills && get_arena_at_times(device))
-			continue;
+		/* Nobody waits for an arena while there are copies to give up. */
+		if (!device->spills && device->copies && !device->arena_refusals &&
+		    !device->recall_count)
+			ask_for_arena(device);
 		if (give_up_copy(device))
+			continue;
+		if (!device->spills && get_arena_at_times(device))
 			continue;
 		if (device->spill_error == ENOSPC && give_up_extents(device)) {
 			device->spill_error = 0;
@@ -678,6 +745,12 @@ void *lower_closer(void *arg)
 	return NULL;
 }
 
+/* Recalled before it is there. */
+static bool opening(const struct device *device, uint64_t id)
+{
+	return device->arena_answered && device->arena_answer.arena == id;
+}
+
 bool lower_serve_recalls(struct device *device)
 {
 	struct mover *mover = &device->mover;
@@ -697,6 +770,8 @@ bool lower_serve_recalls(struct device *device)
 		struct arena *arena = find_arena(mover, device->recalls[i].arena);
 		int error = arena ? arena->stays : ENOENT;
 
+		if (!arena && opening(device, device->recalls[i].arena))
+			continue;
 		if (arena && !arena->used) {
 			if (obey_recall(device, i, (uint32_t)(arena - mover->arenas)))
 				return true;

@@ -235,47 +235,55 @@ struct ticket *mover_copy_down(struct mover *mover, uint32_t from, struct ram_pl
 	return ticket_record(mover->down, 0);
 }
 
-int mover_add_arena(struct mover *mover, uint64_t id, int fd, size_t bytes)
+bool mover_open_arena(struct mover *mover, uint64_t id, int fd, size_t bytes, struct arena *arena)
 {
-	struct arena arena = { .id = id, .slots = (uint32_t)(bytes / mover->chunk), .fd = -1 };
 	CUresult result;
-	uint32_t index;
 
-	for (index = 0; index < mover->arena_count && mover->arenas[index].id; index++)
-		;
-	if (index == MAX_ARENAS || arena.slots == 0 || arena.slots >= UINT16_MAX) {
+	*arena = (struct arena){ .id = id, .slots = (uint32_t)(bytes / mover->chunk), .fd = -1 };
+	if (arena->slots == 0 || arena->slots >= UINT16_MAX) {
 		close(fd);
-		return -1;
+		return false;
 	}
-	arena.base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	arena->base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (mover->piecemeal)
-		arena.fd = fd;
+		arena->fd = fd;
 	else
 		close(fd); /* the mapping keeps the memory */
-	if (arena.base == MAP_FAILED) {
-		if (arena.fd >= 0)
+	if (arena->base == MAP_FAILED) {
+		if (arena->fd >= 0)
 			close(fd);
-		return -1;
+		return false;
 	}
-	arena.slot = calloc(arena.slots, sizeof(*arena.slot));
-	result = arena.slot ? driver.cuMemHostRegister_v2(arena.base, bytes,
-							  CU_MEMHOSTREGISTER_PORTABLE)
-			    : CUDA_ERROR_OUT_OF_MEMORY;
+	arena->slot = calloc(arena->slots, sizeof(*arena->slot));
+	result = arena->slot ? driver.cuMemHostRegister_v2(arena->base, bytes,
+							   CU_MEMHOSTREGISTER_PORTABLE)
+			     : CUDA_ERROR_OUT_OF_MEMORY;
 	if (result) {
 		log_warn("cannot register %zu bytes of RAM with the GPU (%s); is the memlock limit "
 			 "too low "
 			 "(ulimit -l)?",
 			 bytes, driver_error(result));
-		free(arena.slot);
-		munmap(arena.base, bytes);
-		if (arena.fd >= 0)
-			close(arena.fd);
-		return -1;
+		free(arena->slot);
+		munmap(arena->base, bytes);
+		if (arena->fd >= 0)
+			close(arena->fd);
+		return false;
 	}
-	mover->arenas[index] = arena;
+	return true;
+}
+
+bool mover_add_arena(struct mover *mover, const struct arena *arena)
+{
+	uint32_t index;
+
+	for (index = 0; index < mover->arena_count && mover->arenas[index].id; index++)
+		;
+	if (index == MAX_ARENAS)
+		return false;
+	mover->arenas[index] = *arena;
 	if (index == mover->arena_count)
 		mover->arena_count++;
-	return (int)index;
+	return true;
 }
 
 struct arena mover_remove_arena(struct mover *mover, uint32_t index)

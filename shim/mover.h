@@ -109,8 +109,11 @@ struct ticket *mover_copy_up(struct mover *mover, struct ram_place from, uint32_
 struct ticket *mover_copy_down(struct mover *mover, uint32_t from, struct ram_place to,
 			       struct span_of_time *time);
 
-/* Map and register an arena; fd is consumed. Returns its index or -1. */
-int mover_add_arena(struct mover *mover, uint64_t id, int fd, size_t bytes);
+/* Map an arena and register it, which takes long; fd is consumed. In no lock. */
+bool mover_open_arena(struct mover *mover, uint64_t id, int fd, size_t bytes, struct arena *arena);
+
+/* Use it from now on. False: there are too many. In the device's lock. */
+bool mover_add_arena(struct mover *mover, const struct arena *arena);
 
 /* Forget an empty arena, which is the caller's then, to be closed. In the device's lock. */
 struct arena mover_remove_arena(struct mover *mover, uint32_t index);

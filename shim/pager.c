@@ -285,6 +285,26 @@ static void wait_for_work(struct device *device)
 	device->prefetch |= pthread_cond_timedwait(&device->work, &device->lock, &until) != 0;
 }
 
+void pager_turn(struct device *device)
+{
+	if (device->ending)
+		end_allocation(device);
+	else if (device->stopped)
+		pthread_cond_wait(&device->work, &device->lock);
+	else if (wants_more(device))
+		serve_wanted(device);
+	else if (device->recall_count && lower_serve_recalls(device))
+		; /* a step at a time: a launch may have come */
+	else if (device->mover.slots_existing > device->slots_allowed)
+		vram_give_up_slot(device);
+	else if (device->prefetch)
+		/* Back to the top in any case: while it let go of the lock, a launch may
+		 * have come. */
+		device->prefetch = look_further(device);
+	else
+		wait_for_work(device);
+}
+
 CUresult pager_thread_begins(struct device *device, const char *name)
 {
 	/* Captures of other threads must not forbid what this one does. */
@@ -304,24 +324,8 @@ static void *pager_thread(void *arg)
 	take_back(device);
 	if (result)
 		pager_stop(device, "starting the pager", result);
-	for (;;) {
-		if (device->ending)
-			end_allocation(device);
-		else if (device->stopped)
-			pthread_cond_wait(&device->work, &device->lock);
-		else if (wants_more(device))
-			serve_wanted(device);
-		else if (device->recall_count && lower_serve_recalls(device))
-			; /* a step at a time: a launch may have come */
-		else if (device->mover.slots_existing > device->slots_allowed)
-			vram_give_up_slot(device);
-		else if (device->prefetch)
-			/* Back to the top in any case: while it let go of the lock, a launch may
-			 * have come. */
-			device->prefetch = look_further(device);
-		else
-			wait_for_work(device);
-	}
+	for (;;)
+		pager_turn(device);
 	return NULL;
 }
 
@@ -329,5 +333,7 @@ int pager_start(struct device *device)
 {
 	int error = thread_start(&device->closer, lower_closer, device);
 
+	if (!error)
+		error = thread_start(&device->opener, lower_opener, device);
 	return error ? error : thread_start(&device->pager, pager_thread, device);
 }

@@ -27,6 +27,9 @@ static inline void take_back(struct device *device)
 /* pager.c */
 void pager_set_state(struct device *device, uint32_t index, enum chunk_state state);
 
+/* One thing of what is to be done, the most urgent, or sleep until there is something. */
+void pager_turn(struct device *device);
+
 /* What each thread that calls the driver does first. */
 CUresult pager_thread_begins(struct device *device, const char *name);
 
@@ -72,8 +75,15 @@ void lower_unmap(struct device *device, uint32_t index);
  */
 bool lower_serve_recalls(struct device *device);
 
-/* The thread that closes them: it takes long, and nothing that moves has to wait for it. */
+/*
+ * The threads that open arenas and close them: both take long. Nothing that moves has to
+ * wait for a closing, and as a rule not for an opening, which is begun early.
+ */
+void *lower_opener(void *device);
 void *lower_closer(void *device);
+
+/* What the opener does with an answer of the daemon's. */
+void lower_open(struct device *device);
 
 /* vram.c */
 

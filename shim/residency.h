@@ -154,8 +154,12 @@ struct device {
 	uint32_t copies; /* RAM slots with a copy of a chunk that is in VRAM */
 	uint32_t copy_hand; /* the VRAM slot whose chunk may lose its copy next */
 	uint32_t arena_refusals; /* spills to go before asking the daemon for an arena again */
+	bool arena_asked; /* for one, which is not there yet */
+	bool arena_awaited; /* the pager does nothing before it is, except give others back */
+	bool arena_came; /* the last time it was */
+	bool arena_answered; /* for the opener, with this: */
 	struct reply arena_answer;
-	bool arena_asked, arena_answered;
+	pthread_cond_t to_open; /* there is an answer */
 	bool prefetch; /* chunks were used: look ahead */
 	struct ticket *recent[RECENT_MOST]; /* a ring, in the order of launches */
 	uint32_t recent_first, recent_count;
@@ -168,7 +172,7 @@ struct device {
 	struct ticket *rising[2]; /* the latest copies to VRAM, the last one second; the pager's */
 	struct mover mover; /* the pager's, except the RAM slot bookkeeping */
 	struct summer summer; /* the pager's */
-	pthread_t pager, closer;
+	pthread_t pager, opener, closer;
 };
 
 static inline void device_count(struct device *device, enum counter counter, uint64_t amount)

@@ -9,7 +9,9 @@ import fcntl
 import mmap
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from itertools import repeat
 
 __all__ = ["Arena", "ArenaError", "ArenaPool", "Maker", "memfd", "open_pool"]
 
@@ -19,6 +21,8 @@ It is the caller's. Raises OSError; may take as long as zeroing does."""
 
 _MFD_NOEXEC_SEAL = 0x0008
 _MADV_POPULATE_WRITE = 23
+_POPULATE_MOST = 8  # threads
+_POPULATE_PART = 32 << 20
 # A shim can then neither pull pages from under the daemon's pinned buffers and mappings (SIGBUS, or a
 # write by the kernel to pages that are no longer the arena's) nor make T2 larger than its limit.
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -70,17 +74,26 @@ class Arena:
         return ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
 
     def populate(self) -> None:
-        """Allocate every page now. Takes a quarter of a second a GiB: for a worker thread.
+        """Allocate every page now. Takes a quarter of a second a GiB and thread: for a worker thread.
 
         Pinning would do it too, but on the thread that serves everybody, and with SIGBUS or the OOM
         killer where this raises ArenaError. Older kernels (before 5.14) leave it to the pinning.
         """
-        # ctypes and not mmap.madvise(), which holds the interpreter's lock meanwhile.
-        if _libc.madvise(self.address, self.size, _MADV_POPULATE_WRITE) == 0:
-            return
-        error = ctypes.get_errno()
-        if error != errno.EINVAL:
+        # Clearing pages is what takes so long, and a program that fills RAM waits for it.
+        workers = min(_POPULATE_MOST, len(os.sched_getaffinity(0)))
+        part = -(-self.size // workers // _POPULATE_PART) * _POPULATE_PART
+        with ThreadPoolExecutor(workers) as pool:
+            errors = set(pool.map(self._populate, range(0, self.size, part), repeat(part)))
+        if error := next(iter(errors - {0, errno.EINVAL}), 0):
             raise ArenaError(f"no memory for an arena of {self.size} bytes: {os.strerror(error)}")
+
+    def _populate(self, begin: int, size: int) -> int:
+        """0 or an errno value."""
+        size = min(size, self.size - begin)
+        # ctypes and not mmap.madvise(), which holds the interpreter's lock meanwhile.
+        if _libc.madvise(self.address + begin, size, _MADV_POPULATE_WRITE) == 0:
+            return 0
+        return ctypes.get_errno()
 
     def close(self) -> None:
         """Give the memory back; once. Whoever has it pinned or mapped keeps the pages till then.
