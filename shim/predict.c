@@ -338,7 +338,7 @@ static uint64_t overflow(const struct predictor *p)
 static uint64_t places_to_stream(const struct predictor *p)
 {
 	uint32_t burst = p->burst > p->burst_before ? p->burst : p->burst_before;
-	uint64_t places = overflow(p) / STREAM_SHARE + STREAM_LEAST + burst;
+	uint64_t places = overflow(p) / STREAM_SHARE + STREAM_LEAST + burst + p->shortage;
 
 	return places < p->slots / 4 ? places : p->slots / 4;
 }
@@ -372,6 +372,8 @@ static void end_plan(struct predictor *p)
 		p->bound += ((room - sum) << 20) / p->occupied[i] << 12;
 	p->bound /= PREDICT_SCORES;
 	p->burst_before = p->burst;
+	p->shortage += p->forced / 4 - p->shortage / 8;
+	p->forced = 0;
 	p->burst = 0;
 	begin_plan(p);
 }
@@ -432,6 +434,9 @@ static void drop_stale(struct predictor *p)
 		if (!stale(p, l)) {
 			if (p->head - l->use <= span(p) / LEAVING)
 				break;
+			set_leaving(p, &p->chunks[l->chunk], false);
+		} else if (p->chunks[l->chunk].last == l->use) {
+			/* The program has gone past its due without using it. */
 			set_leaving(p, &p->chunks[l->chunk], false);
 		}
 		p->leaving_first = (p->leaving_first + 1) % PREDICT_LEAVING;
@@ -700,6 +705,8 @@ uint32_t predict_victim(struct predictor *p, enum predict_place place, enum pred
 		weigh_known(p, place, false, &choice);
 	if (choice.leave < LEAVE_NEW)
 		weigh_unknown(p, place, true, &choice);
+	if (place == PLACE_VRAM && p->cursor)
+		p->forced++;
 	if (choice.chunk != PREDICT_NONE || haste == HASTE_AHEAD)
 		return choice.chunk;
 	weigh_known(p, place, true, &choice);

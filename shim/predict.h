@@ -110,6 +110,8 @@ struct predictor {
 	uint32_t leaving_first, leaving_count;
 	uint32_t streaming; /* in VRAM and unread or leaving */
 	uint32_t burst, burst_before; /* most that one launch marked, in this plan and the last */
+	uint32_t forced; /* in this plan, taken from what was to stay */
+	uint32_t shortage; /* places to stream through that were missing for that */
 	uint32_t slots; /* of VRAM */
 };
 

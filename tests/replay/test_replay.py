@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ def small(uses: list[list[tuple[int, int]]], **more: Any) -> Steps:
         made.tag.append(len(made.tag) % 3)
         made.passes.append(0)
         made.compute.append(1e-4)
+        made.host.append(0.0)
+        made.beside.append(inf)
         made.frees.append(0)
         made.waits.append(0)
         for chunk, use in step:
@@ -90,6 +93,7 @@ def test_nothing_is_better_than_its_bound(uses: list[list[tuple[int, int]]], slo
     assert result.fetched >= result.fetched_bound
     assert result.seconds >= result.compute
     assert result.seconds >= result.moved_in * CHUNK / machine.up - 1e-9
+    assert result.seconds >= result.least - 1e-9
 
 
 def test_a_written_chunk_that_does_not_fit_is_written_once_a_pass() -> None:
@@ -114,13 +118,13 @@ def check(row: dict[str, Any], bytes_in: float, seconds: float) -> None:
 # What was reached, a little above; the goals are 1.05 and 1.10. What is not met is said.
 GENERATED = {
     ("decode", "decode"): (11.5e9, 1.05, 1.05),
-    ("prefill", "prefill"): (11.5e9, 1.07, 1.08),  # bytes: 1.06
+    ("prefill", "prefill"): (11.5e9, 1.05, 1.05),
     ("mixed", "decode"): (11.5e9, 1.05, 1.05),
     ("mixed", "prefill"): (11.5e9, 1.05, 1.05),
     ("chat", "decode"): (5e9, 1.05, 1.05),
     ("chat", "prefill"): (5e9, 1.05, 1.05),
     ("moe", "decode"): (11.5e9, 1.05, 1.05),
-    ("train", "step"): (14e9, 1.05, 2.5),  # bytes that can only be moved while nothing is computed
+    ("train", "step"): (14e9, 1.10, 5.6),  # frees wait for the GPU, and activations leave between them
     ("routed", "decode"): (11.5e9, 1.85, 1.9),  # who would know where tokens are routed to
 }
 
@@ -134,11 +138,11 @@ def test_on_traces_made_by_rule(name: str, passes: str) -> None:
 
 RECORDED = {
     ("llama", "decode"): (11.5e9, 1.05, 1.05),
-    ("llama", "prefill"): (11.5e9, 1.10, 1.13),  # the one after a request's decoding
+    ("llama", "prefill"): (11.5e9, 1.06, 1.10),  # the one after a request's decoding
     ("moe", "decode"): (4e9, 1.05, 1.05),
-    ("routed", "decode"): (4e9, 1.12, 1.12),
-    ("chat", "decode"): (7e9, 1.05, 1.05),
-    ("chat", "prefill"): (7e9, 1.25, 1.3),
+    ("routed", "decode"): (4e9, 1.12, 1.13),
+    ("chat", "decode"): (7e9, 1.05, 1.07),
+    ("chat", "prefill"): (7e9, 1.20, 1.22),
 }
 
 
@@ -166,11 +170,29 @@ def test_from_disk_as_well() -> None:
     assert row["seconds"] <= 1.10 * row["bound_seconds"]
 
 
-@pytest.mark.parametrize("chunk", [8 * MIB, 64 * MIB])
-def test_in_other_chunks(chunk: int) -> None:
+@pytest.mark.parametrize(
+    ("chunk", "seconds"),
+    [(8 * MIB, 1.20), (64 * MIB, 1.05)],  # small ones: the pager takes longer for a chunk than the bus
+)
+def test_in_other_chunks(chunk: int, seconds: float) -> None:
     lines = read(TRACES / "llama.jsonl.xz")
     row = kind(summary(steps(lines, chunk), Machine(vram=11_500_000_000, ram=1 << 40)), "decode")
-    check(row, 1.05, 1.05)
+    check(row, 1.05, seconds)
+
+
+def test_what_was_brought_in_ahead_makes_room_for_more_when_it_has_been_used() -> None:
+    """It once counted as busy for good, and 31 of 610 chunks came ahead on a GPU; 0.05 in this replay."""
+    lines = read(TRACES / "llama.jsonl.xz")
+    row = kind(summary(steps(lines, 64 * MIB), Machine(vram=11_500_000_000, ram=1 << 40)), "decode")
+    assert row["ahead_bytes"] >= 0.2 * row["in_bytes"]
+
+
+@pytest.mark.parametrize("name", ["decode", "chat"])
+def test_loading_weights_writes_what_does_not_fit_once_and_reads_nothing_back(name: str) -> None:
+    (row, *_) = summary(steps(generate(name), CHUNK), Machine(vram=5 * 10**9, ram=1 << 40))
+    assert row["pass"] == "start"
+    assert row["in_bytes"] == 0
+    assert row["out_bytes"] == row["bound_out_bytes"] > 0
 
 
 def one_launch(*objects: list[Any], **more: Any) -> dict[str, Any]:
@@ -264,6 +286,56 @@ def test_the_table_and_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     assert figures["chunk_bytes"] == CHUNK
     assert main([str(tmp_path / "none.jsonl"), "--vram", "1GB"]) == 1
     assert "none.jsonl" in capsys.readouterr().err
+
+
+def test_ram_is_made_while_what_there_is_of_it_is_filled() -> None:
+    """Making 64 chunks of it takes 0.27 s and filling them 0.32; only the first are waited for in full."""
+    lines = trace(*({"op": "alloc", "a": number, "bytes": CHUNK} for number in range(200)))
+    for number in range(200):
+        lines.append({"op": "copy", "t": 5000 * number, "gpu": 1.0, "o": [[number, 0, CHUNK, "w"]]})
+    (result,) = replay(steps(lines, CHUNK), Machine(vram=40 * CHUNK, ram=1 << 40, pin=4e9))
+    assert result.moved_out == 160
+    assert 1.0 + 0.27 <= result.seconds <= 1.4
+
+
+def test_a_pause_of_the_program_hides_no_copy_of_a_loop_that_does_not_fit() -> None:
+    """Whatever VRAM holds when it ends, all that it does not hold has to come before the next one."""
+    lines = trace(*({"op": "alloc", "a": number, "bytes": CHUNK} for number in range(100)))
+    now = 0
+    for number in range(20):
+        lines.append({"op": "pass", "t": now, "name": f"pass {number}"})
+        now += 20_000
+        for a in range(100):
+            lines.append(one_launch([a, 0, CHUNK, "r"], t=now, gpu=1.0))
+            now += 5
+    last = replay(steps(lines, CHUNK), Machine(vram=60 * CHUNK, ram=1 << 40))[-1]
+    least = 20e-3 + 40 * CHUNK / 54.7e9
+    assert least <= last.least <= 1.01 * least
+    assert last.seconds <= 1.10 * last.least
+
+
+def test_time_beside_the_gpu_is_not_taken_for_the_programs_own() -> None:
+    """It may have waited there; what went by with nothing to compute was its own."""
+    lines = trace(
+        {"op": "alloc", "a": 0, "bytes": CHUNK},
+        one_launch([0, 0, CHUNK, "r"], t=0, gpu=100.0),
+        one_launch([0, 0, CHUNK, "r"], t=60, gpu=50.0),
+        one_launch([0, 0, CHUNK, "r"], t=250, gpu=50.0),
+    )
+    made = steps(lines, CHUNK)
+    assert list(made.host) == pytest.approx([0.0, 0.0, 100e-6])
+    assert list(made.beside) == pytest.approx([0.0, 60e-6, 90e-6])
+
+
+def test_the_program_waits_for_what_it_copies_to_the_host() -> None:
+    lines = trace(
+        {"op": "alloc", "a": 0, "bytes": CHUNK},
+        {"op": "copy", "o": [[0, 0, CHUNK, "w"]]},
+        {"op": "copy", "o": [[0, 0, 8]]},
+        one_launch([0, 0, CHUNK]),
+        one_launch([0, 0, CHUNK]),
+    )
+    assert list(steps(lines, CHUNK).waits) == [0, 0, 1, 0]
 
 
 def seconds_of(passes: list[Pass]) -> Iterator[float]:

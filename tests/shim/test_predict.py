@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from .pure_c import library
@@ -230,6 +230,13 @@ def test_what_is_not_used_when_it_is_due_is_not_brought_in_for_ever() -> None:
     assert 150 not in cache.resident or before == cache.history[150].doubt == 0
 
 
+def leavers(cache: Cache) -> set[tuple[int, int]]:
+    """(chunk, its use) of those that are waiting to leave."""
+    p = cache.p
+    queue = (p.leaving[(p.leaving_first + n) % 4096] for n in range(p.leaving_count))
+    return {(entry.chunk, entry.use) for entry in queue}
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(4, 20),
@@ -244,6 +251,8 @@ def test_what_is_not_used_when_it_is_due_is_not_brought_in_for_ever() -> None:
     ),
     st.sampled_from([64, 256, LOG]),
 )
+# One that was to leave, and whose next use the program has gone past without using it.
+@example(slots=4, ahead=0, events=[("loop", 16, 1), ("loop", 3, 1), [0]], log=64)
 def test_whatever_happens_the_books_are_right(
     slots: int, ahead: int, events: list[list[int] | tuple[str, int] | tuple[str, int, int]], log: int
 ) -> None:
@@ -264,6 +273,9 @@ def test_whatever_happens_the_books_are_right(
         chunks = range(40)
         assert cache.p.unread == sum(cache.history[c].unread for c in chunks)
         assert cache.p.known == sum(cache.history[c].due != 0 for c in chunks)
+        leaving = [c for c in chunks if cache.history[c].leaving]
+        assert cache.p.streaming == cache.p.unread + len(leaving)
+        assert {(c, cache.history[c].last) for c in leaving} <= leavers(cache)
         absent = [c for c in chunks if cache.history[c].due and cache.history[c].place != lib.PLACE_VRAM]
         assert cache.p.absent == len(absent)
         assert {c for c in chunks if cache.history[c].place == lib.PLACE_VRAM} == cache.resident

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Runs traces of programs against the shim's predictor, on a machine made of numbers."""
+"""Runs traces of programs through the shim's pager, on a machine made of numbers."""

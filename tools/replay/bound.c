@@ -4,7 +4,8 @@
  * the fewest chunks. Writes: of the times from a change of a chunk to the last use
  * before the next one, in which it stays in VRAM or has to be written, the fewest that
  * must be interrupted; other chunks take room only while they are used, so this is at
- * most what any policy writes. The two need not be reachable at once.
+ * most what any policy writes. The two need not be reachable at once. Time: see
+ * least_time().
  */
 #include "replay.h"
 
@@ -162,6 +163,100 @@ static uint32_t minimum(const struct trace *trace, uint32_t room, enum counted w
 	return failed;
 }
 
+/* Has the chunk of each use been used before, and not been freed since? */
+static uint8_t *existing(const struct trace *trace, size_t uses)
+{
+	uint8_t *before = malloc(uses + 1), *exists = calloc(trace->chunk_count + 1, 1);
+
+	for (uint32_t s = 0; s < trace->step_count; s++) {
+		const struct step *step = &trace->steps[s];
+
+		for (uint32_t i = step->first; i < step->first + step->count; i++) {
+			before[i] = exists[trace->chunks[i]];
+			exists[trace->chunks[i]] = !step->frees;
+		}
+	}
+	free(exists);
+	return before;
+}
+
+/*
+ * The least time of a pass, which is steps `from` to `to` - 1 and begins and ends with
+ * the program waiting for the GPU. Its last steps from any one on begin at the earliest
+ * when they would if nothing had to be moved, as of the program's own time; VRAM holds
+ * as much of what they need by then as fits, and they end at the earliest when they are
+ * computed, and when the rest has come. So a pause of the program cannot hide more
+ * copying than VRAM has room for, and in a loop over more than fits it hides none.
+ */
+static double least_time(const struct trace *trace, const struct machine *m, uint32_t from,
+			 uint32_t to, const uint8_t *before, uint8_t *needed)
+{
+	double *begins = malloc((to - from + 1) * sizeof(*begins));
+	double program = 0, gpu = 0, compute = 0, least;
+	uint64_t missing = 0;
+
+	for (uint32_t s = from; s < to; s++) {
+		const struct step *step = &trace->steps[s];
+
+		if (step->waits && program < gpu)
+			program = gpu;
+		program += step->host;
+		begins[s - from] = program;
+		gpu = (gpu > program ? gpu : program) + step->compute;
+	}
+	least = gpu > program ? gpu : program;
+	for (uint32_t s = to; s-- > from;) {
+		const struct step *step = &trace->steps[s];
+		double end = begins[s - from];
+
+		for (uint32_t i = step->first; i < step->first + step->count; i++) {
+			uint8_t *need = &needed[trace->chunks[i]];
+
+			missing -= *need;
+			*need = before[i] && !step->frees && trace->uses[i] != USE_OVERWRITES;
+			missing += *need;
+		}
+		compute += step->compute;
+		if (least < end + compute)
+			least = end + compute;
+		if (missing > m->slots)
+			end += (double)(missing - m->slots) * m->chunk / m->up;
+		if (least < end)
+			least = end;
+	}
+	for (uint32_t s = from; s < to; s++)
+		for (uint32_t i = 0; i < trace->steps[s].count; i++)
+			needed[trace->chunks[trace->steps[s].first + i]] = 0;
+	free(begins);
+	return least;
+}
+
+static void least_times(const struct trace *trace, const struct machine *m, struct pass *passes)
+{
+	size_t uses = 0;
+	uint8_t *before, *needed = calloc(trace->chunk_count + 1, 1);
+
+	for (uint32_t s = 0; s < trace->step_count; s++)
+		uses += trace->steps[s].count;
+	before = existing(trace, uses);
+	for (uint32_t from = 0, to; from < trace->step_count; from = to) {
+		struct pass *pass = &passes[trace->steps[from].pass];
+		double moving[] = { (double)pass->in_bound * m->chunk / m->up,
+				    (double)pass->out_bound * m->chunk / m->down,
+				    (double)pass->fetched_bound * m->chunk / m->disk_read };
+
+		for (to = from;
+		     to < trace->step_count && trace->steps[to].pass == trace->steps[from].pass;)
+			to++;
+		pass->least = least_time(trace, m, from, to, before, needed);
+		for (int i = 0; i < 3; i++)
+			if (pass->least < moving[i])
+				pass->least = moving[i];
+	}
+	free(before);
+	free(needed);
+}
+
 uint32_t replay_bound(const struct trace *trace, const struct machine *machine, struct pass *passes)
 {
 	uint32_t *reads = next_needs(trace, READS), *writes = next_needs(trace, WRITES);
@@ -176,5 +271,7 @@ uint32_t replay_bound(const struct trace *trace, const struct machine *machine, 
 				 &passes->fetched_bound, sizeof(*passes));
 	free(reads);
 	free(writes);
+	if (!failed)
+		least_times(trace, machine, passes);
 	return failed;
 }

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The C of the replay, and of the shim's predictor, called through cffi; compiled once a process."""
+"""The C of the replay, and of the shim's pager, called through cffi; compiled once a process."""
 
 from __future__ import annotations
 
 import functools
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ __all__ = ["Machine", "Pass", "cost", "replay"]
 
 HERE = Path(__file__).parent
 SHIM = HERE.parents[1] / "shim"
+OWN = ("replay", "machine", "bound")
+SHIMS = ("residency", "pager", "vram", "lower", "predict", "mover", "alloc_map", "ticket")
+"""The shim's own files: what it decides, and in which order, is decided by them here too."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,12 @@ class Machine:
     disk_read: float = 2.0e9
     disk_write: float = 2.0e9
     disk_latency: float = 1e-4
-    launch: float = 5e-6
-    move: float = 135e-6  #: cuMemUnmap, cuMemMap and cuMemSetAccess on the H100 of facts
+    host: float = 1.0  #: the program takes so many times what was recorded, as far as that is known
+    launch: float = 5e-6  #: the program's time a launch where it is not
+    move: float = 135e-6  #: cuMemUnmap, cuMemMap and cuMemSetAccess on an H100
+    sum: float = 3e-5  #: a checksum, which took 90 us of 64 MiB on an H100
+    sum_speed: float = 1.1e12
+    pin: float = 4e9  #: RAM made by the daemon and registered with the GPU
     look_ahead: bool = True
 
 
@@ -44,12 +52,14 @@ class Pass:
 
     name: str
     seconds: float
+    least: float
     compute: float
     stalled: float
     moved_in: int
     moved_out: int
     fetched: int
     spilled: int
+    ahead: int  #: of those moved in, before they were asked for
     in_bound: int
     out_bound: int
     fetched_bound: int
@@ -63,16 +73,24 @@ def _library() -> tuple[Any, Any]:
     ffi.cdef(re.sub(r"^#.*$", "", text, flags=re.M))
     with tempfile.TemporaryDirectory(prefix="greenboost-replay-") as folder:
         out = Path(folder) / "replay.so"
-        sources = [HERE / "replay.c", HERE / "bound.c", SHIM / "predict.c"]
+        sources = [HERE / f"{name}.c" for name in OWN] + [SHIM / f"{name}.c" for name in SHIMS]
+        names = HERE.parent / "softcuda" / "names.txt"
+        subprocess.run(
+            [sys.executable, str(SHIM / "generate.py"), str(SHIM / "hooks.def"), folder, str(names)],
+            check=True,
+        )
         build = ["cc", "-std=gnu11", "-O2", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
-        subprocess.run([*build, f"-I{SHIM}", "-o", str(out), *map(str, sources)], check=True)
+        # Waiting for another thread is letting that one's time pass.
+        waits = [f"-Dpthread_cond_{wait}=replay_cond_{wait}" for wait in ("wait", "timedwait")]
+        build += [*waits, f"-I{SHIM}", f"-I{folder}", "-Wl,-Bsymbolic"]
+        subprocess.run([*build, "-o", str(out), *map(str, sources)], check=True)
         return ffi, ffi.dlopen(str(out))
 
 
 class _Trace:
     """The steps as the C code takes them; keeps the memory alive."""
 
-    def __init__(self, steps: Steps) -> None:
+    def __init__(self, steps: Steps, machine: Machine) -> None:
         self.ffi, self.lib = _library()
         count = len(steps.first)
         self.steps = self.ffi.new("struct step[]", max(count, 1))
@@ -81,6 +99,9 @@ class _Trace:
             s.first, s.count, s.tag = steps.first[i], steps.count[i], steps.tag[i]
             setattr(s, "pass", steps.passes[i])
             s.compute, s.frees, s.waits = steps.compute[i], steps.frees[i], steps.waits[i]
+            s.host = machine.host * steps.host[i] + min(steps.beside[i], machine.launch)
+            if not machine.host:
+                s.host = machine.launch
         self.chunks = self.ffi.from_buffer("uint32_t[]", steps.chunks)
         self.uses = self.ffi.from_buffer("uint8_t[]", steps.uses)
         self.trace = self.ffi.new("struct trace *")
@@ -95,14 +116,14 @@ def _slots(steps: Steps, machine: Machine) -> int:
 
 def replay(steps: Steps, machine: Machine) -> list[Pass]:
     """Run the steps on the machine. Raises TraceError if one of them does not fit."""
-    trace = _Trace(steps)
+    trace = _Trace(steps, machine)
     ffi, lib = trace.ffi, trace.lib
     settings = ffi.new("struct machine *")
     settings.slots = _slots(steps, machine)
     settings.ram = machine.ram // steps.chunk
     settings.chunk = steps.chunk
     fields: Mapping[str, float] = vars(machine)
-    for name in ("up", "down", "disk_read", "disk_write", "disk_latency", "launch", "move", "look_ahead"):
+    for name in set(fields) - {"vram", "ram", "host", "launch"}:
         setattr(settings, name, fields[name])
     passes = ffi.new("struct pass[]", len(steps.names))
     for function in (lib.replay_bound, lib.replay_run):
@@ -115,12 +136,14 @@ def replay(steps: Steps, machine: Machine) -> list[Pass]:
         Pass(
             name,
             p.seconds,
+            p.least,
             p.compute,
             p.stalled,
             getattr(p, "in"),
             p.out,
             p.fetched,
             p.spilled,
+            p.ahead,
             p.in_bound,
             p.out_bound,
             p.fetched_bound,
@@ -131,7 +154,7 @@ def replay(steps: Steps, machine: Machine) -> list[Pass]:
 
 def cost(steps: Steps, machine: Machine) -> tuple[float, float]:
     """Nanoseconds of CPU that following the trace takes, a step and a use."""
-    trace = _Trace(steps)
+    trace = _Trace(steps, machine)
     a, b = trace.ffi.new("double *"), trace.ffi.new("double *")
     trace.lib.replay_cost(trace.trace, _slots(steps, machine), a, b)
     return a[0], b[0]

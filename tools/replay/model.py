@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import math
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -33,6 +34,10 @@ class Steps:
     count: array[int] = field(default_factory=lambda: array("I"))
     tag: array[int] = field(default_factory=lambda: array("I"))
     passes: array[int] = field(default_factory=lambda: array("I"))
+    #: seconds of the program since the step before: while the GPU had nothing to do, and while it computed;
+    #: there it may have waited for it. inf: not known
+    host: array[float] = field(default_factory=lambda: array("d"))
+    beside: array[float] = field(default_factory=lambda: array("d"))
     compute: array[float] = field(default_factory=lambda: array("d"))
     frees: array[int] = field(default_factory=lambda: array("B"))
     waits: array[int] = field(default_factory=lambda: array("B"))
@@ -73,7 +78,21 @@ class _Converter:
         self.allocations: dict[int, _Allocation] = {}
         self.small = 0
         self.waits = False
+        self.latest = self.gpu = (
+            0.0  # in the recorded run, microseconds: the last step; until when it computed
+        )
         self.free: dict[int, list[int]] = {}  # of so many chunks: where
+
+    def _program(self, line: dict[str, Any]) -> tuple[float, float]:
+        """What the program did since the last step: see Steps.host."""
+        if "t" not in line:
+            return 0.0, math.inf
+        now = line["t"]
+        passed = max(now - self.latest, 0.0)
+        idle = min(max(now - self.gpu, 0.0), passed)
+        self.latest = now
+        self.gpu = max(self.gpu, now) + line.get("gpu", 0.0)
+        return idle / 1e6, (passed - idle) / 1e6
 
     def _step(self, line: dict[str, Any], used: dict[int, int], frees: bool = False) -> None:
         steps = self.steps
@@ -83,6 +102,9 @@ class _Converter:
         steps.tag.append(int(line.get("f", -1)) + 1)
         steps.passes.append(len(steps.names) - 1)
         steps.compute.append(line.get("gpu", 0.0) / 1e6)
+        host, beside = self._program(line)
+        steps.host.append(host)
+        steps.beside.append(beside)
         steps.untimed += line["op"] == "launch" and "gpu" not in line
         steps.frees.append(frees)
         steps.waits.append(self.waits)
@@ -143,6 +165,8 @@ class _Converter:
             used = self._objects(line)
             if used or line.get("gpu"):
                 self._step(line, used)
+            # To the host, most probably: PyTorch and others wait for that.
+            self.waits = self.waits or (op == "copy" and [o[3:4] for o in line["o"]] == [[]])
         elif op == "pass":
             self.steps.names.append(line["name"])
             self.waits = True

@@ -44,7 +44,15 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--chunk", type=_size, default=16 << 20, metavar="SIZE", help="of a chunk (16 MiB)")
     parser.add_argument("--bus", type=_size, default=None, metavar="SIZE", help="bytes a second, each way")
     parser.add_argument("--disk", type=_size, default=None, metavar="SIZE", help="bytes a second, each way")
-    parser.add_argument("--launch", type=float, metavar="US", help="microseconds of the program a launch (5)")
+    parser.add_argument(
+        "--host", type=float, default=1.0, metavar="TIMES", help="the program's recorded time (1)"
+    )
+    parser.add_argument(
+        "--launch",
+        type=float,
+        metavar="US",
+        help="microseconds of the program a launch, whatever was recorded",
+    )
     parser.add_argument("--move", type=float, metavar="US", help="of the pager a chunk moved (135)")
     parser.add_argument(
         "--unknown", choices=["changes", "reads"], default="changes", help="what a launch does"
@@ -64,6 +72,7 @@ def _machine(options: argparse.Namespace) -> Machine:
         down=bus or _DEFAULTS.down,
         disk_read=disk or _DEFAULTS.disk_read,
         disk_write=disk or _DEFAULTS.disk_write,
+        host=options.host if options.launch is None else 0.0,
         launch=_DEFAULTS.launch if options.launch is None else options.launch / 1e6,
         move=_DEFAULTS.move if options.move is None else options.move / 1e6,
         look_ahead=not options.no_look_ahead,
@@ -79,15 +88,7 @@ def _figures(name: str, passes: Sequence[Pass], chunk: int, machine: Machine) ->
 
     moved = chunk * (mean("moved_in") + mean("moved_out"))
     bound = chunk * (mean("in_bound") + mean("out_bound"))
-    least = sum(
-        max(
-            p.compute,
-            p.in_bound * chunk / machine.up,
-            p.out_bound * chunk / machine.down,
-            p.fetched_bound * chunk / machine.disk_read,
-        )
-        for p in passes
-    )
+    least = sum(p.least for p in passes)
     return {
         "pass": name,
         "passes": n,
@@ -103,7 +104,9 @@ def _figures(name: str, passes: Sequence[Pass], chunk: int, machine: Machine) ->
         "compute_seconds": mean("compute"),
         "bound_seconds": least / n,
         "seconds_ratio": mean("seconds") * n / least if least else None,
+        "ahead_bytes": chunk * mean("ahead"),
         "stalled_seconds": mean("stalled"),
+        "bus_idle_seconds": mean("seconds") - chunk * mean("moved_in") / machine.up,
     }
 
 
@@ -127,16 +130,18 @@ def _ratio(value: float | None) -> str:
 
 def _table(rows: Iterable[dict[str, Any]]) -> None:
     print(
-        f"{'pass':14} {'n':>3} {'in GB':>8} {'least':>8} {'out GB':>8} {'least':>8} {'ratio':>6}"
-        f" {'disk GB':>8} {'least':>8} {'seconds':>9} {'compute':>9} {'least':>9} {'ratio':>6}"
+        f"{'pass':14} {'n':>3} {'in GB':>8} {'least':>8} {'ahead':>8} {'out GB':>8} {'least':>8} {'ratio':>6}"
+        f" {'disk GB':>8} {'least':>8} {'seconds':>9} {'compute':>9} {'least':>9} {'ratio':>6} {'idle':>9}"
     )
     for r in rows:
+        size = {key: f"{value / 1e9:8.3f}" for key, value in r.items() if key.endswith("_bytes")}
+        time = {key: f"{value:9.4f}" for key, value in r.items() if key.endswith("seconds")}
         print(
-            f"{r['pass'][:14]:14} {r['passes']:3} {r['in_bytes'] / 1e9:8.3f} {r['bound_in_bytes'] / 1e9:8.3f}"
-            f" {r['out_bytes'] / 1e9:8.3f} {r['bound_out_bytes'] / 1e9:8.3f} {_ratio(r['bytes_ratio']):>6}"
-            f" {r['nvme_read_bytes'] / 1e9:8.3f} {r['bound_nvme_read_bytes'] / 1e9:8.3f}"
-            f" {r['seconds']:9.4f} {r['compute_seconds']:9.4f} {r['bound_seconds']:9.4f}"
-            f" {_ratio(r['seconds_ratio']):>6}"
+            f"{r['pass'][:14]:14} {r['passes']:3} {size['in_bytes']} {size['bound_in_bytes']}"
+            f" {size['ahead_bytes']} {size['out_bytes']} {size['bound_out_bytes']}"
+            f" {_ratio(r['bytes_ratio']):>6} {size['nvme_read_bytes']} {size['bound_nvme_read_bytes']}"
+            f" {time['seconds']} {time['compute_seconds']} {time['bound_seconds']}"
+            f" {_ratio(r['seconds_ratio']):>6} {time['bus_idle_seconds']}"
         )
 
 

@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * A trace run against the shim's predictor on a machine made of numbers: a GPU that
- * computes in order, one copy engine each way, a disk that reads and writes, a pager
- * that does one thing at a time; and what no policy could do better, with the future
- * known.
+ * A trace run through the shim's residency, pager and predictor on a machine made of
+ * numbers (machine.h): a GPU that computes in order, one copy engine each way, a disk
+ * that reads and writes; and what no policy could do better, with the future known.
  */
 #ifndef GREENBOOST_REPLAY_H
 #define GREENBOOST_REPLAY_H
@@ -20,10 +19,15 @@ struct step {
 	uint32_t first, count;
 	uint32_t tag;
 	uint32_t pass;
+	double host; /* seconds of the program's thread from the step before; in which it did not
+			wait */
 	double compute; /* seconds on the GPU */
 	uint8_t frees; /* the chunks' memory is freed */
 	uint8_t waits; /* the program waits for the GPU first */
 };
+
+/* Uses that are remembered, as by the shim. */
+#define REPLAY_USES 524288
 
 struct machine {
 	uint32_t slots; /* of VRAM */
@@ -32,16 +36,19 @@ struct machine {
 	double up, down; /* bytes a second, to VRAM and from it */
 	double disk_read, disk_write; /* bytes a second */
 	double disk_latency; /* seconds */
-	double launch; /* seconds of the program's thread a launch */
 	double move; /* seconds of the pager's thread to take a chunk away and map another */
+	double sum; /* seconds that a checksum takes at least, and bytes a second */
+	double sum_speed;
+	double pin; /* bytes of RAM a second that the daemon makes and the opener registers */
 	uint32_t look_ahead; /* 0: only what is waited for is brought in */
 };
 
 struct pass {
 	double seconds, compute, stalled;
+	double least; /* seconds */
 	uint64_t in, out, fetched, spilled; /* chunks */
+	uint64_t ahead; /* of those in, before they were asked for */
 	uint64_t in_bound, out_bound, fetched_bound;
-	uint64_t chunks; /* different ones used */
 };
 
 struct trace {
