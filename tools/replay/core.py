@@ -21,8 +21,8 @@ __all__ = ["Machine", "Pass", "cost", "replay"]
 
 HERE = Path(__file__).parent
 SHIM = HERE.parents[1] / "shim"
-OWN = ("replay", "machine", "bound")
-SHIMS = ("residency", "pager", "vram", "lower", "predict", "mover", "alloc_map", "ticket")
+OWN = ("replay", "machine", "bound", "untraced")
+SHIMS = ("residency", "pager", "vram", "lower", "predict", "mover", "alloc_map", "ticket", "timing", "pins")
 """The shim's own files: what it decides, and in which order, is decided by them here too."""
 
 
