@@ -4,31 +4,16 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "log.h"
 #include "thread.h"
 
-static const struct {
-	const char *name;
-	int value;
-} errors[] = {
-	{ "ENOMEM", ENOMEM }, { "ENOSPC", ENOSPC }, { "EIO", EIO },	{ "EINVAL", EINVAL },
-	{ "ENOENT", ENOENT }, { "EPERM", EPERM },   { "EBUSY", EBUSY }, { "EPROTO", EPROTO },
-};
-
-static int error_value(struct field f)
-{
-	for (size_t i = 0; i < sizeof(errors) / sizeof(*errors); i++)
-		if (field_is(f, errors[i].name))
-			return errors[i].value;
-	return EPROTO;
-}
+/* What a recall is called here: the daemon's id of it, and which daemon's it is. */
+#define TOKEN_BITS 40
 
 void client_request(struct message *request, const char *op)
 {
@@ -36,101 +21,39 @@ void client_request(struct message *request, const char *op)
 	message_string(request, "op", op);
 }
 
-static int send_packet(struct client *client, struct message *m, int fd)
+/* In the lock; NULL if it has been answered. */
+static struct pending *find_pending(struct client *client, uint64_t id)
 {
-	char control[CMSG_SPACE(sizeof(int))] = { 0 };
-	struct iovec iov = { m->bytes, m->length };
-	struct msghdr header = { .msg_iov = &iov, .msg_iovlen = 1 };
-	ssize_t n;
-
-	if (fd >= 0) {
-		struct cmsghdr *cmsg;
-
-		header.msg_control = control;
-		header.msg_controllen = sizeof(control);
-		cmsg = CMSG_FIRSTHDR(&header);
-		cmsg->cmsg_level = SOL_SOCKET;
-		cmsg->cmsg_type = SCM_RIGHTS;
-		cmsg->cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(cmsg), &fd, sizeof(int));
-	}
-	do {
-		n = sendmsg(client->fd, &header, MSG_NOSIGNAL);
-	} while (n < 0 && errno == EINTR);
-	return n < 0 ? errno : 0;
-}
-
-/* A packet and the fd that came with it (-1: none). Returns its length, 0 at the end. */
-static size_t receive_packet(struct client *client, unsigned char *buffer, int *fd)
-{
-	char control[CMSG_SPACE(8 * sizeof(int))];
-	struct iovec iov = { buffer, WIRE_MAX_PACKET };
-	struct msghdr header = { .msg_iov = &iov,
-				 .msg_iovlen = 1,
-				 .msg_control = control,
-				 .msg_controllen = sizeof(control) };
-	ssize_t n;
-
-	*fd = -1;
-	do {
-		n = recvmsg(client->fd, &header, MSG_CMSG_CLOEXEC);
-	} while (n < 0 && errno == EINTR);
-	if (n <= 0)
-		return 0;
-	for (struct cmsghdr *c = CMSG_FIRSTHDR(&header); c; c = CMSG_NXTHDR(&header, c)) {
-		size_t count;
-
-		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
-			continue;
-		count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-		for (size_t i = 0; i < count; i++) {
-			int got;
-
-			memcpy(&got, CMSG_DATA(c) + i * sizeof(int), sizeof(int));
-			if (*fd < 0)
-				*fd = got;
-			else
-				close(got);
-		}
-	}
-	return header.msg_flags & MSG_TRUNC ? 0 : (size_t)n;
-}
-
-/* Every number an answer may carry; other fields are for other roles. */
-static void reply_number(struct reply *reply, struct field key, uint64_t number)
-{
-	const struct {
-		const char *name;
-		uint64_t *to;
-	} numbers[] = {
-		{ "session", &reply->session }, { "chunk", &reply->chunk },
-		{ "arena", &reply->arena },	{ "ram", &reply->ram },
-		{ "spill", &reply->spill },	{ "total", &reply->total },
-		{ "free", &reply->free },	{ "kept", &reply->kept },
-	};
-
-	for (size_t i = 0; i < sizeof(numbers) / sizeof(*numbers); i++)
-		if (field_is(key, numbers[i].name))
-			*numbers[i].to = number;
+	for (int i = 0; i < CLIENT_MAX_PENDING; i++)
+		if (client->pending[i].id == id)
+			return &client->pending[i];
+	return NULL;
 }
 
 /* Take the request's entry out of the table; done is called without the lock. */
 static void complete(struct client *client, uint64_t id, const struct reply *reply)
 {
-	struct pending entry = { 0 };
+	struct pending *found;
+	client_done done = NULL;
+	void *arg = NULL;
 
 	pthread_mutex_lock(&client->lock);
-	for (int i = 0; i < CLIENT_MAX_PENDING; i++) {
-		if (client->pending[i].id == id) {
-			entry = client->pending[i];
-			client->pending[i].id = 0;
-			pthread_cond_broadcast(&client->room);
-			break;
-		}
+	found = find_pending(client, id);
+	if (found) {
+		done = found->done;
+		arg = found->arg;
+		found->id = 0;
+		pthread_cond_broadcast(&client->room);
+		/* The only answer with a file and a number: the next daemon must be told of it.
+		 * Without memory for that it is not adopted, and what it holds then has no place.
+		 */
+		if (reply->fd >= 0 && !reply->error && *client->key &&
+		    !held_add_arena(&client->held, reply->arena, reply->fd))
+			*client->key = 0;
 	}
 	pthread_mutex_unlock(&client->lock);
-	if (entry.id)
-		entry.done(entry.arg, reply);
+	if (done)
+		done(arg, reply);
 	else if (reply->fd >= 0)
 		close(reply->fd);
 }
@@ -138,39 +61,16 @@ static void complete(struct client *client, uint64_t id, const struct reply *rep
 /* Returns false for a packet that breaks the protocol. */
 static bool dispatch(struct client *client, const unsigned char *buffer, size_t length, int fd)
 {
-	struct cursor cursor = { buffer, buffer + length, false };
-	struct reply reply = { .fd = fd };
-	uint64_t re = 0, id = 0;
-	bool recall = false;
-	size_t fields = cursor_map(&cursor);
+	struct packet packet;
 
-	while (fields-- && !cursor.bad) {
-		struct field key = cursor_field(&cursor);
-		struct field value = cursor_field(&cursor);
-
-		if (field_is(key, "re"))
-			re = value.number;
-		else if (field_is(key, "id"))
-			id = value.number;
-		else if (field_is(key, "op"))
-			recall = field_is(value, "recall");
-		else if (field_is(key, "error"))
-			reply.error = error_value(value);
-		else if (field_is(key, "message") && value.text)
-			snprintf(reply.message, sizeof(reply.message), "%.*s", (int)value.length,
-				 value.text);
-		else
-			reply_number(&reply, key, value.number);
-	}
-	if (cursor.bad || cursor.at != cursor.end || (re == 0 && !(recall && id))) {
-		if (fd >= 0)
-			close(fd);
+	if (!packet_read(&packet, buffer, length, fd))
 		return false;
-	}
-	if (re)
-		complete(client, re, &reply);
+	if (packet.re)
+		complete(client, packet.re, &packet.reply);
 	else
-		client->recall(client->recall_arg, id, reply.arena);
+		/* Only this thread changes the number of daemons. */
+		client->recall(client->arg, client->daemons << TOKEN_BITS | packet.id,
+			       packet.reply.arena);
 	return true;
 }
 
@@ -187,26 +87,45 @@ static void lose(struct client *client)
 		for (int i = 0; i < CLIENT_MAX_PENDING && !id; i++)
 			id = client->pending[i].id;
 		pthread_cond_broadcast(&client->room);
+		held_free(&client->held);
 		pthread_mutex_unlock(&client->lock);
 		if (id)
 			complete(client, id, &gone);
 	} while (id);
 }
 
+/* Until the daemon is gone. False: it said what cannot be understood. */
+static bool listen_to_daemon(struct client *client, unsigned char *buffer)
+{
+	size_t length;
+	int fd;
+
+	while ((length = packet_receive(client->fd, buffer, &fd)) > 0) {
+		if (!dispatch(client, buffer, length, fd)) {
+			log_warn("the daemon sent what this shim does not understand; are both of "
+				 "one version?");
+			return false;
+		}
+	}
+	return true;
+}
+
 static void *client_thread(void *arg)
 {
 	struct client *client = arg;
 	unsigned char *buffer = malloc(WIRE_MAX_PACKET);
-	size_t length;
-	int fd;
+	bool understood = buffer;
 
 	pthread_setname_np(pthread_self(), "greenboost-sock");
-	while (buffer && (length = receive_packet(client, buffer, &fd)) > 0) {
-		if (!dispatch(client, buffer, length, fd)) {
-			log_warn("the daemon sent what this shim does not understand; are both of "
-				 "one version?");
+	while (understood) {
+		understood = listen_to_daemon(client, buffer);
+		/* First, for somebody may be sending and wait for room in the socket. */
+		shutdown(client->fd, SHUT_RDWR);
+		pthread_mutex_lock(&client->sending);
+		client->attached = false;
+		pthread_mutex_unlock(&client->sending);
+		if (!understood || !client_reattach(client))
 			break;
-		}
 	}
 	shutdown(client->fd, SHUT_RDWR);
 	lose(client);
@@ -214,8 +133,69 @@ static void *client_thread(void *arg)
 	return NULL;
 }
 
-static void post_with_fd(struct client *client, struct message *request, int fd, client_done done,
-			 void *arg)
+static bool is_gone(int error)
+{
+	return error == EPIPE || error == ECONNRESET || error == ENOTCONN;
+}
+
+/*
+ * Send it if there is a daemon that has not had it; else it waits for one. A
+ * daemon that is gone is noticed by the reading thread. Returns an errno value for
+ * what will not be sent at all. In sending.
+ */
+static int send_pending(struct client *client, uint64_t id)
+{
+	struct message message;
+	struct pending *found;
+	bool send;
+	int error;
+
+	pthread_mutex_lock(&client->lock);
+	found = find_pending(client, id);
+	send = found && !found->sent && client->attached;
+	if (send) {
+		found->sent = true;
+		message = found->message;
+	}
+	pthread_mutex_unlock(&client->lock);
+	/* The answer may come, and the entry be gone, before sendmsg returns. */
+	error = send ? packet_send(client->fd, &message, -1) : 0;
+	return is_gone(error) ? 0 : error;
+}
+
+bool client_attach(struct client *client, int socket)
+{
+	uint64_t last = 0, next;
+	bool attached;
+
+	pthread_mutex_lock(&client->sending);
+	attached = !atomic_load(&client->closing) && dup3(socket, client->fd, O_CLOEXEC) >= 0;
+	client->attached = attached;
+	client->daemons += attached;
+	pthread_mutex_lock(&client->lock);
+	for (int i = 0; i < CLIENT_MAX_PENDING; i++)
+		client->pending[i].sent = false;
+	pthread_mutex_unlock(&client->lock);
+	/* In the order in which they were made: a chunk that is dropped may then be spilled. */
+	do {
+		next = 0;
+		pthread_mutex_lock(&client->lock);
+		for (int i = 0; i < CLIENT_MAX_PENDING; i++) {
+			uint64_t id = client->pending[i].id;
+
+			if (id > last && (!next || id < next))
+				next = id;
+		}
+		pthread_mutex_unlock(&client->lock);
+		last = next;
+		if (next && attached)
+			send_pending(client, next);
+	} while (next);
+	pthread_mutex_unlock(&client->sending);
+	return attached;
+}
+
+void client_post(struct client *client, struct message *request, client_done done, void *arg)
 {
 	struct reply failed = { .fd = -1 };
 	uint64_t id = 0;
@@ -223,14 +203,16 @@ static void post_with_fd(struct client *client, struct message *request, int fd,
 
 	pthread_mutex_lock(&client->lock);
 	while (!id && !client->lost) {
-		for (int i = 0; i < CLIENT_MAX_PENDING && !id; i++) {
-			if (client->pending[i].id == 0) {
-				id = ++client->next_id;
-				client->pending[i] = (struct pending){ id, done, arg };
-			}
-		}
-		if (!id)
+		struct pending *entry = find_pending(client, 0);
+
+		if (!entry) {
 			pthread_cond_wait(&client->room, &client->lock);
+			continue;
+		}
+		id = ++client->next_id;
+		message_uint(request, "id", id);
+		message_end(request);
+		*entry = (struct pending){ id, done, arg, false, *request };
 	}
 	pthread_mutex_unlock(&client->lock);
 	if (!id) {
@@ -239,10 +221,9 @@ static void post_with_fd(struct client *client, struct message *request, int fd,
 		done(arg, &failed);
 		return;
 	}
-	message_uint(request, "id", id);
-	message_end(request);
-	/* The answer may come, and the entry be gone, before sendmsg returns. */
-	error = send_packet(client, request, fd);
+	pthread_mutex_lock(&client->sending);
+	error = send_pending(client, id);
+	pthread_mutex_unlock(&client->sending);
 	if (error) {
 		failed.error = EPIPE;
 		snprintf(failed.message, sizeof(failed.message), "cannot reach the daemon: %s",
@@ -251,16 +232,13 @@ static void post_with_fd(struct client *client, struct message *request, int fd,
 	}
 }
 
-void client_post(struct client *client, struct message *request, client_done done, void *arg)
-{
-	post_with_fd(client, request, -1, done, arg);
-}
-
 struct call {
 	pthread_mutex_t lock;
 	pthread_cond_t answered;
 	bool done;
 	struct reply reply;
+	struct client *client; /* of an allocation */
+	struct held_allocation allocation;
 };
 
 static void call_done(void *arg, const struct reply *reply)
@@ -274,78 +252,166 @@ static void call_done(void *arg, const struct reply *reply)
 	pthread_mutex_unlock(&call->lock);
 }
 
-static int call_with_fd(struct client *client, struct message *request, int fd, struct reply *reply)
+static int call_and_wait(struct client *client, struct message *request, client_done done,
+			 struct call *call, struct reply *reply)
 {
-	struct call call = { .lock = PTHREAD_MUTEX_INITIALIZER,
-			     .answered = PTHREAD_COND_INITIALIZER };
-
-	post_with_fd(client, request, fd, call_done, &call);
-	pthread_mutex_lock(&call.lock);
-	while (!call.done)
-		pthread_cond_wait(&call.answered, &call.lock);
-	pthread_mutex_unlock(&call.lock);
-	*reply = call.reply;
+	client_post(client, request, done, call);
+	pthread_mutex_lock(&call->lock);
+	while (!call->done)
+		pthread_cond_wait(&call->answered, &call->lock);
+	pthread_mutex_unlock(&call->lock);
+	*reply = call->reply;
 	return reply->error;
 }
 
 int client_call(struct client *client, struct message *request, struct reply *reply)
 {
-	return call_with_fd(client, request, -1, reply);
+	struct call call = { .lock = PTHREAD_MUTEX_INITIALIZER,
+			     .answered = PTHREAD_COND_INITIALIZER };
+
+	return call_and_wait(client, request, call_done, &call, reply);
 }
 
-void client_answer_recall(struct client *client, uint64_t id, int error)
+/* On the client's thread, so before it can tell another daemon what there is. */
+static void alloc_done(void *arg, const struct reply *reply)
+{
+	struct call *call = arg;
+	struct client *client = call->client;
+
+	if (!reply->error) {
+		pthread_mutex_lock(&client->lock);
+		if (!held_add_allocation(&client->held, call->allocation))
+			*client->key = 0;
+		pthread_mutex_unlock(&client->lock);
+	}
+	call_done(arg, reply);
+}
+
+int client_alloc(struct client *client, struct held_allocation allocation, struct reply *reply)
+{
+	struct call call = { .lock = PTHREAD_MUTEX_INITIALIZER,
+			     .answered = PTHREAD_COND_INITIALIZER,
+			     .client = client,
+			     .allocation = allocation };
+	struct message request;
+
+	client_request(&request, "alloc");
+	message_uint(&request, "first", allocation.first);
+	message_uint(&request, "chunks", allocation.chunks);
+	message_uint(&request, "bytes", allocation.bytes);
+	message_uint(&request, "address", allocation.address);
+	return call_and_wait(client, &request, alloc_done, &call, reply);
+}
+
+void client_free(struct client *client, uint64_t first)
+{
+	struct message request;
+	struct reply reply;
+
+	pthread_mutex_lock(&client->lock);
+	held_remove_allocation(&client->held, first);
+	pthread_mutex_unlock(&client->lock);
+	client_request(&request, "free");
+	message_uint(&request, "first", first);
+	client_call(client, &request, &reply);
+}
+
+static void return_done(void *arg, const struct reply *reply)
+{
+	(void)arg;
+	(void)reply; /* at worst it counts as this session's until the end */
+}
+
+void client_return(struct client *client, uint64_t arena)
+{
+	struct message request;
+
+	pthread_mutex_lock(&client->lock);
+	held_remove_arena(&client->held, arena);
+	pthread_mutex_unlock(&client->lock);
+	client_request(&request, "return");
+	message_uint(&request, "arena", arena);
+	client_post(client, &request, return_done, NULL);
+}
+
+void client_answer_recall(struct client *client, uint64_t token, uint64_t arena, int error)
 {
 	struct message answer;
+	bool asked;
 
 	message_start(&answer);
-	message_uint(&answer, "re", id);
+	message_uint(&answer, "re", token & (((uint64_t)1 << TOKEN_BITS) - 1));
 	if (error) {
-		const char *name = "EIO";
-
-		for (size_t i = 0; i < sizeof(errors) / sizeof(*errors); i++)
-			if (errors[i].value == error)
-				name = errors[i].name;
-		message_string(&answer, "error", name);
+		message_string(&answer, "error", packet_error_name(error));
 		message_string(&answer, "message", "the arena could not be emptied");
 	}
 	message_end(&answer);
-	send_packet(client, &answer, -1); /* a lost daemon is noticed by the reading thread */
+	pthread_mutex_lock(&client->sending);
+	asked = client->attached && token >> TOKEN_BITS == client->daemons;
+	if (asked) {
+		if (!error) {
+			pthread_mutex_lock(&client->lock);
+			held_remove_arena(&client->held, arena);
+			pthread_mutex_unlock(&client->lock);
+		}
+		packet_send(client->fd, &answer,
+			    -1); /* a lost daemon is noticed by the reading thread */
+	}
+	pthread_mutex_unlock(&client->sending);
+	/* The daemon that asked is gone, and the one of now thinks that the session has it. */
+	if (!asked && !error)
+		client_return(client, arena);
 }
 
 int client_connect(struct client *client, const char *path, const char *name, int state_fd,
 		   struct reply *hello)
 {
-	struct sockaddr_un address = { .sun_family = AF_UNIX };
-	struct message request;
 	int error;
 
+	pthread_mutex_init(&client->sending, NULL);
 	pthread_mutex_init(&client->lock, NULL);
 	pthread_cond_init(&client->room, NULL);
-	client->fd = -1;
-	if (strlen(path) >= sizeof(address.sun_path))
+	client->fd = client->state = -1;
+	if (strlen(path) >= sizeof(client->path))
 		return ENAMETOOLONG;
-	strcpy(address.sun_path, path);
-	client->fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-	if (client->fd < 0)
-		return errno;
-	if (connect(client->fd, (struct sockaddr *)&address, sizeof(address)) < 0 ||
-	    (errno = thread_start(&client->thread, client_thread, client))) {
-		error = errno;
-		close(client->fd);
-		client->fd = -1;
-		return error;
+	strcpy(client->path, path);
+	snprintf(client->name, sizeof(client->name), "%s", name);
+	client->state = fcntl(state_fd, F_DUPFD_CLOEXEC, 0);
+	client->fd = client->state < 0 ? -1 : client_dial(client);
+	error = client->fd < 0 ? errno : client_hello(client, client->fd, hello);
+	if (!error) {
+		memcpy(client->key, hello->key, sizeof(client->key));
+		client->chunk = hello->chunk;
+		client->arena = hello->arena;
+		client->attached = true;
+		error = thread_start(&client->thread, client_thread, client);
 	}
-	client_request(&request, "hello");
-	message_uint(&request, "v", WIRE_VERSION);
-	message_string(&request, "role", "shim");
-	message_uint(&request, "pid", (uint64_t)getpid());
-	message_string(&request, "name", name);
-	error = call_with_fd(client, &request, state_fd, hello);
-	if (error) {
-		shutdown(client->fd, SHUT_RDWR);
-		pthread_join(client->thread, NULL);
-		close(client->fd);
-		client->fd = -1;
-	}
+	if (error)
+		client_forget(client);
 	return error;
+}
+
+void client_close(struct client *client)
+{
+	atomic_store(&client->closing, true);
+	shutdown(client->fd, SHUT_RDWR);
+}
+
+void client_forget(struct client *client)
+{
+	uint32_t arenas = 0;
+
+	/* Another thread may have been at it when the process forked. */
+	if (!pthread_mutex_trylock(&client->lock)) {
+		arenas = client->held.arena_count;
+		pthread_mutex_unlock(&client->lock);
+	}
+	for (uint32_t i = 0; i < arenas; i++)
+		close(client->held.arenas[i].fd);
+	client->held.arena_count = 0;
+	if (client->fd >= 0)
+		close(client->fd);
+	if (client->state >= 0)
+		close(client->state);
+	client->fd = client->state = -1;
 }

@@ -8,7 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include "gate.h"
@@ -98,7 +97,8 @@ static int connect_daemon(struct device *device)
 		if (*c & 0x80)
 			*c = '?';
 	device->client.recall = pager_on_recall;
-	device->client.recall_arg = device;
+	device->client.counted_on = residency_counted_on;
+	device->client.arg = device;
 	error = client_connect(&device->client, path, name, state, &device->terms);
 	close(state);
 	if (error) {
@@ -374,8 +374,7 @@ void device_abandon(CUdevice ordinal)
 	pthread_cond_broadcast(&device->changed);
 	pthread_mutex_unlock(&device->lock);
 	tickets_forget_context(device->context);
-	shutdown(device->client.fd,
-		 SHUT_RDWR); /* the session ends; threads may still look at the rest */
+	client_close(&device->client); /* threads may still look at the rest */
 }
 
 void device_abandon_context(CUcontext context)
@@ -399,7 +398,7 @@ static void in_child(void)
 
 		if (!device)
 			continue;
-		close(device->client.fd);
+		client_forget(&device->client);
 		atomic_store(&devices[i], NULL);
 		atomic_store(&refused, true); /* CUDA was in use: it is not usable here */
 	}

@@ -208,22 +208,6 @@ void lower_show_ram(struct device *device)
 			  slots - available);
 }
 
-static void return_done(void *arg, const struct reply *reply)
-{
-	(void)arg;
-	(void)reply; /* at worst it counts as this session's until the end */
-}
-
-/* An arena that was granted and is of no use here: others may have it. In no lock. */
-static void return_arena(struct device *device, uint64_t id)
-{
-	struct message request;
-
-	client_request(&request, "return");
-	message_uint(&request, "arena", id);
-	client_post(&device->client, &request, return_done, NULL);
-}
-
 void lower_open(struct device *device)
 {
 	const struct reply reply = device->arena_answer;
@@ -245,7 +229,7 @@ void lower_open(struct device *device)
 		}
 		if (!opened) {
 			let_go(device);
-			return_arena(device, reply.arena);
+			client_return(&device->client, reply.arena); /* others may have it */
 			take_back(device);
 		}
 	}
@@ -692,10 +676,11 @@ static uint64_t end_recall(struct device *device, uint32_t index)
 
 static void refuse_recall(struct device *device, uint32_t index, int error)
 {
+	uint64_t arena = device->recalls[index].arena;
 	uint64_t id = end_recall(device, index);
 
 	let_go(device);
-	client_answer_recall(&device->client, id, error);
+	client_answer_recall(&device->client, id, arena, error);
 	take_back(device);
 }
 
@@ -738,7 +723,7 @@ void *lower_closer(void *arg)
 		traced = trace_begin();
 		mover_close_arena(&device->mover, &closing->arena);
 		trace_host(device, traced, "give an arena back", TRACE_NO_CHUNK, NULL);
-		client_answer_recall(&device->client, closing->recall, 0);
+		client_answer_recall(&device->client, closing->recall, closing->arena.id, 0);
 		free(closing);
 		take_back(device);
 	}

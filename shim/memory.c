@@ -163,8 +163,6 @@ struct allocation *memory_claim(struct device *device, CUdeviceptr dptr)
 void memory_take_apart(struct device *device, struct allocation *allocation)
 {
 	const uint32_t first = allocation->first, chunks = allocation->chunks;
-	struct message request;
-	struct reply reply;
 
 	residency_wait_unnamed(device, allocation);
 	pthread_mutex_lock(&device->lock);
@@ -176,9 +174,7 @@ void memory_take_apart(struct device *device, struct allocation *allocation)
 		pthread_cond_wait(&device->changed, &device->lock);
 	device->committed -= chunks;
 	pthread_mutex_unlock(&device->lock);
-	client_request(&request, "free");
-	message_uint(&request, "first", first);
-	client_call(&device->client, &request, &reply);
+	client_free(&device->client, first);
 }
 
 /* In device->allocate. */
@@ -186,7 +182,6 @@ static CUresult allocate_paged(struct device *device, CUdeviceptr *dptr, size_t 
 {
 	uint64_t chunks = ((uint64_t)bytes + device->chunk - 1) / device->chunk;
 	struct allocation *allocation;
-	struct message request;
 	struct reply reply;
 	CUdeviceptr base;
 	uint32_t first;
@@ -208,12 +203,8 @@ static CUresult allocate_paged(struct device *device, CUdeviceptr *dptr, size_t 
 		mover_unreserve(&device->mover, base, chunks);
 		return result;
 	}
-	client_request(&request, "alloc");
-	message_uint(&request, "first", first);
-	message_uint(&request, "chunks", chunks);
-	message_uint(&request, "bytes", bytes);
-	message_uint(&request, "address", base);
-	if (client_call(&device->client, &request, &reply)) {
+	if (client_alloc(&device->client, (struct held_allocation){ first, chunks, bytes, base },
+			 &reply)) {
 		if (reply.error != ENOMEM)
 			log_warn("allocating %zu bytes: %s", bytes, reply.message);
 		mover_unreserve(&device->mover, base, chunks);
@@ -223,9 +214,7 @@ static CUresult allocate_paged(struct device *device, CUdeviceptr *dptr, size_t 
 		residency_begin_paging(device);
 	allocation = enter(device, base, bytes, first, (uint32_t)chunks);
 	if (!allocation) {
-		client_request(&request, "free");
-		message_uint(&request, "first", first);
-		client_call(&device->client, &request, &reply);
+		client_free(&device->client, first);
 		mover_unreserve(&device->mover, base, chunks);
 		return CUDA_ERROR_OUT_OF_MEMORY;
 	}

@@ -265,6 +265,9 @@ uint32_t residency_capacity(const struct device *device);
 
 void residency_show(struct device *device, uint32_t chunk); /* write its letter to the state map */
 
+/* For client.counted_on, with the device. */
+int residency_counted_on(void *device);
+
 /* pager.c */
 int pager_start(struct device *device);
 void pager_on_recall(void *device, uint64_t id, uint64_t arena);

@@ -14,6 +14,7 @@
 
 #define WIRE_VERSION 1
 #define WIRE_MAX_PACKET 65536
+#define WIRE_KEY 32 /* characters of a session's key */
 
 /* The state memfd: a header, then one byte a chunk. */
 #define STATE_MAGIC 0x54534247u

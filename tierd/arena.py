@@ -127,6 +127,30 @@ def memfd(id: int, size: int) -> int:
     return fd
 
 
+def _check_adopted(fd: int, size: int) -> None:
+    """Refuse what a shim could pull from under the daemon's mapping. Raises ArenaError."""
+    name = os.readlink(f"/proc/self/fd/{fd}")
+    if name.startswith("/dmabuf:"):
+        with open(f"/proc/self/fdinfo/{fd}") as info:
+            if "exp_name:\tgreenboost\n" not in info:
+                raise ArenaError("a DMA-BUF that is not the module's cannot be an arena")
+        found = os.lseek(fd, 0, os.SEEK_END)
+    else:
+        try:
+            seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+        except OSError:
+            raise ArenaError("an arena is a memfd or a buffer of the module's") from None
+        # Huge pages of their own file system are not promised by its size: touching one that is not to be
+        # had is a SIGBUS.
+        if not name.startswith("/memfd:") or os.fstatvfs(fd).f_bsize != mmap.PAGESIZE:
+            raise ArenaError("an arena is a memfd of ordinary pages")
+        if seals & (_SEALS | fcntl.F_SEAL_WRITE) != _SEALS:
+            raise ArenaError("an arena's memfd is sealed against changes of its size, and nothing else")
+        found = os.fstat(fd).st_size
+    if found != size:
+        raise ArenaError(f"an arena has {size} bytes, not {found}")
+
+
 class ArenaPool:
     """All arenas there are, at most `limit` of `arena_bytes` bytes each.
 
@@ -157,6 +181,25 @@ class ArenaPool:
         arena = Arena(id, self.arena_bytes, self.chunk, self._make)
         try:
             arena.populate()
+        except BaseException:
+            arena.close()
+            raise
+        self._arenas[id] = arena
+        return arena
+
+    def adopt(self, id: int, fd: int) -> Arena:
+        """The arena `id` of a daemon before this one, whose descriptor a shim has kept: for a worker thread.
+
+        The descriptor is the pool's from here on. Raises ArenaError for what cannot be an arena.
+        """
+        try:
+            _check_adopted(fd, self.arena_bytes)
+        except BaseException:
+            os.close(fd)
+            raise
+        arena = Arena(id, self.arena_bytes, self.chunk, lambda *_: fd)
+        try:
+            arena.populate()  # holes that were punched meanwhile
         except BaseException:
             arena.close()
             raise

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import secrets
 import signal
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -19,6 +20,7 @@ from . import __version__, metrics
 from .arena import ArenaPool, open_pool
 from .arenasource import open_arena_source
 from .config import Config
+from .ledger import KnownPath, Ledger, Terms, open_ledger, process_start
 from .listener import SocketError, listening
 from .model import AllocationSnapshot, EndedSession, PressureSnapshot, Snapshot, printable
 from .notify import notify
@@ -26,6 +28,7 @@ from .nvme.errors import SpillPathError
 from .nvme.spillfile import SpillFile
 from .nvme.spillset import SpillSet
 from .pressure import open_source
+from .reattach import Absentees
 from .relief import Relief
 from .server import ControlError, Peer, serve_connections
 from .session import Identity, Session
@@ -65,18 +68,22 @@ async def serve(
         listening(config.socket) as listener,
         open_arena_source(config.arena_source) as source,
         open_source(source.device, config.reserve) as pressure,
-        _open_spill(config, ephemeral=life_fd is not None) as store,
+        open_ledger(None if life_fd is not None else ledger_file(config.socket), _terms(config)) as ledger,
+        _open_spill(config, ledger, ephemeral=life_fd is not None) as store,
         open_pool(
-            limit=config.ram // config.arena, arena_bytes=config.arena, chunk=config.chunk, make=source.make
+            limit=ledger.terms.arenas, arena_bytes=ledger.terms.arena, chunk=config.chunk, make=source.make
         ) as pool,
     ):
         failure = None
+        tiers = Tiers(pool, store)
+        # Before anything is stored.
+        absentees = Absentees(tiers, store, ledger)
+        ledger.set_paths(_known_paths(store))
         # Outside of the tasks that wait for transfers: it ends after them.
         async with trio.open_nursery() as pump:
             await pump.start(store.run)
-            tiers = Tiers(pool, store)
             relief = Relief(tiers, pressure)
-            daemon = _Daemon(config, tiers, pool, store, ephemeral=life_fd is not None)
+            daemon = _Daemon(config, tiers, pool, store, ledger, absentees, ephemeral=life_fd is not None)
             daemon.arena_source = source.name
             daemon.pressure = relief.snapshot
             async with trio.open_nursery() as nursery:
@@ -92,6 +99,7 @@ async def serve(
                     failure = MountError(str(error))
                     nursery.cancel_scope.cancel()
                 else:
+                    nursery.start_soon(absentees.run)
                     nursery.start_soon(serve_connections, listener, daemon, daemon.serve_session)
                     made = f"{source.name} ({source.why})" if source.why else source.name
                     _log.info("serving at %s, arenas are made of %s", config.socket, made)
@@ -109,8 +117,21 @@ def _ending_signals() -> set[signal.Signals]:
     return ending
 
 
+def ledger_file(socket: Path) -> Path:
+    """Where the daemon that listens there writes down what the next one has to know."""
+    return socket.with_name(f"{socket.name}.ledger")
+
+
+def _terms(config: Config) -> Terms:
+    return Terms(config.chunk, config.arena, config.ram // config.arena)
+
+
+def _known_paths(store: SpillSet) -> list[KnownPath]:
+    return [KnownPath(file.id, file.path, file.size, file.generation, file.options) for file in store.files]
+
+
 @contextmanager
-def _open_spill(config: Config, *, ephemeral: bool) -> Iterator[SpillSet]:
+def _open_spill(config: Config, ledger: Ledger, *, ephemeral: bool) -> Iterator[SpillSet]:
     with ExitStack() as undo:
         files = []
         for spec in config.spill:
@@ -121,22 +142,54 @@ def _open_spill(config: Config, *, ephemeral: bool) -> Iterator[SpillSet]:
             except SpillPathError as error:
                 raise SpillStartupError(f"{spec.where}: {error}") from error
             files.append(undo.enter_context(file))
+        configured = {file.path for file in files}
+        for known in ledger.paths:
+            # One that was added while the last daemon ran.
+            if known.path not in configured and os.path.exists(known.path):
+                try:
+                    file = SpillFile.open(known.path, known.size, config.chunk, options=known.options)
+                except SpillPathError as error:
+                    _log.error("what applications have there is lost: %s", error)
+                else:
+                    files.append(undo.enter_context(file))
+        for file in files:
+            # Not just the next generation: a daemon may have died while it started. Whoever else had it
+            # meanwhile has overwritten what it then does not prove to be.
+            file.inherits = any(
+                known.id == file.id and known.generation < file.generation for known in ledger.paths
+            )
         try:
             store = SpillSet(files, chunk=config.chunk)
         except SpillPathError as error:
-            where = next(spec.where for spec in config.spill if str(spec.path) == error.path)
+            where = next(
+                (spec.where for spec in config.spill if str(spec.path) == error.path), "added by command"
+            )
             raise SpillStartupError(f"{where}: {error}") from error
         except OSError as error:
-            raise SpillStartupError(f"{config.spill[0].where}: {error.strerror or error}") from error
+            where = config.spill[0].where if config.spill else "added by command"
+            raise SpillStartupError(f"{where}: {error.strerror or error}") from error
         with store:
-            yield store
+            try:
+                yield store
+            finally:
+                if ledger.close():
+                    store.leave()
+                    _log.info("applications wait for the next daemon; what they have on NVMe stays for them")
 
 
 class _Daemon:
     """What the daemon knows of itself; the server's Control."""
 
     def __init__(
-        self, config: Config, tiers: Tiers, pool: ArenaPool, store: SpillSet, *, ephemeral: bool
+        self,
+        config: Config,
+        tiers: Tiers,
+        pool: ArenaPool,
+        store: SpillSet,
+        ledger: Ledger,
+        absentees: Absentees,
+        *,
+        ephemeral: bool,
     ) -> None:
         self.nursery: trio.Nursery
         self.arena_source: str
@@ -145,11 +198,15 @@ class _Daemon:
         self._tiers = tiers
         self._pool = pool
         self._store = store
+        self._ledger = ledger
+        self._absentees = absentees
         self._sessions: dict[int, Session] = {}
-        self._ids = itertools.count(1)
+        self._ids = itertools.count(1 + max((heir.id for heir in ledger.heirs), default=0))
         self._ended: deque[EndedSession] = deque(maxlen=_ENDED_KEPT)
         self._view: _View | None = None
-        spills = SpillControl(tiers, ephemeral=ephemeral)
+        spills = SpillControl(
+            tiers, ephemeral=ephemeral, changed=lambda: ledger.set_paths(_known_paths(store))
+        )
         self.spill_add = spills.add
         self.spill_drain = spills.drain
         self.spill_remove = spills.remove
@@ -163,10 +220,31 @@ class _Daemon:
         except StateError as error:
             await connection.refuse(hello.id, error.name, str(error))
             return
+        absent, key = None, hello.text("key")
+        if key:
+            absent = self._absentees.claim(key, pid=peer.pid, uid=peer.uid)
+            if absent is None:
+                state.close()
+                await connection.refuse(hello.id, "EPERM", "this daemon knows of no such session of yours")
+                return
+        elif self._ledger.kept:
+            key = secrets.token_hex(16)
         # Within a PID namespace that we do not see into, the kernel says 0.
         pid = peer.pid or hello.uint("pid")
-        who = Identity(next(self._ids), pid, peer.uid, printable(hello.text("name")), peer.pidfd)
-        session = Session(who, connection, state, self._tiers, ended=self._remember)
+        who = Identity(
+            id=next(self._ids) if absent is None else absent.heir.id,
+            pid=pid,
+            uid=peer.uid,
+            name=printable(hello.text("name")),
+            pidfd=peer.pidfd,
+            vouched_pid=peer.pid,
+            key=key,
+            # By the number that was said, which is of another namespace, nobody is found.
+            started=process_start(pid) if peer.pid else 0,
+        )
+        session = Session(
+            who, connection, state, self._tiers, self._ledger, absent=absent, ended=self._remember
+        )
         self._sessions[who.id] = session
         await session.run(hello)
 
@@ -179,6 +257,7 @@ class _Daemon:
     def stop(self) -> None:
         """End the daemon; see server.Control."""
         notify("STOPPING=1")
+        self._ledger.leaving = True
         self.nursery.cancel_scope.cancel()
 
     async def watch_signals(self, signals: AsyncIterator[int]) -> None:
@@ -203,7 +282,7 @@ class _Daemon:
             chunk_bytes=self._config.chunk,
             chunk_source=self._config.chunk_source,
             paging=self._config.paging,
-            arena_bytes=self._config.arena,
+            arena_bytes=self._pool.arena_bytes,
             arenas=len(self._pool),
             arena_limit=self._pool.limit,
             spill_paths=self._store.snapshot(),

@@ -8,15 +8,17 @@ its arenas.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 from .arena import Arena
 from .nvme.errors import NoSpace, SpillWriteError
 from .nvme.spillset import SpillSet, Stored
 from .policy import Refused
 
-__all__ = ["Migrator", "MigratorStatistics"]
+__all__ = ["Migrator", "MigratorStatistics", "Records"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,17 +32,34 @@ class MigratorStatistics:
     under_way: int  #: operations
 
 
+class Records(Protocol):
+    """Who writes down where chunks are."""
+
+    def store(self, chunk: int, stored: Stored, /) -> None:
+        """The chunk is there from now on."""
+
+    def forget(self, chunks: Sequence[int], /) -> None:
+        """T3 no longer holds these chunks."""
+
+
 class Migrator:
     """One session's chunks in T3.
 
     `reserve` is asked before an extent is taken and may raise Refused; `returned` is told how many
-    were given back.
+    were given back. `records` hears where each chunk is, before whoever asked for that does, and that it
+    is nowhere before its extent is another's.
     """
 
     def __init__(
-        self, store: SpillSet, *, reserve: Callable[[], None], returned: Callable[[int], None]
+        self,
+        store: SpillSet,
+        *,
+        reserve: Callable[[], None],
+        returned: Callable[[int], None],
+        records: Records | None = None,
     ) -> None:
         self._store = store
+        self._records = records
         self._reserve = reserve
         self._returned = returned
         self._stored: dict[int, Stored] = {}
@@ -70,9 +89,35 @@ class Migrator:
         finally:
             self._spilling -= 1
             self._moving.discard(chunk)
-        self._stored[chunk] = stored
+        self._keep(chunk, stored)
         self._most_held = max(self._most_held, len(self._stored))
         self._written += arena.chunk
+
+    def inherit(self, stored: Mapping[int, Stored]) -> None:
+        """What T3 holds from before; each is counted as reserved."""
+        for chunk, its in stored.items():
+            self._keep(chunk, its)
+        self._most_held = max(self._most_held, len(self._stored))
+
+    def _keep(self, chunk: int, stored: Stored) -> None:
+        self._stored[chunk] = stored
+        if self._records is not None:
+            stored.moved = partial(self._records.store, chunk)
+            self._records.store(chunk, stored)
+
+    @property
+    def held(self) -> Iterable[int]:
+        """The chunks that T3 holds."""
+        return self._stored.keys()
+
+    def drop_all(self, chunks: Sequence[int]) -> None:
+        """Forget what T3 holds of these chunks, none of which is being moved."""
+        self._give_back(chunks)
+
+    def leave(self) -> None:
+        """Everything stays where it is, for whoever comes after the store's end. Nothing may be under way."""
+        assert not self._moving
+        self._stored.clear()
 
     async def _write(self, chunk: int, arena: Arena, slot: int) -> Stored:
         """Where the slot's bytes are stored now."""
@@ -136,6 +181,8 @@ class Migrator:
             raise Refused("EBUSY", f"chunk {chunk} is being moved")
 
     def _give_back(self, chunks: Sequence[int]) -> None:
+        if self._records is not None and chunks:
+            self._records.forget(chunks)
         for chunk in chunks:
             self._store.give_back(self._stored.pop(chunk))
         if chunks:

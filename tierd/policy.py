@@ -44,6 +44,7 @@ __all__ = [
     "ExtentsWithdrawn",
     "Freed",
     "Grant",
+    "Inherited",
     "Joined",
     "Left",
     "RamSpare",
@@ -120,6 +121,17 @@ class State:
 @dataclass(frozen=True, slots=True)
 class Joined:
     session: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """A session of the daemon before this one, with what it was promised then and has."""
+
+    session: int
+    committed: int
+    vram: int
+    arenas: tuple[int, ...]
+    extents: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +241,7 @@ class RamSpare:
 
 Event = (
     Joined
+    | Inherited
     | Left
     | VramSet
     | Allocated
@@ -302,6 +315,14 @@ Transition = tuple[State, tuple[Action, ...]]
 def _joined(state: State, event: Joined) -> Transition:
     assert event.session not in state.sessions
     return _with(state, event.session, Session()), ()
+
+
+def _inherited(state: State, event: Inherited) -> Transition:
+    assert event.session not in state.sessions
+    session = Session(event.committed, event.vram, event.arenas, extents=event.extents)
+    # No two arenas that anybody has may have one id.
+    following = max((state.next_arena, *(arena + 1 for arena in event.arenas)))
+    return replace(_with(state, event.session, session), next_arena=following), ()
 
 
 def _left(state: State, event: Left) -> Transition:
@@ -568,6 +589,8 @@ def _apply(state: State, event: Event) -> Transition:
             return _extents_returned(state, event)
         case Joined():
             return _joined(state, event)
+        case Inherited():
+            return _inherited(state, event)
         case Left():
             return _left(state, event)
         case VramSet():

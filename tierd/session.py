@@ -8,7 +8,9 @@ awaits the transfers under way and then gives back every arena and extent before
 from __future__ import annotations
 
 import bisect
+import fcntl
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -18,6 +20,7 @@ import trio
 
 from .arena import Arena
 from .capacity import lone_capacity, room
+from .ledger import Heir, Ledger
 from .migrate import Migrator, MigratorStatistics
 from .model import (
     PAGING_MODES,
@@ -28,7 +31,8 @@ from .model import (
     SessionSnapshot,
     Tier,
 )
-from .policy import Allocated, Freed, RecallFailed, Refused, VramSet
+from .policy import Allocated, ArenaReturned, Freed, RecallFailed, Refused, VramSet
+from .reattach import Absent, SessionRecords
 from .statemap import StateMap
 from .tiers import RECALL_PATIENCE, Tiers
 from .wire import (
@@ -52,6 +56,24 @@ BYE_PATIENCE = 10.0
 """Seconds for a process to take the answer to its bye."""
 
 
+def _chunk_bytes(fd: int) -> bytes:
+    """What a resume's memfd says, one byte a chunk. Raises Refused. The descriptor is closed."""
+    try:
+        try:
+            fcntl.fcntl(fd, fcntl.F_GET_SEALS)  # reading any other kind of file might block for ever
+        except OSError:
+            raise Refused("EPERM", "what is counted on is said in a memfd") from None
+        size = os.fstat(fd).st_size
+        if size > MAX_STATE_CHUNKS:
+            raise Refused("EINVAL", f"what is counted on: no session has more than {MAX_STATE_CHUNKS} chunks")
+        try:
+            return os.pread(fd, size, 0)
+        except OSError as error:
+            raise Refused("EPERM", f"what is counted on cannot be read: {error.strerror}") from error
+    finally:
+        os.close(fd)
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """Who the session is: its number, and its process as the kernel vouches for it."""
@@ -61,6 +83,9 @@ class Identity:
     uid: int
     name: str
     pidfd: int  #: readable once the process is gone; -1 where the kernel cannot say
+    vouched_pid: int  #: the same as `pid`, or 0 where the kernel does not tell
+    key: str  #: with which it may go on with the next daemon; empty: it cannot
+    started: int  #: see ledger.process_start()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,19 +126,28 @@ class Session:
         connection: Connection,
         state: StateMap,
         tiers: Tiers,
+        ledger: Ledger,
         *,
+        absent: Absent | None = None,
         ended: Callable[[EndedSession], None],
     ) -> None:
-        """`ended` is called once everything is given back; from then on there is nothing to be shown."""
+        """With `absent`, which is the session's from here on, it goes on with what that has.
+
+        `ended` is called once everything is given back; from then on there is nothing to be shown.
+        """
         self.who = who
         self._connection = connection
         self._map = state
         self._tiers = tiers
+        self._ledger = ledger
+        self._absent = absent  # until it is back
+        self._gone = False  # it ended by itself, or by its process
         self._ended = ended
         self._migrator = Migrator(
             tiers.store,
             reserve=lambda: tiers.reserve_extent(who.id),
             returned=lambda count: tiers.return_extents(who.id, count),
+            records=SessionRecords(ledger, who.id) if who.key else None,
         )
         self._allocations: dict[int, _Allocation] = {}
         self._firsts: list[int] = []  # the keys of _allocations, sorted
@@ -125,7 +159,7 @@ class Session:
         self._under_way = 0
         self._bye: Request | None = None
         self._began = time.monotonic()
-        self._vram_bytes = 0
+        self._vram_bytes = absent.heir.vram_bytes if absent else 0
         self._decided = Decisions()
         self._peak_chunks = 0
         self._at_once: Mapping[str, Callable[[Request], Mapping[str, int] | None]] = {
@@ -147,15 +181,24 @@ class Session:
 
     async def run(self, hello: Request) -> None:
         """Answer `hello` and all that follows, until the session ends."""
-        self._tiers.join(self.who.id, self)
+        if self._absent is None:
+            self._tiers.join(self.who.id, self)
+            self._note()
+        else:
+            self._tiers.take_over(self.who.id, self)
+            self._migrator.inherit(self._absent.stored)
         try:
             async with trio.open_nursery() as nursery:
                 if self.who.pidfd >= 0:
                     nursery.start_soon(self._watch, nursery.cancel_scope)
                 with suppress(Disconnected):  # which is seen again at once
                     await self._connection.answer(hello, self._welcome())
-                self._nursery = nursery
-                await self._serve(nursery)
+                if await self._come_back():
+                    self._nursery = nursery
+                    for arena in self._tiers.state.sessions[self.who.id].recalled:
+                        self.recall(arena)  # while it was away
+                    await self._serve(nursery)
+                nursery.cancel_scope.cancel()
         finally:
             self._release()
         if self._bye is not None:
@@ -163,7 +206,7 @@ class Session:
             with suppress(Disconnected), trio.move_on_after(BYE_PATIENCE):
                 await self._connection.answer(self._bye)
 
-    def _welcome(self) -> Mapping[str, int]:
+    def _welcome(self) -> Mapping[str, int | str]:
         ram, spill = lone_capacity(self._tiers.state.whole)
         chunk = self._tiers.chunk
         return {
@@ -172,18 +215,24 @@ class Session:
             "arena": self._tiers.arena_bytes,
             "ram": ram * chunk,
             "spill": spill * chunk,
+            "key": self.who.key,
         }
 
     async def _watch(self, scope: trio.CancelScope) -> None:
         # A child of the application may hold a copy of the socket, so its closing does not tell.
         await trio.lowlevel.wait_readable(self.who.pidfd)
+        self._gone = True
         scope.cancel()
 
     def _release(self) -> None:
         """Give everything back. No request is under way any more."""
         counters = self._map.counters()
         moved = self._migrator.statistics()
-        self._migrator.close()
+        if self._ledger.leaving and self.who.key and not self._gone:
+            self._migrator.leave()  # its process goes on with the next daemon
+        else:
+            self._migrator.close()
+            self._ledger.end(self.who.id)
         for lent in self._lent.values():
             if lent.arena is not None:
                 self._tiers.close_arena(lent.arena)
@@ -226,7 +275,7 @@ class Session:
                 await self._carry_out(job)
                 job = await self._assigned.receive()
         except Disconnected:
-            pass
+            self._gone = True
         finally:
             self._nursery = None
             nursery.cancel_scope.cancel()
@@ -256,9 +305,11 @@ class Session:
                 break
             except WireError as error:
                 _log.warning("session %d (pid %d): %s", self.who.id, self.who.pid, error)
+                self._gone = True
                 await self._connection.refuse(error.re, error.name, str(error))
                 return None
             if new.op.name == "bye":
+                self._gone = True
                 self._bye = new
                 return None
             if new.op.name not in self._waiting:
@@ -299,6 +350,7 @@ class Session:
     def _vram(self, request: Request) -> None:
         self._tiers.apply(VramSet(self.who.id, request.uint("slots")))
         self._vram_bytes = request.uint("bytes")
+        self._note()
 
     def _decide(self, request: Request) -> None:
         decided = Decisions(request.text("paging"), request.text("vram_source"))
@@ -313,6 +365,14 @@ class Session:
         return {"total": most * self._tiers.chunk, "free": free * self._tiers.chunk}
 
     def _alloc(self, request: Request) -> None:
+        new = self._allocation(request)
+        self._tiers.apply(Allocated(self.who.id, new.chunks))
+        self._enter(new)
+        self._peak_chunks = max(self._peak_chunks, self._committed)
+        self._note()
+
+    def _allocation(self, request: Request) -> _Allocation:
+        """One that could be. Raises Refused."""
         new = _Allocation(*map(request.uint, ("first", "chunks", "bytes", "address")))
         after = new.first + new.chunks
         if after > self._map.chunks:
@@ -322,11 +382,12 @@ class Session:
         at = bisect.bisect_left(self._firsts, new.first)
         if (at < len(self._firsts) and self._firsts[at] < after) or self._owner(new.first) is not None:
             raise Refused("EEXIST", f"chunks {new.first} to {after - 1} are allocated already")
-        self._tiers.apply(Allocated(self.who.id, new.chunks))
-        self._firsts.insert(at, new.first)
+        return new
+
+    def _enter(self, new: _Allocation) -> None:
+        bisect.insort(self._firsts, new.first)
         self._allocations[new.first] = new
-        self._end = max(self._end, after)
-        self._peak_chunks = max(self._peak_chunks, self._committed)
+        self._end = max(self._end, new.first + new.chunks)
 
     def _free(self, request: Request) -> None:
         old = self._allocations.get(request.uint("first"))
@@ -336,6 +397,7 @@ class Session:
         self._tiers.apply(Freed(self.who.id, old.chunks))
         del self._allocations[old.first]
         del self._firsts[bisect.bisect_left(self._firsts, old.first)]
+        self._note()
 
     def _drop(self, request: Request) -> None:
         self._migrator.drop(request.uint("chunk"))
@@ -352,17 +414,22 @@ class Session:
         if slot in lent.busy:
             raise Refused("EBUSY", f"slot {slot} of arena {lent.arena.id} is being moved")
         lent.busy.add(slot)
+        keep = True
         try:
             if request.op.name == "spill":
                 await self._migrator.spill(chunk, lent.arena, slot)
                 answer = {}
             else:
                 keep = bool(request.uint("keep")) and self._may_keep()
-                await self._migrator.fetch(chunk, lent.arena, slot, keep=keep)
+                await self._migrator.fetch(chunk, lent.arena, slot, keep=True)
                 answer = {"kept": int(keep)}
         finally:
             lent.done(slot)
         await self._connection.answer(request, answer)
+        if not keep:
+            # Not before: a shim that has no answer asks the next daemon again. Nor may anybody come in
+            # between, and nobody does: answer() returns as soon as the packet is sent.
+            self._migrator.drop(chunk)
 
     def _may_keep(self) -> bool:
         """Whether an extent may stay, as a second copy, after its chunk was fetched.
@@ -388,6 +455,7 @@ class Session:
     async def _arena(self, request: Request) -> None:
         id = await self._tiers.reserve_arena(self.who.id)
         lent = self._lent.setdefault(id, _Lent())  # a recall may have been quicker
+        self._note()
         try:
             lent.arena = await self._tiers.open_arena(self.who.id, id)
             await self._connection.answer(request, {"arena": id}, [lent.arena.fd])
@@ -450,6 +518,99 @@ class Session:
         lent.arena = None
         await self._tiers.give_back_arena(self.who.id, arena)
         del self._lent[id]
+        self._note()
+
+    # The next daemon, and the one before
+
+    def _note(self) -> None:
+        """Write down what the session was promised and has; before it is told, so it never has more."""
+        if not self.who.key:
+            return
+        state = self._tiers.state.sessions[self.who.id]
+        self._ledger.session(
+            Heir(
+                id=self.who.id,
+                key=self.who.key,
+                uid=self.who.uid,
+                pid=self.who.vouched_pid,
+                started=self.who.started,
+                name=self.who.name,
+                committed=state.committed,
+                vram=state.vram,
+                vram_bytes=self._vram_bytes,
+                arenas=state.arenas,
+            )
+        )
+
+    async def _come_back(self) -> bool:
+        """Hear what it has from the daemon before this one; whether it goes on."""
+        absent, self._absent = self._absent, None
+        if absent is None:
+            return True
+        try:
+            while True:
+                request = await self._connection.receive()
+                try:
+                    if request.op.name == "adopt":
+                        await self._adopt(request)
+                    elif request.op.name == "alloc":
+                        self._claim(request)
+                    elif request.op.name == "resume":
+                        await self._resume(request)
+                        return True
+                    else:
+                        close_fds(request.fds)
+                        raise Refused("EPROTO", f"{request.op.name}: resume has to be said before")
+                except Refused as refused:
+                    _log.warning("session %d cannot go on: %s", self.who.id, refused)
+                    self._gone = True
+                    await self._refuse(request, refused)
+                    return False
+                if request.op.name != "resume":
+                    await self._connection.answer(request)
+        except WireError as error:
+            self._gone = True
+            await self._connection.refuse(error.re, error.name, str(error))
+        except Disconnected:
+            self._gone = True
+        return False
+
+    async def _adopt(self, request: Request) -> None:
+        id, (fd,) = request.uint("arena"), request.fds
+        if id not in self._tiers.state.sessions[self.who.id].arenas or id in self._lent:
+            os.close(fd)
+            raise Refused("EINVAL", f"arena {id} is not this session's")
+        lent = self._lent[id] = _Lent()
+        lent.arena = await self._tiers.adopt_arena(id, fd)
+        lent.sent.set()
+
+    def _claim(self, request: Request) -> None:
+        new = self._allocation(request)
+        claimed = new.chunks + sum(old.chunks for old in self._allocations.values())
+        if claimed > self._committed:
+            raise Refused("EINVAL", f"{claimed} chunks are claimed, {self._committed} were admitted")
+        self._enter(new)
+
+    async def _resume(self, request: Request) -> None:
+        """It has said what it has; what it has not said is given back."""
+        counted_on = _chunk_bytes(request.fds[0])
+        id = self.who.id
+
+        def wanted(chunk: int) -> bool:
+            return counted_on[chunk : chunk + 1] not in (b"", b"\0") and self._owner(chunk) is not None
+
+        self._migrator.drop_all([chunk for chunk in self._migrator.held if not wanted(chunk)])
+        for arena in set(self._tiers.state.sessions[id].arenas) - set(self._lent):
+            self._tiers.apply(ArenaReturned(id, arena))
+        claimed = sum(allocation.chunks for allocation in self._allocations.values())
+        self._tiers.apply(Freed(id, self._committed - claimed))
+        self._peak_chunks = self._committed
+        self._note()
+        lost = len(counted_on) - counted_on.count(0) - self._migrator.statistics().held
+        if lost:
+            _log.error("session %d: %d chunks that it had in T3 are lost", id, lost)
+        _log.info("session %d (pid %d) goes on", id, self.who.pid)
+        await self._connection.answer(request, {"lost": lost})
 
     # What there is to see
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import trio
@@ -22,8 +23,10 @@ __all__ = ["SpillControl"]
 class SpillControl:
     """Adds, drains and removes the spill paths of `tiers`. Raises ControlError."""
 
-    def __init__(self, tiers: Tiers, *, ephemeral: bool) -> None:
+    def __init__(self, tiers: Tiers, *, ephemeral: bool, changed: Callable[[], None]) -> None:
+        """`changed` is told when there is one more, before anything can be stored there, or one less."""
         self._tiers = tiers
+        self._changed = changed
         self._ephemeral = ephemeral
 
     async def add(self, request: Request) -> None:
@@ -55,6 +58,7 @@ class SpillControl:
             # In a thread, for a file system may take its time to allocate. Not abandoned: the file is ours.
             file = await trio.to_thread.run_sync(open_file)
             await self._tiers.store.add(file)
+            self._changed()
         except SpillPathError as error:
             raise ControlError("EINVAL", str(error)) from error
         except (OSError, NoSpace) as error:
@@ -95,3 +99,4 @@ class SpillControl:
             await self._tiers.store.remove(path)
         except ExtentError as error:
             raise ControlError("ECANCELED", str(error)) from error
+        self._changed()

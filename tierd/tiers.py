@@ -25,6 +25,7 @@ from .policy import (
     ExtentsReturned,
     ExtentsWithdrawn,
     Grant,
+    Inherited,
     Joined,
     Left,
     RamSpare,
@@ -102,6 +103,16 @@ class Tiers:
         self.apply(Joined(id))
         self._tenants[id] = tenant
         self._waits[id] = deque()
+
+    def inherit(self, session: Inherited, tenant: Tenant) -> None:
+        """A session of the daemon before this one, which has what it has; `tenant` stands for it."""
+        self.apply(session)
+        self._tenants[session.session] = tenant
+        self._waits[session.session] = deque()
+
+    def take_over(self, id: int, tenant: Tenant) -> None:
+        """It is back: from now on `tenant` is asked."""
+        self._tenants[id] = tenant
 
     def leave(self, id: int) -> None:
         """A session ended; its arenas are closed, its extents given back and no request waits."""
@@ -233,6 +244,22 @@ class Tiers:
             if isinstance(error, ArenaError | NoSpace | OSError):
                 raise Refused("ENOSPC", str(error)) from error
             raise
+        return arena
+
+    async def adopt_arena(self, id: int, fd: int) -> Arena:
+        """An arena that a session has had from the daemon before this one. Raises policy.Refused.
+
+        The descriptor is no longer the caller's.
+        """
+        try:
+            arena = await trio.to_thread.run_sync(self._pool.adopt, id, fd)
+            try:
+                self.store.add_arena(arena)
+            except BaseException:
+                self._pool.close(arena)
+                raise
+        except (ArenaError, NoSpace, OSError) as error:
+            raise Refused("EINVAL", f"arena {id} cannot be adopted: {error}") from error
         return arena
 
     def close_arena(self, arena: Arena) -> None:

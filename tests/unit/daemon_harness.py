@@ -46,15 +46,19 @@ async def running(
     arena: str | None = "4MiB",
     extents: int = 8,
     life_fd: int | None = None,
+    stays: frozenset[str] = frozenset(),
 ) -> AsyncIterator[Config]:
-    """A daemon that serves; at the end it is cancelled, and must have left nothing in `directory`."""
+    """A daemon that serves; at the end it is cancelled, and must have left nothing in `directory`.
+
+    But what `stays`: a daemon that ends in order leaves what applications that still run go on with.
+    """
     before = set(os.listdir(directory))
     conf = settings(directory, ram=ram, arena=arena, extents=extents)
     async with trio.open_nursery() as nursery:
         await nursery.start(partial(daemon.serve, conf, life_fd=life_fd))
         yield conf
         nursery.cancel_scope.cancel()
-    assert set(os.listdir(directory)) == before
+    assert set(os.listdir(directory)) == before | stays
 
 
 async def status(conf: Config) -> dict[str, Any]:

@@ -78,16 +78,18 @@ class FakeShim:
         self.state = state
         self.welcome: dict[str, int] = {}
         self.chunk = 0
+        self.key = ""
         self.arenas: dict[int, FakeArena] = {}
         self.on_recall: Callable[[int], Awaitable[None]] | None = None
         self.answer_recall = ""
         self.ended = trio.Event()
 
-    async def hello(self, name: str) -> None:
-        """Begin the session. Raises RemoteError."""
-        fields = {"v": PROTOCOL_VERSION, "role": "shim", "pid": os.getpid(), "name": name}
+    async def hello(self, name: str, key: str = "") -> None:
+        """Begin the session, or go on with the one that has the key. Raises RemoteError."""
+        fields = {"v": PROTOCOL_VERSION, "role": "shim", "pid": os.getpid(), "name": name, "key": key}
         answer = await self.connection.call("hello", fields, [self.state])
-        self.welcome = {key: int(value) for key, value in answer.fields.items()}
+        self.key = str(answer.fields["key"])
+        self.welcome = {name: int(value) for name, value in answer.fields.items() if name != "key"}
         self.chunk = self.welcome["chunk"]
 
     async def call(self, name: str, **fields: object) -> dict[str, int | str]:

@@ -156,7 +156,7 @@ class Serving:
         self.peers.append(peer)
         if self.fault is not None:
             raise self.fault
-        fields = {"session": 1, "chunk": 2, "arena": 3, "ram": 4, "spill": 5}
+        fields = {"session": 1, "chunk": 2, "arena": 3, "ram": 4, "spill": 5, "key": ""}
         await connection.answer(hello, fields)
         await connection.receive()
 
@@ -172,7 +172,7 @@ async def serving(tmp_path: Path) -> AsyncIterator[Serving]:
 
 
 CONTROL = {"id": 1, "op": "hello", "v": 1, "role": "control"}
-SHIM = {"id": 1, "op": "hello", "v": 1, "role": "shim", "pid": 5, "name": "x"}
+SHIM = {"id": 1, "op": "hello", "v": 1, "role": "shim", "pid": 5, "name": "x", "key": ""}
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,8 @@ async def test_the_kernel_vouches_for_the_peer(tmp_path: Path) -> None:
             state = new_state()
             answer = await peer.ask(SHIM, [state])
             os.close(state)
-            assert answer == {"re": 1, "session": 1, "chunk": 2, "arena": 3, "ram": 4, "spill": 5}
+            fields = {"session": 1, "chunk": 2, "arena": 3, "ram": 4, "spill": 5, "key": ""}
+            assert answer == {"re": 1, **fields}
         assert (it.peers[0].pid, it.peers[0].uid) == (os.getpid(), os.geteuid())
         assert it.peers[0].pidfd >= 0
 

@@ -57,7 +57,7 @@ async def test_a_bad_state_memfd_is_refused(tmp_path: Path) -> None:
     async with running(tmp_path) as conf:
         with RawPeer(conf.socket) as peer:
             state = new_state(seals=0)
-            hello = {"id": 4, "op": "hello", "v": 1, "role": "shim", "pid": 1, "name": ""}
+            hello = {"id": 4, "op": "hello", "v": 1, "role": "shim", "pid": 1, "name": "", "key": ""}
             answer = await peer.ask(hello, [state])
             os.close(state)
             assert answer is not None
@@ -149,7 +149,7 @@ async def test_each_refusal_of_alloc_and_free(tmp_path: Path) -> None:
         await refused("EISCONN", shim.connection.call("hello", HELLO, [shim.state]))
 
 
-HELLO = {"v": 1, "role": "shim", "pid": 1, "name": ""}
+HELLO = {"v": 1, "role": "shim", "pid": 1, "name": "", "key": ""}
 
 
 async def test_vram_cannot_shrink_under_what_is_allocated(tmp_path: Path) -> None:

@@ -39,6 +39,8 @@ def test_every_op_is_declared_once_for_its_sender() -> None:
             "fetch",
             "drop",
             "bye",
+            "adopt",
+            "resume",
         },
         Sender.CONTROL: {
             "hello",
@@ -159,7 +161,7 @@ def test_text_is_bounded_in_bytes_and_has_no_nul() -> None:
 
 
 def test_file_descriptors_are_counted() -> None:
-    message = {"id": 1, "op": "hello", "v": 1, "role": "shim", "pid": 1, "name": ""}
+    message = {"id": 1, "op": "hello", "v": 1, "role": "shim", "pid": 1, "name": "", "key": ""}
     with pytest.raises(WireError, match="hello: 1 file descriptors are wanted, 0 came"):
         codec.request_of(message, Sender.SHIM)
     with pytest.raises(WireError, match="spill: 0 file descriptors are wanted, 1 came"):

@@ -118,7 +118,13 @@ class BenchSession:
     def _begin(self, arenas: int) -> None:
         state = _state(self.chunks)
         try:
-            fields = {"v": PROTOCOL_VERSION, "role": Sender.SHIM.value, "pid": os.getpid(), "name": "bench"}
+            fields = {
+                "v": PROTOCOL_VERSION,
+                "role": Sender.SHIM.value,
+                "pid": os.getpid(),
+                "name": "bench",
+                "key": "",
+            }
             welcome = self._call("hello", fields, [state])
         finally:
             os.close(state)

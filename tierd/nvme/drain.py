@@ -100,3 +100,5 @@ async def _move(stored: Stored, path: SpillPath, transit: Transit, store: _Store
     path.release(stored)
     stored.path, stored.index = new.path, new.index
     new.path.owners[new.index] = stored
+    if stored.moved is not None:
+        stored.moved(stored)

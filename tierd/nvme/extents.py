@@ -9,6 +9,7 @@ encrypted in the same way for the next.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Mapping
 
 from .errors import ExtentError, NoSpace
 
@@ -63,6 +64,24 @@ class ExtentAllocator:
         self._generations[index] = (self._generations[index] + 1) % _GENERATIONS
         self._owned += 1
         return index
+
+    def inherit(self, generations: Mapping[int, int]) -> None:
+        """Extents that are owned from the start, with their generations, which are odd.
+
+        Before any is taken. Raises ExtentError for an extent or a generation that cannot be.
+        """
+        assert not self._fresh
+        for index, generation in generations.items():
+            if not 0 <= index < len(self._generations) or not 0 < generation < _GENERATIONS:
+                raise ExtentError(f"there is no extent {index} with generation {generation}")
+            if generation % 2 == 0:
+                raise ExtentError(f"extent {index} has no owner in generation {generation}")
+        for index, generation in generations.items():
+            self._generations[index] = generation
+        self._fresh = max(generations, default=-1) + 1
+        # Downwards, so that the first is taken first.
+        self._returned.extend(index for index in reversed(range(self._fresh)) if index not in generations)
+        self._owned = len(generations)
 
     def generation(self, index: int) -> int:
         """Which owner of the extent this is, counted from 1 in steps of 2. Raises ExtentError."""

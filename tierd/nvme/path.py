@@ -14,7 +14,9 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from collections.abc import Awaitable, Callable
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import trio
@@ -33,7 +35,7 @@ from .slots import Arena, slot_memory
 from .spillfile import SpillFile
 from .transit import Transit
 
-__all__ = ["SpillPath", "Stored"]
+__all__ = ["Place", "SpillPath", "Stored", "lost"]
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +45,16 @@ _READ_TRIES = 2
 """Times that a read is tried: a bus may fail once, and a bit may flip on the way."""
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a chunk is in T3, in words that another daemon understands."""
+
+    path: uuid.UUID | None  #: of the superblock; None: no device holds it
+    index: int  #: the extent, or the word that fills the chunk
+    generation: int = 0  #: of the extent
+    checksum: int = 0  #: of the chunk, 64 bits
+
+
 class Stored:
     """Where a chunk is in T3; its owner loads it and gives it back, and it may be moved meanwhile.
 
@@ -50,16 +62,29 @@ class Stored:
     than 0 where there is nothing.
     """
 
-    __slots__ = ("index", "path")
+    __slots__ = ("index", "moved", "path")
 
     def __init__(self, path: SpillPath | None, index: int) -> None:
         self.path = path
         self.index = index  #: the extent
+        self.moved: Callable[[Stored], None] | None = None  #: called when it is elsewhere, or lost
+
+    @property
+    def place(self) -> Place | None:
+        """Where it is; None where it cannot be had without this process: encrypted, or lost."""
+        if self.path is not None:
+            return self.path.place(self.index)
+        return Place(None, self.index) if self.index >= 0 else None
 
     @property
     def lost(self) -> bool:
         """Whether it was given up: see SpillPath.lose()."""
         return self.index == _LOST
+
+
+def lost() -> Stored:
+    """What cannot be had any more."""
+    return Stored(None, _LOST)
 
 
 class SpillPath:
@@ -268,6 +293,37 @@ class SpillPath:
             if digest.value != expected:
                 raise OSError(errno.EIO, "the device returned other bytes than were written", self.name)
 
+    # Handing down
+
+    def place(self, index: int) -> Place | None:
+        """What a daemon after this one has to know of an extent; None if that would not help it."""
+        checksum = self._checksums.get(index)
+        if self._cipher is not None or checksum is None:
+            return None
+        return Place(self.file.id, index, self.extents.generation(index), checksum)
+
+    def inherit(self, places: Sequence[Place]) -> list[Stored]:
+        """What the daemon before this one left in these extents, stored from now on; in their order.
+
+        Before anything else is stored. What the file has no extent for is lost.
+        """
+        here: dict[int, Stored] = {}
+        inherited: list[Stored] = []
+        generations: dict[int, int] = {}
+        for place in places:
+            fits = 0 <= place.index < self.file.extents and place.generation % 2 and place.index not in here
+            stored = Stored(self, place.index) if fits else lost()
+            if fits:
+                here[place.index] = stored
+                generations[place.index] = place.generation
+            inherited.append(stored)
+        self.extents.inherit(generations)
+        for place, stored in zip(places, inherited, strict=True):
+            if stored.path is self:
+                self._checksums[place.index] = place.checksum
+                self.owners[place.index] = stored
+        return inherited
+
     def release(self, stored: Stored) -> None:
         """The extent is no longer wanted by whoever had it stored."""
         index = stored.index
@@ -280,6 +336,8 @@ class SpillPath:
         """Gives the extent up, which cannot be read any more; its owner will be told."""
         self.release(stored)
         stored.index = _LOST
+        if stored.moved is not None:
+            stored.moved(stored)
 
     # Extents
 

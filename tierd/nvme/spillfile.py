@@ -43,6 +43,10 @@ class SpillFile:
         self.extents = (opened.size - DATA_OFFSET) // chunk
         self.size = opened.size  #: bytes in all
         self.adopted = opened.adopted  #: a daemon before this one died with it open
+        self.id = opened.superblock.id  #: what it is known by, whatever its path
+        self.generation = opened.superblock.generation  #: counts the openings
+        self.inherits = False  #: it may hold what the daemon before this one stored
+        self.stays = False  #: closing leaves it as a daemon that died would: others go on with its content
         self.bytes_written = 0
         self.bytes_read = 0
         self._fd = opened.fd
@@ -66,7 +70,7 @@ class SpillFile:
         """Opens or creates a spill path; see open_spill_path(). Raises SpillPathError."""
         opened = open_spill_path(path, size, chunk, ephemeral=ephemeral, force=force)
         if opened.adopted:
-            _log.info("spill path %s was not closed in order; its space is used again", path)
+            _log.info("spill path %s was not closed in order", path)
         return cls(opened, chunk, options)
 
     def __enter__(self) -> Self:
@@ -83,9 +87,10 @@ class SpillFile:
         return self._fd
 
     def close(self) -> None:
-        """Lets go of the path; a file that a daemon created is removed. Closing twice is allowed.
+        """Lets go of the path; a file that a daemon created is removed unless it `stays`.
 
-        Takes the path's deadline at most where its device stalls; the next daemon adopts it then.
+        Closing twice is allowed. Takes the path's deadline at most where its device stalls; the next
+        daemon adopts it then.
         Raises trio.BusyResourceError while a transfer is under way.
         """
         if self._fd == -1:
@@ -93,7 +98,9 @@ class SpillFile:
         self.detach()
         fd, self._fd = self._fd, -1
         try:
-            if self._superblock.created:
+            if self.stays:
+                pass
+            elif self._superblock.created:
                 if self._named and is_same_file(self.path, fd):
                     os.unlink(self.path)
             else:

@@ -11,7 +11,8 @@ import errno
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable
+import uuid
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from types import TracebackType
@@ -27,7 +28,7 @@ from .errors import ExtentError, MemlockError, NoSpace, SpillPathError, SpillWri
 from .fill import fill, repeated_word
 from .health import PathState
 from .notice import Notice
-from .path import SpillPath, Stored
+from .path import Place, SpillPath, Stored, lost
 from .probe import measure_rate
 from .ring import DEFAULT_ENTRIES, DEFAULT_PIECE, Abandoned, Ring
 from .slots import Arena, slot_memory
@@ -36,7 +37,7 @@ from .stripe import next_path
 from .transit import Transit
 from .watch import watch
 
-__all__ = ["SpillSet", "Stored", "open_spill_set"]
+__all__ = ["Place", "SpillSet", "Stored", "open_spill_set"]
 
 _log = logging.getLogger(__name__)
 
@@ -145,6 +146,11 @@ class SpillSet:
         """Slots for one purpose: who waits with them for a device that stalls keeps nobody else waiting."""
         return Transit(next(self._transits), self.chunk, register=self._register, unregister=self._unregister)
 
+    @property
+    def files(self) -> list[SpillFile]:
+        """The files of all paths."""
+        return [path.file for path in self._paths]
+
     def find(self, name: str) -> SpillPath | None:
         """The path of that name."""
         return next((path for path in self._paths if path.name == name), None)
@@ -169,6 +175,35 @@ class SpillSet:
             path.ready = True
             self._changed.tell()
         return path
+
+    def inherit(self, places: Mapping[int, Sequence[Place]]) -> dict[int, list[Stored]]:
+        """What the daemon before this one stored, by session; in the order of its places.
+
+        Before anything else is stored. What no path of the set can have is lost.
+        """
+        by_path: dict[uuid.UUID, list[Place]] = {}
+        for place in itertools.chain.from_iterable(places.values()):
+            if place.path is not None:
+                by_path.setdefault(place.path, []).append(place)
+        # One iterator a path: the places of a path come back in the order in which they went in.
+        found = {
+            path.file.id: iter(path.inherit(by_path[path.file.id]))
+            for path in self._paths
+            if path.file.id in by_path and path.file.inherits and not path.options.encrypt
+        }
+
+        def stored(place: Place) -> Stored:
+            if place.path is None:
+                self.same_filled += 1
+                return Stored(None, place.index)
+            return next(found[place.path]) if place.path in found else lost()
+
+        return {session: [stored(place) for place in its] for session, its in places.items()}
+
+    def leave(self) -> None:
+        """From now on closing leaves every path as it is, for a daemon that goes on with it."""
+        for path in self._paths:
+            path.file.stays = True
 
     def drain(self, path: SpillPath) -> None:
         """Gives the path no more chunks and begins to move those it holds."""

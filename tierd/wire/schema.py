@@ -118,16 +118,19 @@ _ARENA = _uint("arena", U32)
 _SLOT = _uint("slot", U32)
 _PLACE = (_CHUNK, _ARENA, _SLOT)
 _PATH = _text("path", 4096)
+_KEY = _text("key", 32, low=0)
 _HELLO = (_uint("v", U32), _text("role", 16))
 
 _DECLARED = (
     Op(
         "hello",
         Sender.SHIM,
-        request=(*_HELLO, _uint("pid", U32), _text("name", 255, low=0)),
-        answer=(_uint("session", U32), _uint("chunk"), _uint("arena"), _uint("ram"), _uint("spill")),
+        request=(*_HELLO, _uint("pid", U32), _text("name", 255, low=0), _KEY),
+        answer=(_uint("session", U32), _uint("chunk"), _uint("arena"), _uint("ram"), _uint("spill"), _KEY),
         request_fds=1,
     ),
+    Op("adopt", Sender.SHIM, request=(_ARENA,), request_fds=1),
+    Op("resume", Sender.SHIM, answer=(_uint("lost", MAX_STATE_CHUNKS),), request_fds=1),
     Op("vram", Sender.SHIM, request=(_uint("slots", MAX_STATE_CHUNKS), _uint("bytes", MAX_VRAM))),
     Op("decided", Sender.SHIM, request=(_text("paging", 16), _text("vram_source", 16))),
     Op("memory", Sender.SHIM, answer=(_uint("total"), _uint("free"))),

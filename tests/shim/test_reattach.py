@@ -1,0 +1,407 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Programs whose daemon dies under them, at any moment, and comes back or does not."""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from .tiers import PROGRAMS, ROOT, Runner
+
+MIB = 1 << 20
+
+MORTAL = """
+    import logging, os, signal, sys, trio
+    from pathlib import Path
+    from tierd import config, daemon
+    from tierd.ledger import Ledger
+    from tierd.wire import connection
+
+    # Before and after each packet that it sends and each thing that it writes down: what anybody could
+    # notice of it happens there.
+    life = int(sys.argv[3])
+
+    def mortal(real):
+        def step(*arguments, **keywords):
+            age()
+            result = real(*arguments, **keywords)
+            age()
+            return result
+        return step
+
+    def age():
+        global life
+        life -= 1
+        if not life:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    connection.send_packet = mortal(connection.send_packet)
+    Ledger._change = mortal(Ledger._change)
+    Ledger._change_many = mortal(Ledger._change_many)
+
+    async def main():
+        flags = {
+            "socket": sys.argv[1] + "/socket",
+            "chunk": "2MiB",
+            "ram": "12MiB",
+            "arena": "4MiB",
+            "arena_source": "memfd",
+            "reserve": "0",
+            "spill": [sys.argv[1] + "/spill:" + sys.argv[2] + "MiB"],
+        }
+        conf = config.load(Path(os.devnull), {}, flags)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(daemon.serve, conf)
+            print("ready", flush=True)
+
+    logging.basicConfig(level=logging.INFO)
+    trio.run(main)
+"""
+IMMORTAL = 0
+
+
+class Daemons:
+    """One daemon after the other, in one folder."""
+
+    def __init__(self, folder: Path, spill: int = 97) -> None:
+        self.folder = folder
+        self.spill = spill
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self, life: int = IMMORTAL, *, ready: bool = True) -> subprocess.Popen[str]:
+        """One that dies after `life` steps; `ready`: which serves."""
+        self.bury()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(MORTAL), str(self.folder), str(self.spill), str(life)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        if ready:
+            assert self.process.stdout.readline() == "ready\n"
+        return self.process
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """End it; its status."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        status = self.process.wait(30)
+        self.bury()
+        return status
+
+    def bury(self) -> None:
+        """Nothing is left of the process."""
+        process, self.process = self.process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
+
+
+@pytest.fixture
+def daemons(tmp_path: Path) -> Iterator[Daemons]:
+    folder = tmp_path / "daemon"
+    folder.mkdir()
+    it = Daemons(folder)
+    yield it
+    it.bury()
+
+
+@contextmanager
+def program(
+    runner: Runner, shim: Path, daemons: Daemons, *argv: str, **environment: str
+) -> Iterator[subprocess.Popen[str]]:
+    """A program under the shim, with 8 chunks of VRAM."""
+    with subprocess.Popen(
+        [sys.executable, *argv],
+        env=runner.environment(
+            "64MiB",
+            LD_PRELOAD=str(shim),
+            GREENBOOST_SOCKET=str(daemons.folder / "socket"),
+            GREENBOOST_CUDA_DRIVER=str(runner.softcuda),
+            **({"GREENBOOST_VRAM": str(16 * MIB)} | environment),
+        ),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def first_to_end(*processes: subprocess.Popen[str]) -> bool:
+    """Waits until one has ended; whether it is the first of them."""
+    fds = [os.pidfd_open(process.pid) for process in processes]
+    try:
+        ended, _, _ = select.select(fds, [], [], 120)
+        assert ended, "nothing ends"
+        return fds[0] in ended
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_results_are_right_whenever_the_daemon_dies(
+    runner: Runner, shim: Path, daemons: Daemons, seed: int
+) -> None:
+    lives = random.Random(seed)
+    arguments = [str(PROGRAMS / "random_ops.py"), str(seed), "80", "10", "12"]
+    daemon = daemons.start(100 + lives.randrange(100))
+    deaths = 0
+    with program(runner, shim, daemons, *arguments) as process:
+        while not first_to_end(process, daemon):
+            deaths += 1
+            # The first things that it does are to be interrupted as well, but it has to get on.
+            daemon = daemons.start(
+                lives.choice([lives.randrange(1, 40), lives.randrange(200, 1200)]), ready=False
+            )
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, out + err
+    assert deaths >= 3
+    if daemon.poll() is None:
+        daemons.end()
+    else:
+        daemons.start()
+        daemons.end()
+    assert os.listdir(daemons.folder) == []
+
+
+BEGIN = """
+import ctypes, sys
+from ctypes import byref, c_size_t, c_uint, c_uint64, c_void_p
+import numpy as np
+MIB = 1 << 20
+cuda = ctypes.CDLL("libcuda.so.1")
+context, module = c_void_p(), c_void_p()
+assert cuda.cuInit(0) == 0
+assert cuda.cuDevicePrimaryCtxRetain(byref(context), 0) == 0
+assert cuda.cuCtxSetCurrent(context) == 0
+assert cuda.cuModuleLoadData(byref(module), b"softcuda") == 0
+
+def fill(address, value):
+    data = np.full(512 << 10, value, dtype=np.uint32)
+    data[-1] += 1  # so that T3 does not keep it as a word
+    assert cuda.cuMemcpyHtoD_v2(address, c_void_p(data.ctypes.data), c_size_t(data.nbytes)) == 0
+
+def read(address):
+    got = np.zeros(512 << 10, dtype=np.uint32)
+    assert cuda.cuMemcpyDtoH_v2(c_void_p(got.ctypes.data), address, c_size_t(got.nbytes)) == 0
+    return got
+
+def right(address, value):
+    got = read(address)
+    return (got[:-1] == value).all() and got[-1] == value + 1
+
+def launch(name, *values):
+    function = c_void_p()
+    assert cuda.cuModuleGetFunction(byref(function), module, name) == 0
+    params = (c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+    return cuda.cuLaunchKernel(function, 1, 1, 1, 1, 1, 1, 0, None, params, None)
+
+def fill_up(held):
+    while True:
+        address = c_uint64()
+        refused = cuda.cuMemAlloc_v2(byref(address), c_size_t(2 * MIB))
+        if refused:
+            return refused
+        held.append(address)
+        fill(address, 1000 * len(held))
+"""
+
+EVERY_TIER_FULL = (
+    BEGIN
+    + """
+def name_objects(address, words):
+    "The first 10 MiB are one object, as the shim now knows: launches are looked at."
+    for at, size in ((0, 10), (10, 2)):
+        begin = c_uint64(address.value + at * MIB)
+        assert cuda.cuMemsetD32_v2(begin, c_uint(words), c_size_t(size * MIB // 4)) == 0
+        assert launch(b"fill_u32", begin, c_uint64(size * MIB // 4), c_uint(words)) == 0
+
+one, other, held = c_uint64(), c_uint64(), []
+assert cuda.cuMemAlloc_v2(byref(one), c_size_t(12 * MIB)) == 0
+assert cuda.cuMemAlloc_v2(byref(other), c_size_t(12 * MIB)) == 0
+assert fill_up(held) == 2  # CUDA_ERROR_OUT_OF_MEMORY
+name_objects(one, 1)
+name_objects(other, 2)
+assert launch(b"add_u32", one, one, other, c_uint64(10 * MIB // 4)) == 2  # 10 chunks, VRAM has 8
+assert fill_up(held) == 2
+for i, address in enumerate(held):
+    assert right(address, 1000 * (i + 1)), i
+    assert launch(b"add_u32", address, address, other, c_uint64(512 << 10)) == 0
+for i, address in enumerate(held):
+    assert right(address, 1000 * (i + 1) + 2), i
+assert (read(one) == 1).all() and (read(other) == 2).all()
+assert cuda.cuMemFree_v2(one) == 0
+assert fill_up(held) == 2
+print(len(held))
+"""
+)
+
+
+def test_every_tier_is_full(runner: Runner, shim: Path, daemons: Daemons) -> None:
+    daemons.start()
+    with program(runner, shim, daemons, "-c", EVERY_TIER_FULL) as process:
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    # 8 chunks of VRAM, 6 of RAM less 2 in which chunks change places, 48 of NVMe; 6 are the other's.
+    assert int(out) == 8 + 4 + 48 - 6
+    assert daemons.end() == 0
+    assert os.listdir(daemons.folder) == []
+
+
+WAITS = (
+    BEGIN
+    + """
+held = [c_uint64() for _ in range(40)]
+for i, address in enumerate(held):
+    assert cuda.cuMemAlloc_v2(byref(address), c_size_t(2 * MIB)) == 0
+    fill(address, 1000 * i)
+print("filled", flush=True)
+sys.stdin.readline()
+# The last is in VRAM: what needs nothing of the daemon goes on.
+assert launch(b"fill_u32", held[-1], c_uint64(1), c_uint(1000 * 39)) == 0
+assert right(held[-1], 1000 * 39)
+print("goes on", flush=True)
+data = np.zeros(512 << 10, dtype=np.uint32)
+for i, address in enumerate(held):
+    result = cuda.cuMemcpyDtoH_v2(c_void_p(data.ctypes.data), address, c_size_t(data.nbytes))
+    assert result or data[0] == 1000 * i, i
+    if result:
+        sys.exit(f"error {result}")
+print("right")
+"""
+)
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def say(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_launches_go_on_and_the_rest_waits(
+    runner: Runner, shim: Path, daemons: Daemons, number: signal.Signals
+) -> None:
+    daemons.start()
+    with program(runner, shim, daemons, "-c", WAITS) as process:
+        assert said(process) == "filled"
+        daemons.end(number)
+        say(process)
+        assert said(process) == "goes on"
+        daemons.start()
+        out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (0, "right\n"), err
+    assert "the daemon is gone; what needs it waits up to 120 s for another" in err
+    assert "the daemon is back; this program goes on" in err
+    daemons.end()
+    assert os.listdir(daemons.folder) == []
+
+
+@pytest.mark.parametrize(
+    ("patience", "message"),
+    [("1", "no daemon came back within 1 s"), ("0", "GREENBOOST_REATTACH says not to wait")],
+)
+def test_a_daemon_that_does_not_come_back_is_an_error(
+    runner: Runner, shim: Path, daemons: Daemons, patience: str, message: str
+) -> None:
+    daemons.start()
+    with program(runner, shim, daemons, "-c", WAITS, GREENBOOST_REATTACH=patience) as process:
+        assert said(process) == "filled"
+        daemons.end(signal.SIGKILL)
+        say(process)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "error " in err
+    assert message in err
+    # Its process is gone, so nobody is waited for.
+    daemons.start()
+    daemons.end()
+    assert os.listdir(daemons.folder) == []
+
+
+def test_a_program_of_a_daemon_that_knows_nothing_of_it_is_told(
+    runner: Runner, shim: Path, daemons: Daemons
+) -> None:
+    daemons.start()
+    with program(runner, shim, daemons, "-c", WAITS) as process:
+        assert said(process) == "filled"
+        daemons.end(signal.SIGKILL)
+        (daemons.folder / "socket.ledger").unlink()
+        (daemons.folder / "socket.ledger-wal").unlink()
+        daemons.start()
+        say(process)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "the new daemon does not go on with this program" in err
+    daemons.end()
+    assert os.listdir(daemons.folder) == []
+
+
+def test_two_programs_one_of_which_dies_meanwhile(runner: Runner, shim: Path, daemons: Daemons) -> None:
+    daemons.spill = 193
+    daemons.start()
+    with (
+        program(runner, shim, daemons, "-c", WAITS) as one,
+        program(runner, shim, daemons, "-c", WAITS) as other,
+    ):
+        assert said(one) == said(other) == "filled"
+        daemons.end(signal.SIGKILL)
+        one.kill()
+        one.wait()
+        daemons.start()
+        say(other)
+        out, err = other.communicate(timeout=120)
+        assert (other.returncode, out) == (0, "goes on\nright\n"), err
+        one.communicate()
+    daemons.end()
+    assert os.listdir(daemons.folder) == []
+
+
+def test_a_model_gives_the_same_numbers(runner: Runner, shim: Path, daemons: Daemons, tmp_path: Path) -> None:
+    """The demo's, 91 MB of weights: the daemon dies in the middle of it, time and again."""
+    alone, tiered = tmp_path / "alone.npz", tmp_path / "tiered.npz"
+    path = {"PYTHONPATH": str(ROOT / "tools")}
+    subprocess.run(
+        [sys.executable, "-m", "minilm", "--out", alone],
+        env=runner.environment("256MiB", **path),
+        check=True,
+        timeout=120,
+    )
+    daemon = daemons.start(150)
+    deaths = 0
+    with program(
+        runner, shim, daemons, "-m", "minilm", "--out", str(tiered), GREENBOOST_VRAM=str(56 * MIB), **path
+    ) as process:
+        while not first_to_end(process, daemon):
+            deaths += 1
+            daemon = daemons.start(80 + 40 * deaths, ready=False)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert deaths >= 2
+    with np.load(alone) as expected, np.load(tiered) as got:
+        for name in ("first", "second"):
+            assert expected[name].tobytes() == got[name].tobytes()

@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a daemon leaves to the next one: who is served, and in which extents their chunks are.
+
+Applications outlive a daemon that is killed or restarted, and what is in T3 of theirs is then known to
+this file alone (docs/decisions/0002-reattach.md). It lies beside the socket and is SQLite's, for a commit
+there survives SIGKILL between any two instructions. Nothing is synced: after the machine's end there are no
+applications either, which the boot's id tells.
+
+One writer, trio's thread: a change takes some 10 us. A ledger that cannot be written is given up, with a
+message, and the daemon goes on without: its applications do not outlive it then.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sqlite3
+import stat
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .model import SpillOptions
+from .nvme.path import Place
+
+__all__ = ["Heir", "KnownPath", "Ledger", "Terms", "open_ledger", "process_start"]
+
+_log = logging.getLogger(__name__)
+
+_VERSION = 1
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+_SCHEMA = """
+CREATE TABLE daemon (version INTEGER, boot TEXT, chunk INTEGER, arena INTEGER, arenas INTEGER);
+CREATE TABLE sessions (
+    id INTEGER PRIMARY KEY, key TEXT, uid INTEGER, pid INTEGER, started INTEGER, name TEXT,
+    committed INTEGER, vram INTEGER, vram_bytes INTEGER, arenas TEXT
+);
+CREATE TABLE paths (id BLOB PRIMARY KEY, path TEXT, size INTEGER, generation INTEGER, options TEXT);
+CREATE TABLE chunks (
+    session INTEGER, chunk INTEGER, path BLOB, place INTEGER, generation INTEGER, checksum INTEGER,
+    PRIMARY KEY (session, chunk)
+) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What every session of a daemon was told, and counts on."""
+
+    chunk: int  #: bytes
+    arena: int  #: bytes
+    arenas: int  #: that there may be
+
+
+@dataclass(frozen=True, slots=True)
+class Heir:
+    """A session as the daemon that it was with last left it."""
+
+    id: int
+    key: str  #: known to its process and the daemon alone
+    uid: int
+    pid: int  #: 0 where the kernel would not tell
+    started: int  #: when, to tell the process from another with its number; see process_start()
+    name: str
+    committed: int = 0  #: chunks of all its allocations
+    vram: int = 0  #: T1 slots
+    vram_bytes: int = 0
+    arenas: tuple[int, ...] = ()
+
+    @property
+    def lives(self) -> bool:
+        """Whether its process may still run."""
+        return self.pid == 0 or process_start(self.pid) == self.started
+
+
+@dataclass(frozen=True, slots=True)
+class KnownPath:
+    """A spill path that the last daemon had open."""
+
+    id: uuid.UUID  #: of its superblock
+    path: str
+    size: int  #: bytes
+    generation: int  #: of its superblock
+    options: SpillOptions
+
+
+def process_start(pid: int) -> int:
+    """When the process began, in clock ticks since the boot; 0 when there is none, or it is a zombie."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    state, *fields = text[text.rindex(")") + 2 :].split()  # the name before it may have blanks
+    return 0 if state in "ZX" else int(fields[18])
+
+
+class Ledger:
+    """The file of a daemon that serves on `terms`, and what it found there of the one before.
+
+    What belongs to processes that have ended is not found. `heirs` and `paths` are of the moment of opening.
+    """
+
+    def __init__(self, file: Path | None, terms: Terms) -> None:
+        """Without a file nothing is written: nobody outlives the daemon."""
+        self.terms = terms
+        self.heirs: tuple[Heir, ...] = ()
+        self.paths: tuple[KnownPath, ...] = ()
+        self.leaving = False  #: the daemon ends: whose process lives by now may go on with the next
+        self._file = file
+        self._database: sqlite3.Connection | None = None
+        try:
+            if file is not None:
+                self._open(file)
+        except (OSError, sqlite3.Error) as error:
+            self._give_up(error)
+
+    def _open(self, file: Path) -> None:
+        found = self._connect(file)
+        if found is not None:
+            self._read(found)
+        if not self.heirs:
+            self._forget()
+            database = self._connect(file, create=True)
+            assert database is not None
+            database.executescript(_SCHEMA)
+        assert self._database is not None
+        with _transaction(self._database) as change:
+            change("DELETE FROM daemon")
+            change(
+                "INSERT INTO daemon VALUES (?, ?, ?, ?, ?)",
+                (_VERSION, _boot(), self.terms.chunk, self.terms.arena, self.terms.arenas),
+            )
+
+    def _connect(self, file: Path, *, create: bool = False) -> sqlite3.Connection | None:
+        """The database, if it is there and ours."""
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0)
+        try:
+            fd = os.open(file, flags, 0o600)
+        except FileNotFoundError:
+            return None
+        try:
+            status = os.fstat(fd)
+        finally:
+            os.close(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            _log.warning("%s is not this daemon's own; it is not used", file)
+            return None
+        self._database = sqlite3.connect(file, isolation_level=None)
+        # Ours alone, so no shared memory file; what the kernel has of it is enough.
+        self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
+        self._database.execute("PRAGMA journal_mode = WAL")
+        self._database.execute("PRAGMA synchronous = OFF")
+        return self._database
+
+    def _read(self, database: sqlite3.Connection) -> None:
+        try:
+            version, boot, *terms = database.execute("SELECT * FROM daemon").fetchone() or (0, "")
+            if version != _VERSION or boot != _boot():
+                return
+            rows = database.execute("SELECT * FROM sessions ORDER BY id").fetchall()
+            heirs = [_heir(*row) for row in rows]
+            alive = [heir for heir in heirs if heir.lives]
+            last = Terms(*terms)
+            if alive and last.chunk != self.terms.chunk:
+                _log.error(
+                    "%d applications cannot go on: their chunks are of %d bytes, this daemon's of %d",
+                    len(alive),
+                    last.chunk,
+                    self.terms.chunk,
+                )
+                return
+            with _transaction(database) as change:
+                for heir in heirs:
+                    if heir not in alive:
+                        _log.info("session %d (pid %d) ended while there was no daemon", heir.id, heir.pid)
+                        change("DELETE FROM chunks WHERE session = ?", (heir.id,))
+                        change("DELETE FROM sessions WHERE id = ?", (heir.id,))
+            paths = [
+                KnownPath(uuid.UUID(bytes=id), path, size, generation, SpillOptions(**json.loads(options)))
+                for id, path, size, generation, options in database.execute("SELECT * FROM paths")
+            ]
+        except (sqlite3.Error, ValueError, TypeError) as error:
+            _log.warning("%s cannot be read and is not used: %s", self._file, error)
+            return
+        self.heirs, self.paths = tuple(alive), tuple(paths)
+        if alive:  # what they count on is smaller than what could be, if settings have changed
+            self.terms = Terms(last.chunk, last.arena, max(last.arenas, self.terms.arenas))
+
+    def _forget(self) -> None:
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            with suppress(FileNotFoundError):
+                os.unlink(f"{self._file}{suffix}")
+
+    def _give_up(self, error: Exception) -> None:
+        _log.error("%s cannot be written: applications will not outlive this daemon: %s", self._file, error)
+        with suppress(OSError, sqlite3.Error):
+            self._forget()
+
+    def close(self) -> bool:
+        """Whether it stays, since there is somebody to go on with the next daemon; else it is removed."""
+        if self._database is None:
+            return False
+        try:
+            stays = self.leaving and any(
+                process_start(pid) == started or not pid
+                for pid, started in self._database.execute("SELECT pid, started FROM sessions")
+            )
+            if stays:
+                self._database.close()
+                self._database = None
+            else:
+                self._forget()
+        except (OSError, sqlite3.Error) as error:
+            self._give_up(error)
+            return False
+        return stays
+
+    # Changes
+
+    def _change(self, sql: str, values: Sequence[object]) -> None:
+        if self._database is None:
+            return
+        try:
+            self._database.execute(sql, values)
+        except sqlite3.Error as error:
+            self._give_up(error)
+
+    def _change_many(self, sql: str, values: Iterable[Sequence[object]], *, first: str = "") -> None:
+        if self._database is None:
+            return
+        try:
+            with _transaction(self._database) as change:
+                if first:
+                    change(first)
+                self._database.executemany(sql, values)
+        except sqlite3.Error as error:
+            self._give_up(error)
+
+    @property
+    def kept(self) -> bool:
+        """Whether it is written."""
+        return self._database is not None
+
+    def session(self, heir: Heir) -> None:
+        """A session as it is now."""
+        self._change(
+            "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                heir.id,
+                heir.key,
+                heir.uid,
+                heir.pid,
+                heir.started,
+                heir.name,
+                heir.committed,
+                heir.vram,
+                heir.vram_bytes,
+                json.dumps(heir.arenas),
+            ),
+        )
+
+    def end(self, session: int) -> None:
+        """A session is over, and has no chunks any more."""
+        self._change("DELETE FROM chunks WHERE session = ?", (session,))
+        self._change("DELETE FROM sessions WHERE id = ?", (session,))
+
+    def store(self, session: int, chunk: int, place: Place | None) -> None:
+        """T3 has the chunk there; None: the next daemon could not have it."""
+        if place is None:
+            self.forget(session, (chunk,))
+            return
+        path = None if place.path is None else place.path.bytes
+        self._change(
+            "INSERT OR REPLACE INTO chunks VALUES (?, ?, ?, ?, ?, ?)",
+            (session, chunk, path, _signed(place.index), place.generation, _signed(place.checksum)),
+        )
+
+    def forget(self, session: int, chunks: Sequence[int]) -> None:
+        """T3 no longer has these chunks; before their extents are anybody else's."""
+        self._change_many(
+            "DELETE FROM chunks WHERE session = ? AND chunk = ?", [(session, chunk) for chunk in chunks]
+        )
+
+    def set_paths(self, paths: Iterable[KnownPath]) -> None:
+        """The spill paths that are open now."""
+        rows = [(p.id.bytes, p.path, p.size, p.generation, json.dumps(asdict(p.options))) for p in paths]
+        # At once, or a daemon that dies in between would have all chunks lost.
+        self._change_many("INSERT INTO paths VALUES (?, ?, ?, ?, ?)", rows, first="DELETE FROM paths")
+
+    def chunks(self, session: int) -> Mapping[int, Place]:
+        """What T3 had of a session's when it was written last."""
+        if self._database is None:
+            return {}
+        rows: Iterable[tuple[Any, ...]] = self._database.execute(
+            "SELECT chunk, path, place, generation, checksum FROM chunks WHERE session = ?", (session,)
+        )
+        return {
+            chunk: Place(path and uuid.UUID(bytes=path), _unsigned(place), generation, _unsigned(checksum))
+            for chunk, path, place, generation, checksum in rows
+        }
+
+
+def _heir(*fields: Any) -> Heir:
+    """A row of `sessions`."""
+    heir = Heir(*fields)
+    return replace(heir, arenas=tuple(json.loads(fields[-1])))
+
+
+@contextmanager
+def open_ledger(file: Path | None, terms: Terms) -> Iterator[Ledger]:
+    """A Ledger that is closed at the end."""
+    with closing(Ledger(file, terms)) as ledger:
+        yield ledger
+
+
+@contextmanager
+def _transaction(database: sqlite3.Connection) -> Iterator[Any]:
+    database.execute("BEGIN")
+    try:
+        yield database.execute
+    except BaseException:
+        database.execute("ROLLBACK")
+        raise
+    database.execute("COMMIT")
+
+
+def _boot() -> str:
+    return _BOOT.read_text().strip()
+
+
+def _signed(value: int) -> int:
+    """64 bits as SQLite has them."""
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _unsigned(value: int) -> int:
+    return value % (1 << 64)

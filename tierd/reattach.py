@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Sessions that the daemon before this one served: kept for them until they come back, die or stay away.
+
+What they had is theirs all the while: their extents are given to nobody, and what they were promised
+counts. See docs/decisions/0002-reattach.md.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import os
+from collections.abc import Mapping, Sequence
+
+import trio
+
+from .ledger import Heir, Ledger
+from .nvme.spillset import SpillSet, Stored
+from .policy import Inherited
+from .tiers import Tiers
+
+__all__ = ["GRACE", "Absent", "Absentees", "SessionRecords"]
+
+_log = logging.getLogger(__name__)
+
+GRACE = 120.0
+"""Seconds after the daemon's start in which a session may come back. A shim that waits for a daemon tries
+several times a second, so only one whose process is stopped takes longer, or which has given up."""
+
+
+class SessionRecords:
+    """One session's part of the ledger; see migrate.Records."""
+
+    def __init__(self, ledger: Ledger, session: int) -> None:
+        self._ledger = ledger
+        self._session = session
+
+    def store(self, chunk: int, stored: Stored) -> None:
+        """The chunk is there from now on."""
+        self._ledger.store(self._session, chunk, stored.place)
+
+    def forget(self, chunks: Sequence[int]) -> None:
+        """T3 no longer holds these chunks."""
+        self._ledger.forget(self._session, chunks)
+
+
+class Absent:
+    """A session that is not back yet. A recall waits for it, and others are told no meanwhile."""
+
+    def __init__(self, heir: Heir, stored: Mapping[int, Stored]) -> None:
+        self.heir = heir
+        self.stored = stored
+        self.over = trio.Event()  #: it is back, or nobody waits for it any more
+
+    def recall(self, arena: int) -> None:
+        """See tiers.Tenant. Asked again when it is back."""
+
+
+class Absentees:
+    """All sessions that are not back yet."""
+
+    def __init__(self, tiers: Tiers, store: SpillSet, ledger: Ledger) -> None:
+        self._tiers = tiers
+        self._store = store
+        self._ledger = ledger
+        self._by_key: dict[str, Absent] = {}
+        places = {heir.id: ledger.chunks(heir.id) for heir in ledger.heirs}
+        stored = store.inherit({id: list(chunks.values()) for id, chunks in places.items()})
+        for heir in ledger.heirs:
+            held = {
+                chunk: its
+                for chunk, its in zip(places[heir.id], stored[heir.id], strict=True)
+                if not its.lost  # for whoever asks it is simply not there
+            }
+            missing = len(places[heir.id]) - len(held)
+            if missing:
+                _log.error("session %d: %d chunks in T3 are lost with their spill path", heir.id, missing)
+            absent = Absent(heir, held)
+            self._by_key[heir.key] = absent
+            tiers.inherit(
+                Inherited(heir.id, heir.committed, heir.vram, heir.arenas, len(held)),
+                absent,
+            )
+
+    async def run(self) -> None:
+        """Give up those that do not come back; returns when there is none left."""
+        if not self._by_key:
+            return
+        _log.info("waiting for %d applications to go on", len(self._by_key))
+        with trio.move_on_after(GRACE):
+            async with trio.open_nursery() as nursery:
+                for absent in list(self._by_key.values()):
+                    nursery.start_soon(self._watch, absent)
+        for absent in list(self._by_key.values()):
+            self._give_up(absent, f"did not come back within {GRACE:g} s")
+
+    async def _watch(self, absent: Absent) -> None:
+        """Until it is back or its process has ended."""
+        try:
+            pidfd = os.pidfd_open(absent.heir.pid) if absent.heir.pid else -1
+        except OSError:
+            pidfd = -1
+        if pidfd < 0:
+            if not absent.heir.lives:
+                self._give_up(absent, "has ended")
+            await absent.over.wait()
+            return
+        try:
+            if not absent.heir.lives:  # the number may be another's by now
+                self._give_up(absent, "has ended")
+                return
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._wait_for_end, absent, pidfd)
+                await absent.over.wait()
+                nursery.cancel_scope.cancel()
+        finally:
+            os.close(pidfd)
+
+    async def _wait_for_end(self, absent: Absent, pidfd: int) -> None:
+        await trio.lowlevel.wait_readable(pidfd)
+        self._give_up(absent, "has ended")
+
+    def _give_up(self, absent: Absent, why: str) -> None:
+        if self._by_key.pop(absent.heir.key, None) is None:
+            return
+        id = absent.heir.id
+        _log.info("session %d (pid %d) %s; what it had is given back", id, absent.heir.pid, why)
+        self._ledger.end(id)
+        for stored in absent.stored.values():
+            self._store.give_back(stored)
+        self._tiers.leave(id)
+        absent.over.set()
+
+    def claim(self, key: str, *, pid: int, uid: int) -> Absent | None:
+        """The session that has this key, for its own process; None for anybody else. It is the caller's."""
+        for known, absent in self._by_key.items():
+            if hmac.compare_digest(known.encode(), key.encode()):  # so that nobody finds out a key by timing
+                if (absent.heir.pid, absent.heir.uid) != (pid, uid):
+                    _log.warning("pid %d of user %d claims session %d", pid, uid, absent.heir.id)
+                    return None
+                del self._by_key[known]
+                absent.over.set()
+                return absent
+        return None
