@@ -153,8 +153,8 @@ class Ledger:
         self._database = sqlite3.connect(file, isolation_level=None)
         # Ours alone, so no shared memory file; what the kernel has of it is enough.
         self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
-        self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = OFF")
+        self._database.execute("PRAGMA journal_mode = WAL")
         return self._database
 
     def _read(self, database: sqlite3.Connection) -> None:

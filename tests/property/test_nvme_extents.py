@@ -23,6 +23,14 @@ class Allocator(RuleBasedStateMachine):
         self.seen: set[tuple[int, int]] = set()
         self.retired: set[int] = set()
 
+    @rule()
+    def next_daemon(self) -> None:
+        """Which has another key, and finds out anew which extents fail."""
+        self.extents = ExtentAllocator(self.count)
+        self.extents.inherit(self.owned)
+        self.retired.clear()
+        self.seen = set(self.owned.items())
+
     @rule(target=owned_by_us)
     def take(self) -> int | None:
         try:
