@@ -20,11 +20,11 @@ import stat
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .model import SpillOptions
+from .model import Decisions, SpillOptions
 from .nvme.path import Place
 
 __all__ = ["Heir", "KnownPath", "Ledger", "Terms", "open_ledger", "process_start"]
@@ -38,7 +38,7 @@ _SCHEMA = """
 CREATE TABLE daemon (version INTEGER, boot TEXT, chunk INTEGER, arena INTEGER, arenas INTEGER);
 CREATE TABLE sessions (
     id INTEGER PRIMARY KEY, key TEXT, uid INTEGER, pid INTEGER, started INTEGER, name TEXT,
-    committed INTEGER, vram INTEGER, vram_bytes INTEGER, arenas TEXT
+    committed INTEGER, vram INTEGER, vram_bytes INTEGER, paging TEXT, vram_source TEXT, arenas TEXT
 );
 CREATE TABLE paths (id BLOB PRIMARY KEY, path TEXT, size INTEGER, generation INTEGER, options TEXT);
 CREATE TABLE chunks (
@@ -70,6 +70,7 @@ class Heir:
     committed: int = 0  #: chunks of all its allocations
     vram: int = 0  #: T1 slots
     vram_bytes: int = 0
+    decided: Decisions = field(default_factory=Decisions)
     arenas: tuple[int, ...] = ()
 
     @property
@@ -252,7 +253,7 @@ class Ledger:
     def session(self, heir: Heir) -> None:
         """A session as it is now."""
         self._change(
-            "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 heir.id,
                 heir.key,
@@ -263,6 +264,8 @@ class Ledger:
                 heir.committed,
                 heir.vram,
                 heir.vram_bytes,
+                heir.decided.paging,
+                heir.decided.vram_source,
                 json.dumps(heir.arenas),
             ),
         )
@@ -310,8 +313,8 @@ class Ledger:
 
 def _heir(*fields: Any) -> Heir:
     """A row of `sessions`."""
-    heir = Heir(*fields)
-    return replace(heir, arenas=tuple(json.loads(fields[-1])))
+    *known, paging, vram_source, arenas = fields
+    return replace(Heir(*known), decided=Decisions(paging, vram_source), arenas=tuple(json.loads(arenas)))
 
 
 @contextmanager

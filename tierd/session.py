@@ -160,7 +160,7 @@ class Session:
         self._bye: Request | None = None
         self._began = time.monotonic()
         self._vram_bytes = absent.heir.vram_bytes if absent else 0
-        self._decided = Decisions()
+        self._decided = absent.heir.decided if absent else Decisions()
         self._peak_chunks = 0
         self._at_once: Mapping[str, Callable[[Request], Mapping[str, int] | None]] = {
             "vram": self._vram,
@@ -357,6 +357,7 @@ class Session:
         if decided.paging not in PAGING_MODES or decided.vram_source not in VRAM_SOURCES:
             raise Refused("EINVAL", f"{decided.paging!r}, {decided.vram_source!r}: not known")
         self._decided = decided
+        self._note()
 
     def _memory(self, request: Request) -> Mapping[str, int]:
         state = self._tiers.state
@@ -538,6 +539,7 @@ class Session:
                 committed=state.committed,
                 vram=state.vram,
                 vram_bytes=self._vram_bytes,
+                decided=self._decided,
                 arenas=state.arenas,
             )
         )

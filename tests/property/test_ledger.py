@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tierd.ledger import Heir, KnownPath, Ledger, Terms, process_start
-from tierd.model import SpillOptions
+from tierd.model import Decisions, SpillOptions
 from tierd.nvme.path import Place
 
 TERMS = Terms(2 << 20, 4 << 20, 3)
@@ -63,6 +63,7 @@ class Daemons(RuleBasedStateMachine):
             committed,
             7,
             1 << 40,
+            Decisions("auto", "asked"),
             tuple(arenas),
         )
         self.ledger.session(heir)

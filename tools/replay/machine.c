@@ -338,8 +338,14 @@ int client_call(struct client *client, struct message *request, struct reply *re
 	return 0;
 }
 
-void client_answer_recall(struct client *client, uint64_t id, int error)
+void client_return(struct client *client, uint64_t arena)
 {
+	(void)client, (void)arena; /* none is of no use here */
+}
+
+void client_answer_recall(struct client *client, uint64_t id, uint64_t arena, int error)
+{
+	(void)arena;
 	(void)client;
 	(void)id;
 	(void)error;
