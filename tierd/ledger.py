@@ -6,7 +6,7 @@ this file alone (docs/decisions/0002-reattach.md). It lies beside the socket and
 there survives SIGKILL between any two instructions. Nothing is synced: after the machine's end there are no
 applications either, which the boot's id tells.
 
-One writer, trio's thread: a change takes some 10 us. A ledger that cannot be written is given up, with a
+One writer, trio's thread: a change takes about 15 us. A ledger that cannot be written is given up, with a
 message, and the daemon goes on without: its applications do not outlive it then.
 """
 
@@ -188,8 +188,9 @@ class Ledger:
         except (sqlite3.Error, ValueError, TypeError) as error:
             _log.warning("%s cannot be read and is not used: %s", self._file, error)
             return
-        self.heirs, self.paths = tuple(alive), tuple(paths)
-        if alive:  # what they count on is smaller than what could be, if settings have changed
+        if alive:
+            self.heirs, self.paths = tuple(alive), tuple(paths)
+            # What they count on is smaller than what could be, if settings have changed.
             self.terms = Terms(last.chunk, last.arena, max(last.arenas, self.terms.arenas))
 
     def _forget(self) -> None:
