@@ -414,7 +414,7 @@ void vram_give_up_slot(struct device *device)
 			pthread_cond_wait(&device->work, &device->lock);
 		} else if (victim == PREDICT_NONE || !sink(device, victim) ||
 			   (device->maps && device->chunks[victim].state == ABSENT &&
-			    !lower_map(device, victim))) {
+			    device->chunks[victim].home == HOME_T2 && !lower_map(device, victim))) {
 			device->slots_allowed = mover->slots_existing; /* as few as can be */
 			pthread_cond_broadcast(&device->changed);
 		}
