@@ -524,10 +524,15 @@ bool lower_map(struct device *device, uint32_t index)
 	struct chunk *chunk = &device->chunks[index];
 	bool fresh = ram_none(chunk->ram);
 	uint64_t traced = trace_begin();
-	struct ram_place place = fresh ? lower_make_ram(device) : chunk->ram;
+	struct ram_place place = NO_RAM;
 	struct ticket *busy;
 	CUresult result;
 
+	/* A fresh slot holds somebody else's bytes: only what has none may get one. */
+	if (!fresh)
+		place = chunk->ram;
+	else if (chunk->home == HOME_EMPTY)
+		place = lower_make_ram(device);
 	if (ram_none(place))
 		return false;
 	/* Making room let go of the lock. */

@@ -290,7 +290,7 @@ struct arena mover_remove_arena(struct mover *mover, uint32_t index)
 {
 	struct arena arena = mover->arenas[index];
 
-	mover->arenas[index] = (struct arena){ 0 };
+	mover->arenas[index] = (struct arena){ .fd = -1 };
 	return arena;
 }
 

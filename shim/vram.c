@@ -4,6 +4,7 @@
 #include "pager.h"
 
 #include <string.h>
+#include <time.h>
 
 #include "log.h"
 #include "trace.h"
@@ -254,12 +255,19 @@ static uint32_t vram_victim(struct device *device, bool ahead)
 	if (ahead)
 		return predict_victim(&device->predictor, PLACE_VRAM, HASTE_AHEAD, may_leave,
 				      device);
-	if (awaiting(device)) {
+	/*
+	 * Which of the busy ones are used behind the wait is not known, and one of those would be
+	 * waited for for ever. Others are over in a moment.
+	 */
+	while (awaiting(device) && !device->stopped) {
 		see_all_that_is_over(device);
 		victim = predict_victim(&device->predictor, PLACE_VRAM, HASTE_HURRY,
 					may_leave_at_once, device);
 		if (victim != PREDICT_NONE)
 			return victim;
+		let_go(device);
+		nanosleep(&(struct timespec){ .tv_nsec = 100000 }, NULL);
+		take_back(device);
 	}
 	if (bus_has_more(device)) {
 		struct ticket *last_but_one;
@@ -414,7 +422,7 @@ void vram_give_up_slot(struct device *device)
 			pthread_cond_wait(&device->work, &device->lock);
 		} else if (victim == PREDICT_NONE || !sink(device, victim) ||
 			   (device->maps && device->chunks[victim].state == ABSENT &&
-			    !lower_map(device, victim))) {
+			    device->chunks[victim].home == HOME_T2 && !lower_map(device, victim))) {
 			device->slots_allowed = mover->slots_existing; /* as few as can be */
 			pthread_cond_broadcast(&device->changed);
 		}

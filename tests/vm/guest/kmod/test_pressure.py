@@ -302,8 +302,10 @@ def test_reclaim_makes_it_look_at_once() -> None:
 
 
 def test_what_is_found_because_of_reclaim_says_so() -> None:
-    set_parameter("period_ms", 3_600_000)
     huge_pages, drop_caches = Path("/proc/sys/vm/nr_hugepages"), Path("/proc/sys/vm/drop_caches")
+    if not huge_pages.exists():
+        pytest.skip("this kernel has no hugetlb pages: NOT tested")
+    set_parameter("period_ms", 3_600_000)
     causes: list[str] = []
     with Family(events=True) as family:
         # Huge pages are taken without writing to them: faster than the clock, which counts on 4 GiB a
