@@ -322,9 +322,9 @@ def _checked(settings: Mapping[str, _Setting], spill: list[SpillSpec], environ: 
         arena,
         tuple(spill),
         view,
-        arena_source=_arena_source(settings.get("arena_source")),
+        arena_source=_one_of(settings.get("arena_source"), ARENA_SOURCES, "arenas come from"),
         reserve=_reserve(settings.get("reserve")),
-        paging=_paging(settings.get("paging")),
+        paging=_one_of(settings.get("paging"), PAGING_MODES, "paging is"),
         chunk_source=settings["chunk"].where if "chunk" in settings else "default",
     )
 
@@ -382,23 +382,12 @@ def _memory() -> tuple[int, int]:
     return memory.machine().total, memory.available()
 
 
-def _arena_source(setting: _Setting | None) -> str:
+def _one_of(setting: _Setting | None, choices: tuple[str, ...], what: str) -> str:
+    """The first of `choices` where nothing is set; `what` begins the complaint: "arenas come from"."""
     if setting is None:
-        return "auto"
-    if not isinstance(setting.value, str) or setting.value not in ARENA_SOURCES:
-        raise ConfigError(
-            f"{setting.where}: arenas come from one of {', '.join(ARENA_SOURCES)}, not {setting.value!r}"
-        )
-    return setting.value
-
-
-def _paging(setting: _Setting | None) -> str:
-    if setting is None:
-        return "auto"
-    if not isinstance(setting.value, str) or setting.value not in PAGING_MODES:
-        raise ConfigError(
-            f"{setting.where}: paging is one of {', '.join(PAGING_MODES)}, not {setting.value!r}"
-        )
+        return choices[0]
+    if not isinstance(setting.value, str) or setting.value not in choices:
+        raise ConfigError(f"{setting.where}: {what} one of {', '.join(choices)}, not {setting.value!r}")
     return setting.value
 
 

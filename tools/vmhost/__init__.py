@@ -7,6 +7,8 @@ comes out, __main__ is the command.
 init.sh and guest.sh are what runs inside.
 """
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -17,3 +19,13 @@ BUILD = ROOT / "build" / "vm"
 
 class VmError(Exception):
     """tools/vm itself could not do its work; the message says what to do about it."""
+
+
+def status_of(work: Callable[[], None]) -> int:
+    """The exit status of a command that does `work`; a VmError is told on standard error."""
+    try:
+        work()
+    except VmError as error:
+        print(f"vm: {error}", file=sys.stderr)
+        return 1
+    return 0

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from . import BUILD, VmError
+from . import BUILD, VmError, status_of
 from .debugkernel import FRAGMENT, source
 from .module import MADE
 
@@ -46,21 +46,16 @@ def prepare() -> None:
         (OBJECTS / "prepared").touch()
 
 
-def main(directories: list[str]) -> int:
-    try:
-        prepare()
-        for directory in directories:
-            with tempfile.TemporaryDirectory(dir=OBJECTS, prefix="module-") as scratch:
-                copy = Path(scratch) / "module"
-                shutil.copytree(directory, copy, ignore=MADE)
-                # Symbols are not resolved: there is no kernel to resolve them with.
-                options = ["W=1", "KCFLAGS=-Werror", "KBUILD_MODPOST_WARN=1"]
-                _make("-C", str(OBJECTS), f"M={copy}", *options, "modules")
-    except VmError as error:
-        print(f"vm: {error}", file=sys.stderr)
-        return 1
-    return 0
+def main() -> None:
+    prepare()
+    for directory in sys.argv[1:]:
+        with tempfile.TemporaryDirectory(dir=OBJECTS, prefix="module-") as scratch:
+            copy = Path(scratch) / "module"
+            shutil.copytree(directory, copy, ignore=MADE)
+            # Symbols are not resolved: there is no kernel to resolve them with.
+            options = ["W=1", "KCFLAGS=-Werror", "KBUILD_MODPOST_WARN=1"]
+            _make("-C", str(OBJECTS), f"M={copy}", *options, "modules")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(status_of(main))

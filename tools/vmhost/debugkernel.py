@@ -17,8 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from . import BUILD, VmError
-from .kernel import HEADERS, KERNELS, SERIES, Apt, run
+from . import BUILD, VmError, status_of
+from .kernel import HEADERS, KERNELS, SERIES, run, unpack_source
 
 FRAGMENT = Path(__file__).resolve().parent / "debug.config"
 OBJECTS = BUILD / "debug"
@@ -26,16 +26,11 @@ OBJECTS = BUILD / "debug"
 
 def source() -> Path:
     """Debian's source of the kernel, unpacked."""
-    series, suite = list(SERIES.items())[-1]
-    package = f"linux-source-{series}"
-    tree = BUILD / "source" / package
+    tree = BUILD / "source" / f"linux-source-{[*SERIES][-1]}"
     if not tree.exists():
         tree.parent.mkdir(parents=True, exist_ok=True)
-        print(f"vm: fetching {package} from {suite} (150 MB)", file=sys.stderr)
         with tempfile.TemporaryDirectory(dir=tree.parent, prefix=".unpack-") as scratch:
-            run("dpkg-deb", "-x", str(Apt(suite).download(package, Path(scratch))), scratch)
-            run("tar", "-xf", f"{scratch}/usr/src/{package}.tar.xz", "-C", scratch)
-            (Path(scratch) / package).rename(tree)
+            unpack_source(Path(scratch)).rename(tree)
     return tree
 
 
@@ -78,14 +73,9 @@ def build() -> str:
     return version
 
 
-def main() -> int:
-    try:
-        print(build())
-    except VmError as error:
-        print(f"vm: {error}", file=sys.stderr)
-        return 1
-    return 0
+def main() -> None:
+    print(build())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

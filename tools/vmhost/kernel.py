@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import BUILD, VmError, bzimage
+from . import BUILD, VmError, bzimage, status_of
 
 SERIES = {"6.1": "bookworm", "6.12": "bookworm-backports"}
 """The kernels that are tested, and the Debian suite that each comes from: the oldest that is
@@ -163,6 +163,22 @@ def _fetch_headers(version: str, tree: Path) -> None:
         unpacked.rename(tree)
 
 
+def unpack_source(into: Path, *files: str) -> Path:
+    """Debian's source of the newest kernel here, or those files of it alone; its directory, under `into`.
+
+    Fetches 150 MB. Raises VmError.
+    """
+    series, suite = list(SERIES.items())[-1]
+    package = f"linux-source-{series}"
+    print(f"vm: fetching {package} from {suite} (150 MB)", file=sys.stderr)
+    run("dpkg-deb", "-x", str(Apt(suite).download(package, into)), str(into))
+    archive = into / "usr" / "src" / f"{package}.tar.xz"
+    # With --occurrence it stops reading after the last of them.
+    only = ["--occurrence", *(f"{package}/{file}" for file in files)] if files else []
+    run("tar", "-xf", str(archive), "-C", str(into), *only)
+    return into / package
+
+
 class Apt:
     """apt with one suite and nothing of this system's but its mirror."""
 
@@ -251,15 +267,10 @@ def _unpack(package: Path) -> Kernel:
     return Kernel(version, home)
 
 
-def main(wanted: list[str]) -> int:
-    try:
-        for one in wanted:
-            find(one)
-    except VmError as error:
-        print(f"vm: {error}", file=sys.stderr)
-        return 1
-    return 0
+def main() -> None:
+    for one in sys.argv[1:]:
+        find(one)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(status_of(main))

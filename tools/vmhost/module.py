@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from . import BUILD, VmError, kernel
+from . import BUILD, VmError, kernel, status_of
 
 MODULES = BUILD / "modules"
 
@@ -68,16 +68,12 @@ def _make(command: list[str], tree: Path) -> None:
         raise VmError(f"{tree.name} could not be built:\n{done.stdout}{done.stderr}")
 
 
-def main(series: str, *directories: str) -> int:
-    try:
-        chosen = kernel.find(series)
-        for directory in directories:
-            print(build(Path(directory), chosen))
-    except VmError as error:
-        print(f"vm: {error}", file=sys.stderr)
-        return 1
-    return 0
+def main() -> None:
+    series, *directories = sys.argv[1:]
+    chosen = kernel.find(series)
+    for directory in directories:
+        print(build(Path(directory), chosen))
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(status_of(main))

@@ -57,7 +57,7 @@ def level() -> str:
 
 
 def test_a_level_is_left_at_the_watermark_above_it() -> None:
-    available = meminfo("MemAvailable") // MIB
+    available = attribute("available_bytes") // MIB
     below, above = available // 2, available + 500
     seen = []
     for low, high, minimum in [
@@ -173,7 +173,7 @@ def test_events_tell_of_changes_and_are_repeated_while_it_is_not_calm() -> None:
 
 
 def test_what_is_wanted_in_addition_is_an_event() -> None:
-    available = meminfo("MemAvailable") // MIB
+    available = attribute("available_bytes") // MIB
     with Family(events=True) as family:
         set_watermarks(available + 100, available + 100)
         wanted = family.event()["wanted"]
