@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import repeat
 
-__all__ = ["Arena", "ArenaError", "ArenaPool", "Maker", "memfd", "open_pool"]
+__all__ = ["Arena", "ArenaError", "ArenaPool", "Maker", "NotAnArenaError", "memfd", "open_pool"]
 
 Maker = Callable[[int, int], int]
 """(id, bytes) -> a descriptor of so many zero bytes, to be mapped shared, whose size nobody can change.
@@ -34,6 +34,10 @@ _libc.madvise.restype = ctypes.c_int
 
 class ArenaError(Exception):
     """An arena could not be made; the text says why."""
+
+
+class NotAnArenaError(ArenaError):
+    """What was said to be an arena is none."""
 
 
 class Arena:
@@ -128,27 +132,27 @@ def memfd(id: int, size: int) -> int:
 
 
 def _check_adopted(fd: int, size: int) -> None:
-    """Refuse what a shim could pull from under the daemon's mapping. Raises ArenaError."""
+    """Refuse what a shim could pull from under the daemon's mapping. Raises NotAnArenaError."""
     name = os.readlink(f"/proc/self/fd/{fd}")
     if name.startswith("/dmabuf:"):
         with open(f"/proc/self/fdinfo/{fd}") as info:
             if "exp_name:\tgreenboost\n" not in info:
-                raise ArenaError("a DMA-BUF that is not the module's cannot be an arena")
+                raise NotAnArenaError("a DMA-BUF that is not the module's cannot be an arena")
         found = os.lseek(fd, 0, os.SEEK_END)
     else:
         try:
             seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
         except OSError:
-            raise ArenaError("an arena is a memfd or a buffer of the module's") from None
+            raise NotAnArenaError("an arena is a memfd or a buffer of the module's") from None
         # Huge pages of their own file system are not promised by its size: touching one that is not to be
         # had is a SIGBUS.
         if not name.startswith("/memfd:") or os.fstatvfs(fd).f_bsize != mmap.PAGESIZE:
-            raise ArenaError("an arena is a memfd of ordinary pages")
+            raise NotAnArenaError("an arena is a memfd of ordinary pages")
         if seals & (_SEALS | fcntl.F_SEAL_WRITE) != _SEALS:
-            raise ArenaError("an arena's memfd is sealed against changes of its size, and nothing else")
+            raise NotAnArenaError("an arena's memfd is sealed against changes of its size, and nothing else")
         found = os.fstat(fd).st_size
     if found != size:
-        raise ArenaError(f"an arena has {size} bytes, not {found}")
+        raise NotAnArenaError(f"an arena has {size} bytes, not {found}")
 
 
 class ArenaPool:
@@ -190,7 +194,8 @@ class ArenaPool:
     def adopt(self, id: int, fd: int) -> Arena:
         """The arena `id` of a daemon before this one, whose descriptor a shim has kept: for a worker thread.
 
-        The descriptor is the pool's from here on. Raises ArenaError for what cannot be an arena.
+        The descriptor is the pool's from here on. Raises NotAnArenaError for what cannot be one, and
+        ArenaError where there is no memory for it.
         """
         try:
             _check_adopted(fd, self.arena_bytes)

@@ -71,14 +71,16 @@ async def serve(
         open_ledger(None if life_fd is not None else ledger_file(config.socket), _terms(config)) as ledger,
         _open_spill(config, ledger, ephemeral=life_fd is not None) as store,
         open_pool(
-            limit=ledger.terms.arenas, arena_bytes=ledger.terms.arena, chunk=config.chunk, make=source.make
+            limit=ledger.terms.arenas,
+            arena_bytes=ledger.terms.arena,
+            chunk=ledger.terms.chunk,
+            make=source.make,
         ) as pool,
     ):
         failure = None
         tiers = Tiers(pool, store)
         # Before anything is stored.
         absentees = Absentees(tiers, store, ledger)
-        ledger.set_paths(_known_paths(store))
         # Outside of the tasks that wait for transfers: it ends after them.
         async with trio.open_nursery() as pump:
             await pump.start(store.run)
@@ -99,6 +101,7 @@ async def serve(
                     failure = MountError(str(error))
                     nursery.cancel_scope.cancel()
                 else:
+                    _take_over(ledger, store, absentees)
                     nursery.start_soon(absentees.run)
                     nursery.start_soon(serve_connections, listener, daemon, daemon.serve_session)
                     made = f"{source.name} ({source.why})" if source.why else source.name
@@ -130,36 +133,54 @@ def _known_paths(store: SpillSet) -> list[KnownPath]:
     return [KnownPath(file.id, file.path, file.size, file.generation, file.options) for file in store.files]
 
 
+def _take_over(ledger: Ledger, store: SpillSet, absentees: Absentees) -> None:
+    """From now on what the last daemon left is this one's, which does not fail to start any more."""
+    ledger.set_paths(_known_paths(store))
+    absentees.begin()
+    for file in store.files:
+        file.stays = False  # unless the ledger says so at the end
+
+
 @contextmanager
 def _open_spill(config: Config, ledger: Ledger, *, ephemeral: bool) -> Iterator[SpillSet]:
     with ExitStack() as undo:
+        chunk = ledger.terms.chunk
         files = []
-        for spec in config.spill:
-            try:
-                file = SpillFile.open(
-                    str(spec.path), spec.size, config.chunk, ephemeral=ephemeral, options=spec.options
-                )
-            except SpillPathError as error:
-                raise SpillStartupError(f"{spec.where}: {error}") from error
-            files.append(undo.enter_context(file))
-        configured = {file.path for file in files}
-        for known in ledger.paths:
-            # One that was added while the last daemon ran.
-            if known.path not in configured and os.path.exists(known.path):
-                try:
-                    file = SpillFile.open(known.path, known.size, config.chunk, options=known.options)
-                except SpillPathError as error:
-                    _log.error("what applications have there is lost: %s", error)
-                else:
-                    files.append(undo.enter_context(file))
-        for file in files:
+
+        def keep(file: SpillFile) -> None:
             # Not just the next generation: a daemon may have died while it started. Whoever else had it
             # meanwhile has overwritten what it then does not prove to be.
             file.inherits = any(
                 known.id == file.id and known.generation < file.generation for known in ledger.paths
             )
+            file.stays = file.inherits  # should anything fail before the daemon serves
+            files.append(undo.enter_context(file))
+
+        for spec in config.spill:
+            try:
+                keep(
+                    SpillFile.open(
+                        str(spec.path), spec.size, chunk, ephemeral=ephemeral, options=spec.options
+                    )
+                )
+            except SpillPathError as error:
+                raise SpillStartupError(f"{spec.where}: {error}") from error
+        configured = {file.path for file in files}
+        # Those that were added while the last daemon ran, or are no longer in its settings.
+        for known in ledger.paths:
+            if known.path not in configured and os.path.exists(known.path) and not os.path.isdir(known.path):
+                try:
+                    keep(SpillFile.open(known.path, known.size, chunk, options=known.options))
+                except SpillPathError as error:
+                    _log.error("what applications have there is lost: %s", error)
+        for known in ledger.orphans:
+            if known.path not in configured and os.path.isfile(known.path):
+                try:
+                    SpillFile.open(known.path, None, chunk).close()  # removed, if it was made by a daemon
+                except SpillPathError as error:
+                    _log.warning("it is left as it is: %s", error)
         try:
-            store = SpillSet(files, chunk=config.chunk)
+            store = SpillSet(files, chunk=chunk)
         except SpillPathError as error:
             where = next(
                 (spec.where for spec in config.spill if str(spec.path) == error.path), "added by command"
@@ -172,9 +193,9 @@ def _open_spill(config: Config, ledger: Ledger, *, ephemeral: bool) -> Iterator[
             try:
                 yield store
             finally:
-                if ledger.close():
-                    store.leave()
-                    _log.info("applications wait for the next daemon; what they have on NVMe stays for them")
+                kept = ledger.close()
+                for file in store.files:
+                    file.stays = file.id in kept
 
 
 class _Daemon:
@@ -222,7 +243,11 @@ class _Daemon:
             return
         absent, key = None, hello.text("key")
         if key:
-            absent = self._absentees.claim(key, pid=peer.pid, uid=peer.uid)
+            try:
+                absent = await self._absentees.claim(key, pid=peer.pid, uid=peer.uid)
+            except BaseException:
+                state.close()
+                raise
             if absent is None:
                 state.close()
                 await connection.refuse(hello.id, "EPERM", "this daemon knows of no such session of yours")
@@ -248,16 +273,16 @@ class _Daemon:
         self._sessions[who.id] = session
         await session.run(hello)
 
-    def _remember(self, ended: EndedSession) -> None:
-        del self._sessions[ended.id]
-        self._ended.append(ended)
+    def _remember(self, id: int, ended: EndedSession | None) -> None:
+        del self._sessions[id]
+        if ended is not None:
+            self._ended.append(ended)
 
     # Its end
 
     def stop(self) -> None:
         """End the daemon; see server.Control."""
         notify("STOPPING=1")
-        self._ledger.leaving = True
         self.nursery.cancel_scope.cancel()
 
     async def watch_signals(self, signals: AsyncIterator[int]) -> None:
@@ -279,8 +304,10 @@ class _Daemon:
             pid=os.getpid(),
             version=__version__,
             socket=str(self._config.socket),
-            chunk_bytes=self._config.chunk,
-            chunk_source=self._config.chunk_source,
+            chunk_bytes=self._pool.chunk,
+            chunk_source=self._config.chunk_source
+            if self._pool.chunk == self._config.chunk
+            else "last daemon",
             paging=self._config.paging,
             arena_bytes=self._pool.arena_bytes,
             arenas=len(self._pool),

@@ -4,7 +4,8 @@
 Applications outlive a daemon that is killed or restarted, and what is in T3 of theirs is then known to
 this file alone (docs/decisions/0002-reattach.md). It lies beside the socket and is SQLite's, for a commit
 there survives SIGKILL between any two instructions. Nothing is synced: after the machine's end there are no
-applications either, which the boot's id tells.
+applications either, which the boot's id tells. Only its user may read it, and of what a path encrypts
+nothing is in it.
 
 One writer, trio's thread: a change takes about 15 us. A ledger that cannot be written is given up, with a
 message, and the daemon goes on without: its applications do not outlive it then.
@@ -31,8 +32,11 @@ __all__ = ["Heir", "KnownPath", "Ledger", "Terms", "open_ledger", "process_start
 
 _log = logging.getLogger(__name__)
 
-_VERSION = 1
+_VERSION = 2
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+_SUFFIXES = ("", "-wal", "-shm", "-journal")
+"""Of the files that SQLite may have of one database."""
 
 _SCHEMA = """
 CREATE TABLE daemon (version INTEGER, boot TEXT, chunk INTEGER, arena INTEGER, arenas INTEGER);
@@ -91,27 +95,30 @@ class KnownPath:
 
 
 def process_start(pid: int) -> int:
-    """When the process began, in clock ticks since the boot; 0 when there is none, or it is a zombie."""
+    """When the process began, in clock ticks since the boot; 0 when there is none, or it has ended."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return 0
     state, *fields = text[text.rindex(")") + 2 :].split()  # the name before it may have blanks
-    return 0 if state in "ZX" else int(fields[18])
+    # Its first thread is a zombie too while others go on.
+    return 0 if state in "ZX" and int(fields[16]) <= 1 else int(fields[18])
 
 
 class Ledger:
     """The file of a daemon that serves on `terms`, and what it found there of the one before.
 
-    What belongs to processes that have ended is not found. `heirs` and `paths` are of the moment of opening.
+    What belongs to processes that have ended is not found. `heirs`, `paths` and `orphans` are of the moment
+    of opening.
     """
 
     def __init__(self, file: Path | None, terms: Terms) -> None:
         """Without a file nothing is written: nobody outlives the daemon."""
-        self.terms = terms
+        self.terms = terms  #: those of the heirs, if there are any
         self.heirs: tuple[Heir, ...] = ()
         self.paths: tuple[KnownPath, ...] = ()
-        self.leaving = False  #: the daemon ends: whose process lives by now may go on with the next
+        self.orphans: tuple[KnownPath, ...] = ()  #: paths in which nobody has anything any more
+        self._known: frozenset[uuid.UUID] = frozenset()  # the paths that are in the file
         self._file = file
         self._database: sqlite3.Connection | None = None
         try:
@@ -144,13 +151,18 @@ class Ledger:
             fd = os.open(file, flags, 0o600)
         except FileNotFoundError:
             return None
-        try:
-            status = os.fstat(fd)
-        finally:
-            os.close(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
-            _log.warning("%s is not this daemon's own; it is not used", file)
-            return None
+        os.close(fd)
+        for suffix in _SUFFIXES:
+            # SQLite would believe a log that somebody else has put beside it.
+            with suppress(FileNotFoundError):
+                status = os.lstat(f"{file}{suffix}")
+                if (
+                    not stat.S_ISREG(status.st_mode)
+                    or status.st_uid != os.geteuid()
+                    or status.st_mode & 0o077
+                ):
+                    _log.warning("%s%s is not this daemon's own; it is not used", file, suffix)
+                    return None
         self._database = sqlite3.connect(file, isolation_level=None)
         # Ours alone, so no shared memory file; what the kernel has of it is enough.
         self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -160,21 +172,23 @@ class Ledger:
 
     def _read(self, database: sqlite3.Connection) -> None:
         try:
-            version, boot, *terms = database.execute("SELECT * FROM daemon").fetchone() or (0, "")
-            if version != _VERSION or boot != _boot():
-                return
-            rows = database.execute("SELECT * FROM sessions ORDER BY id").fetchall()
-            heirs = [_heir(*row) for row in rows]
-            alive = [heir for heir in heirs if heir.lives]
-            last = Terms(*terms)
-            if alive and last.chunk != self.terms.chunk:
+            row = database.execute("SELECT * FROM daemon").fetchone()
+            if row is None:
+                return  # it was killed while it made the file
+            version, boot, *terms = row
+            if version != _VERSION:
                 _log.error(
-                    "%d applications cannot go on: their chunks are of %d bytes, this daemon's of %d",
-                    len(alive),
-                    last.chunk,
-                    self.terms.chunk,
+                    "%s is of another version of GreenBoost (%s, this one writes %d): applications of the "
+                    "daemon before this one cannot go on",
+                    self._file,
+                    version,
+                    _VERSION,
                 )
                 return
+            last = Terms(*terms)
+            rows = database.execute("SELECT * FROM sessions ORDER BY id").fetchall()
+            heirs = [_heir(*row) for row in rows]
+            alive = [heir for heir in heirs if boot == _boot() and heir.lives]
             with _transaction(database) as change:
                 for heir in heirs:
                     if heir not in alive:
@@ -190,14 +204,31 @@ class Ledger:
             return
         if alive:
             self.heirs, self.paths = tuple(alive), tuple(paths)
-            # What they count on is smaller than what could be, if settings have changed.
-            self.terms = Terms(last.chunk, last.arena, max(last.arenas, self.terms.arenas))
+            self._known = frozenset(path.id for path in paths)
+            self._keep_terms(last)
+        else:
+            self.orphans = tuple(paths)
+
+    def _keep_terms(self, last: Terms) -> None:
+        """Whatever the settings are now, those who go on were told others."""
+        wanted = self.terms
+        self.terms = Terms(
+            last.chunk, last.arena, max(last.arenas, wanted.arenas * wanted.arena // last.arena)
+        )
+        if (last.chunk, last.arena) != (wanted.chunk, wanted.arena):
+            _log.warning(
+                "chunks stay of %d bytes and arenas of %d, since %d applications go on with them; what the "
+                "settings say now is for a daemon that is started when they have ended",
+                last.chunk,
+                last.arena,
+                len(self.heirs),
+            )
 
     def _forget(self) -> None:
         if self._database is not None:
             self._database.close()
             self._database = None
-        for suffix in ("", "-wal", "-shm", "-journal"):
+        for suffix in _SUFFIXES:
             with suppress(FileNotFoundError):
                 os.unlink(f"{self._file}{suffix}")
 
@@ -206,24 +237,26 @@ class Ledger:
         with suppress(OSError, sqlite3.Error):
             self._forget()
 
-    def close(self) -> bool:
-        """Whether it stays, since there is somebody to go on with the next daemon; else it is removed."""
+    def close(self) -> frozenset[uuid.UUID]:
+        """The spill paths that have to stay as they are, for those who go on with the next daemon.
+
+        The file stays too then. It is removed if there is nobody. Closing twice is allowed.
+        """
         if self._database is None:
-            return False
+            return frozenset()
         try:
-            stays = self.leaving and any(
+            if any(
                 process_start(pid) == started or not pid
                 for pid, started in self._database.execute("SELECT pid, started FROM sessions")
-            )
-            if stays:
+            ):
                 self._database.close()
                 self._database = None
-            else:
-                self._forget()
+                _log.info("applications wait for the next daemon; what they have on NVMe stays for them")
+                return self._known
+            self._forget()
         except (OSError, sqlite3.Error) as error:
             self._give_up(error)
-            return False
-        return stays
+        return frozenset()
 
     # Changes
 
@@ -295,7 +328,9 @@ class Ledger:
 
     def set_paths(self, paths: Iterable[KnownPath]) -> None:
         """The spill paths that are open now."""
-        rows = [(p.id.bytes, p.path, p.size, p.generation, json.dumps(asdict(p.options))) for p in paths]
+        known = tuple(paths)
+        self._known = frozenset(path.id for path in known)
+        rows = [(p.id.bytes, p.path, p.size, p.generation, json.dumps(asdict(p.options))) for p in known]
         # At once, or a daemon that dies in between would have all chunks lost.
         self._change_many("INSERT INTO paths VALUES (?, ?, ?, ?, ?)", rows, first="DELETE FROM paths")
 
@@ -303,13 +338,19 @@ class Ledger:
         """What T3 had of a session's when it was written last."""
         if self._database is None:
             return {}
-        rows: Iterable[tuple[Any, ...]] = self._database.execute(
-            "SELECT chunk, path, place, generation, checksum FROM chunks WHERE session = ?", (session,)
-        )
-        return {
-            chunk: Place(path and uuid.UUID(bytes=path), _unsigned(place), generation, _unsigned(checksum))
-            for chunk, path, place, generation, checksum in rows
-        }
+        try:
+            rows: Iterable[tuple[Any, ...]] = self._database.execute(
+                "SELECT chunk, path, place, generation, checksum FROM chunks WHERE session = ?", (session,)
+            )
+            return {
+                chunk: Place(
+                    path and uuid.UUID(bytes=path), _unsigned(place), generation, _unsigned(checksum)
+                )
+                for chunk, path, place, generation, checksum in rows
+            }
+        except (sqlite3.Error, ValueError, TypeError) as error:
+            self._give_up(error)
+            return {}
 
 
 def _heir(*fields: Any) -> Heir:

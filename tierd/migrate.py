@@ -114,10 +114,11 @@ class Migrator:
         """Forget what T3 holds of these chunks, none of which is being moved."""
         self._give_back(chunks)
 
-    def leave(self) -> None:
-        """Everything stays where it is, for whoever comes after the store's end. Nothing may be under way."""
+    def leave(self) -> Mapping[int, Stored]:
+        """Everything stays where it is, and is the caller's. Nothing may be under way."""
         assert not self._moving
-        self._stored.clear()
+        stored, self._stored = self._stored, {}
+        return stored
 
     async def _write(self, chunk: int, arena: Arena, slot: int) -> Stored:
         """Where the slot's bytes are stored now."""

@@ -11,6 +11,7 @@ import hmac
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import trio
 
@@ -47,13 +48,26 @@ class SessionRecords:
 class Absent:
     """A session that is not back yet. A recall waits for it, and others are told no meanwhile."""
 
-    def __init__(self, heir: Heir, stored: Mapping[int, Stored]) -> None:
+    def __init__(self, heir: Heir, stored: Mapping[int, Stored], absentees: Absentees) -> None:
         self.heir = heir
         self.stored = stored
-        self.over = trio.Event()  #: it is back, or nobody waits for it any more
+        self.over = trio.Event()  #: nobody waits for it any more
+        self.claimed: trio.Event | None = None  #: somebody says to be it: set when that is settled
+        self._absentees = absentees
 
     def recall(self, arena: int) -> None:
         """See tiers.Tenant. Asked again when it is back."""
+
+    def settle(self, still: Mapping[int, Stored] | None) -> None:
+        """It is back or has ended, with None; or it is away again, and this is what it has in T3."""
+        assert self.claimed is not None
+        claimed, self.claimed = self.claimed, None
+        if still is None:
+            self._absentees.forget(self)
+        else:
+            self.stored = still
+            self._absentees.wait_again(self)
+        claimed.set()
 
 
 class Absentees:
@@ -64,33 +78,41 @@ class Absentees:
         self._store = store
         self._ledger = ledger
         self._by_key: dict[str, Absent] = {}
+        self._missing: dict[int, list[int]] = {}
+        self._waiting = True
         places = {heir.id: ledger.chunks(heir.id) for heir in ledger.heirs}
         stored = store.inherit({id: list(chunks.values()) for id, chunks in places.items()})
         for heir in ledger.heirs:
-            held = {
-                chunk: its
-                for chunk, its in zip(places[heir.id], stored[heir.id], strict=True)
-                if not its.lost  # for whoever asks it is simply not there
-            }
-            missing = len(places[heir.id]) - len(held)
+            records = SessionRecords(ledger, heir.id)
+            held: dict[int, Stored] = {}
+            missing = self._missing[heir.id] = []
+            for chunk, its in zip(places[heir.id], stored[heir.id], strict=True):
+                if its.lost:  # for whoever asks it is simply not there
+                    missing.append(chunk)
+                else:
+                    held[chunk] = its
+                    its.moved = partial(records.store, chunk)
             if missing:
-                _log.error("session %d: %d chunks in T3 are lost with their spill path", heir.id, missing)
-            absent = Absent(heir, held)
-            self._by_key[heir.key] = absent
-            tiers.inherit(
-                Inherited(heir.id, heir.committed, heir.vram, heir.arenas, len(held)),
-                absent,
-            )
+                _log.error(
+                    "session %d: %d chunks in T3 are lost with their spill path", heir.id, len(missing)
+                )
+            absent = self._by_key[heir.key] = Absent(heir, held, self)
+            tiers.inherit(Inherited(heir.id, heir.committed, heir.vram, heir.arenas, len(held)), absent)
+
+    def begin(self) -> None:
+        """The daemon serves. Before, nothing is written down: the next one may start where this one fails."""
+        for session, chunks in self._missing.items():
+            self._ledger.forget(session, chunks)  # their extents may be others' soon
 
     async def run(self) -> None:
         """Give up those that do not come back; returns when there is none left."""
-        if not self._by_key:
-            return
-        _log.info("waiting for %d applications to go on", len(self._by_key))
+        if self._by_key:
+            _log.info("waiting for %d applications to go on", len(self._by_key))
         with trio.move_on_after(GRACE):
             async with trio.open_nursery() as nursery:
                 for absent in list(self._by_key.values()):
                     nursery.start_soon(self._watch, absent)
+        self._waiting = False
         for absent in list(self._by_key.values()):
             self._give_up(absent, f"did not come back within {GRACE:g} s")
 
@@ -121,24 +143,46 @@ class Absentees:
         self._give_up(absent, "has ended")
 
     def _give_up(self, absent: Absent, why: str) -> None:
-        if self._by_key.pop(absent.heir.key, None) is None:
-            return
+        if absent.claimed is not None or absent.heir.key not in self._by_key:
+            return  # whoever claims it sees to that
         id = absent.heir.id
         _log.info("session %d (pid %d) %s; what it had is given back", id, absent.heir.pid, why)
         self._ledger.end(id)
         for stored in absent.stored.values():
             self._store.give_back(stored)
         self._tiers.leave(id)
+        self.forget(absent)
+
+    def forget(self, absent: Absent) -> None:
+        """It needs nobody to wait for it."""
+        del self._by_key[absent.heir.key]
         absent.over.set()
 
-    def claim(self, key: str, *, pid: int, uid: int) -> Absent | None:
-        """The session that has this key, for its own process; None for anybody else. It is the caller's."""
+    def wait_again(self, absent: Absent) -> None:
+        """Who claimed it was gone before it had said what it has."""
+        if not absent.heir.lives:
+            self._give_up(absent, "has ended")
+        elif not self._waiting:
+            self._give_up(absent, f"did not come back within {GRACE:g} s")
+
+    async def claim(self, key: str, *, pid: int, uid: int) -> Absent | None:
+        """The session that has this key, for its own process; None for anybody else.
+
+        It is the caller's, until Absent.settle(). Waits for an earlier claim to be settled: one that its
+        process has given up may be seen to be so only after this.
+        """
+        while (absent := self._find(key, pid, uid)) is not None:
+            if absent.claimed is None:
+                absent.claimed = trio.Event()
+                return absent
+            await absent.claimed.wait()
+        return None
+
+    def _find(self, key: str, pid: int, uid: int) -> Absent | None:
         for known, absent in self._by_key.items():
             if hmac.compare_digest(known.encode(), key.encode()):  # so that nobody finds out a key by timing
-                if (absent.heir.pid, absent.heir.uid) != (pid, uid):
-                    _log.warning("pid %d of user %d claims session %d", pid, uid, absent.heir.id)
-                    return None
-                del self._by_key[known]
-                absent.over.set()
-                return absent
+                heir = absent.heir
+                if (heir.pid, heir.uid) == (pid, uid) and heir.lives:
+                    return absent
+                _log.warning("pid %d of user %d claims session %d", pid, uid, heir.id)
         return None

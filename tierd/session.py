@@ -31,6 +31,7 @@ from .model import (
     SessionSnapshot,
     Tier,
 )
+from .nvme.spillset import Stored
 from .policy import Allocated, ArenaReturned, Freed, RecallFailed, Refused, VramSet
 from .reattach import Absent, SessionRecords
 from .statemap import StateMap
@@ -56,22 +57,26 @@ BYE_PATIENCE = 10.0
 """Seconds for a process to take the answer to its bye."""
 
 
-def _chunk_bytes(fd: int) -> bytes:
-    """What a resume's memfd says, one byte a chunk. Raises Refused. The descriptor is closed."""
+def _counted_on(fd: int) -> bytes:
+    """What a resume's memfd says, one byte a chunk. Raises Refused."""
     try:
-        try:
-            fcntl.fcntl(fd, fcntl.F_GET_SEALS)  # reading any other kind of file might block for ever
-        except OSError:
-            raise Refused("EPERM", "what is counted on is said in a memfd") from None
-        size = os.fstat(fd).st_size
-        if size > MAX_STATE_CHUNKS:
-            raise Refused("EINVAL", f"what is counted on: no session has more than {MAX_STATE_CHUNKS} chunks")
-        try:
-            return os.pread(fd, size, 0)
-        except OSError as error:
-            raise Refused("EPERM", f"what is counted on cannot be read: {error.strerror}") from error
-    finally:
-        os.close(fd)
+        fcntl.fcntl(fd, fcntl.F_GET_SEALS)  # reading any other kind of file might block for ever
+    except OSError:
+        raise Refused("EPERM", "what is counted on is said in a memfd") from None
+    size = os.fstat(fd).st_size
+    if size > MAX_STATE_CHUNKS:
+        raise Refused("EINVAL", f"what is counted on: no session has more than {MAX_STATE_CHUNKS} chunks")
+    try:
+        return os.pread(fd, size, 0)
+    except OSError as error:
+        raise Refused("EPERM", f"what is counted on cannot be read: {error.strerror}") from error
+
+
+def _say_what_is_there(fd: int, there: bytes) -> None:
+    try:
+        os.pwrite(fd, there, 0)
+    except OSError as error:
+        raise Refused("EPERM", f"what is lost cannot be said: {error.strerror}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +134,12 @@ class Session:
         ledger: Ledger,
         *,
         absent: Absent | None = None,
-        ended: Callable[[EndedSession], None],
+        ended: Callable[[int, EndedSession | None], None],
     ) -> None:
-        """With `absent`, which is the session's from here on, it goes on with what that has.
+        """With `absent`, which is the session's until it is settled, it goes on with what that has.
 
-        `ended` is called once everything is given back; from then on there is nothing to be shown.
+        `ended` is called with its number once everything is given back; from then on there is nothing to be
+        shown. It is told None of one that is absent again.
         """
         self.who = who
         self._connection = connection
@@ -141,7 +147,7 @@ class Session:
         self._tiers = tiers
         self._ledger = ledger
         self._absent = absent  # until it is back
-        self._gone = False  # it ended by itself, or by its process
+        self._gone = False  # it ended by itself, or by its process, or was thrown out
         self._ended = ended
         self._migrator = Migrator(
             tiers.store,
@@ -199,6 +205,9 @@ class Session:
                         self.recall(arena)  # while it was away
                     await self._serve(nursery)
                 nursery.cancel_scope.cancel()
+        except Exception:
+            self._gone = True  # nobody knows what it would go on with
+            raise
         finally:
             self._release()
         if self._bye is not None:
@@ -228,18 +237,28 @@ class Session:
         """Give everything back. No request is under way any more."""
         counters = self._map.counters()
         moved = self._migrator.statistics()
-        if self._ledger.leaving and self.who.key and not self._gone:
-            self._migrator.leave()  # its process goes on with the next daemon
-        else:
+        absent, self._absent = self._absent, None
+        still: Mapping[int, Stored] | None = None
+        if self._gone or not self.who.key or (absent is None and self._has_hung_up()):
             self._migrator.close()
             self._ledger.end(self.who.id)
+        else:
+            still = self._migrator.leave()  # the daemon ends: its process goes on with the next
         for lent in self._lent.values():
             if lent.arena is not None:
                 self._tiers.close_arena(lent.arena)
         self._lent.clear()
-        self._tiers.leave(self.who.id)
         self._map.close()
+        if absent is not None and still is not None:
+            self._tiers.take_over(self.who.id, absent)
+            self._ended(self.who.id, None)
+            absent.settle(still)
+            return
+        self._tiers.leave(self.who.id)
+        if absent is not None:
+            absent.settle(None)
         self._ended(
+            self.who.id,
             EndedSession(
                 id=self.who.id,
                 pid=self.who.pid,
@@ -253,8 +272,19 @@ class Session:
                 read=moved.read,
                 vram_bytes=self._vram_bytes,
                 decided=self._decided,
-            )
+            ),
         )
+
+    def _has_hung_up(self) -> bool:
+        """Whether the session was ended at the other end, as nobody has seen yet."""
+        try:
+            while (request := self._connection.receive_nowait()).op.name != "bye":
+                close_fds(request.fds)
+        except trio.WouldBlock:
+            return False
+        except (Disconnected, WireError):
+            pass
+        return True
 
     # Requests
 
@@ -546,8 +576,7 @@ class Session:
 
     async def _come_back(self) -> bool:
         """Hear what it has from the daemon before this one; whether it goes on."""
-        absent, self._absent = self._absent, None
-        if absent is None:
+        if self._absent is None:
             return True
         try:
             while True:
@@ -565,7 +594,7 @@ class Session:
                         raise Refused("EPROTO", f"{request.op.name}: resume has to be said before")
                 except Refused as refused:
                     _log.warning("session %d cannot go on: %s", self.who.id, refused)
-                    self._gone = True
+                    self._gone = refused.name != "ENOMEM"  # which may be over when it tries again
                     await self._refuse(request, refused)
                     return False
                 if request.op.name != "resume":
@@ -574,7 +603,7 @@ class Session:
             self._gone = True
             await self._connection.refuse(error.re, error.name, str(error))
         except Disconnected:
-            self._gone = True
+            _log.warning("session %d (pid %d) was gone before it went on", self.who.id, self.who.pid)
         return False
 
     async def _adopt(self, request: Request) -> None:
@@ -595,7 +624,19 @@ class Session:
 
     async def _resume(self, request: Request) -> None:
         """It has said what it has; what it has not said is given back."""
-        counted_on = _chunk_bytes(request.fds[0])
+        try:
+            lost = self._settle(request.fds[0])
+            await self._connection.answer(request, {"lost": lost})
+        finally:
+            close_fds(request.fds)
+        assert self._absent is not None
+        absent, self._absent = self._absent, None
+        absent.settle(None)
+        _log.info("session %d (pid %d) goes on", self.who.id, self.who.pid)
+
+    def _settle(self, fd: int) -> int:
+        """Do what a resume with this memfd means; how many of the chunks that are counted on are lost."""
+        counted_on = _counted_on(fd)
         id = self.who.id
 
         def wanted(chunk: int) -> bool:
@@ -608,11 +649,14 @@ class Session:
         self._tiers.apply(Freed(id, self._committed - claimed))
         self._peak_chunks = self._committed
         self._note()
-        lost = len(counted_on) - counted_on.count(0) - self._migrator.statistics().held
+        there = bytearray(len(counted_on))
+        for chunk in self._migrator.held:
+            there[chunk] = 1
+        lost = there.count(0) - counted_on.count(0)
         if lost:
             _log.error("session %d: %d chunks that it had in T3 are lost", id, lost)
-        _log.info("session %d (pid %d) goes on", id, self.who.pid)
-        await self._connection.answer(request, {"lost": lost})
+            _say_what_is_there(fd, bytes(there))
+        return lost
 
     # What there is to see
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import trio
 
-from .arena import Arena, ArenaError, ArenaPool
+from .arena import Arena, ArenaError, ArenaPool, NotAnArenaError
 from .capacity import Limits
 from .nvme.errors import NoSpace
 from .nvme.path import SpillPath
@@ -252,14 +252,16 @@ class Tiers:
         The descriptor is no longer the caller's.
         """
         try:
-            arena = await trio.to_thread.run_sync(self._pool.adopt, id, fd)
+            with trio.CancelScope(shield=True):  # from here on only the thread knows of the descriptor
+                arena = await trio.to_thread.run_sync(self._pool.adopt, id, fd)
             try:
                 self.store.add_arena(arena)
             except BaseException:
                 self._pool.close(arena)
                 raise
         except (ArenaError, NoSpace, OSError) as error:
-            raise Refused("EINVAL", f"arena {id} cannot be adopted: {error}") from error
+            name = "EINVAL" if isinstance(error, NotAnArenaError) else "ENOMEM"
+            raise Refused(name, f"arena {id} cannot be adopted: {error}") from error
         return arena
 
     def close_arena(self, arena: Arena) -> None:

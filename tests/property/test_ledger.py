@@ -100,6 +100,7 @@ class Daemons(RuleBasedStateMachine):
     def next_daemon(self, killed: bool) -> None:
         """A killed one's files are looked at as they are, as the kernel has them."""
         stays = any(heir.pid != DEAD for heir in self.heirs.values())
+        paths = {path.id for path in self.paths}
         if killed:
             copy = Path(tempfile.mkdtemp())
             shutil.copytree(self.folder, copy, dirs_exist_ok=True)
@@ -107,15 +108,15 @@ class Daemons(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
             self.folder = copy
         else:
-            self.ledger.leaving = True
-            assert self.ledger.close() is stays
+            assert self.ledger.close() == (paths if stays else set())
             assert bool(os.listdir(self.folder)) is stays
         self.ledger = Ledger(self.folder / "ledger", TERMS)
         self.heirs = {id: heir for id, heir in self.heirs.items() if heir.pid != DEAD}
         self.places = {id: self.places[id] for id in self.heirs}
-        self.paths = self.paths if self.heirs else ()
         assert self.ledger.heirs == tuple(self.heirs[id] for id in sorted(self.heirs))
-        assert set(self.ledger.paths) == set(self.paths)
+        assert set(self.ledger.paths) == (set(self.paths) if stays else set())
+        assert set(self.ledger.orphans) == (set(self.paths) if killed and not stays else set())
+        self.paths = self.paths if stays else ()
 
     @invariant()
     def what_was_written_is_read(self) -> None:
@@ -124,6 +125,8 @@ class Daemons(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         assert self.ledger.kept
+        for id in list(self.heirs):
+            self.ledger.end(id)
         assert not self.ledger.close()
         assert os.listdir(self.folder) == []
         os.rmdir(self.folder)

@@ -6,22 +6,27 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sqlite3
 import struct
 import subprocess
 import sys
 import textwrap
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from tierd import reattach
-from tierd.config import Config
-from tierd.daemon import serve
-from tierd.wire import Connection, RemoteError, Sender
+from tierd.arena import Arena, ArenaError, ArenaPool
+from tierd.config import Config, SpillSpec
+from tierd.daemon import MountError, SpillStartupError, serve
+from tierd.ledger import process_start
+from tierd.relief import Relief
+from tierd.wire import Connection, RemoteError, Sender, connect
 
 from .daemon_harness import CHUNK, MIB, settings, status, wait_until
 from .fake_shim import FakeArena, FakeShim, new_state
@@ -33,12 +38,16 @@ _PATIENCE = 20.0
 
 DAEMON = """
     import logging, os, sys, trio
+    from dataclasses import replace
     from pathlib import Path
     from tests.unit.daemon_harness import settings
     from tierd import daemon
+    from tierd.model import SpillOptions
 
     async def main():
-        conf = settings(Path(sys.argv[1]), ram="16MiB", arena="4MiB", extents=int(sys.argv[2]))
+        conf = settings(Path(sys.argv[1]), ram="16MiB", arena="4MiB", extents=8)
+        options = SpillOptions(encrypt=sys.argv[2] == "True")
+        conf = replace(conf, spill=tuple(replace(spec, options=options) for spec in conf.spill))
         async with trio.open_nursery() as nursery:
             await nursery.start(daemon.serve, conf)
             print("ready", flush=True)
@@ -49,10 +58,10 @@ DAEMON = """
 
 
 @contextmanager
-def daemon(directory: Path, *, extents: int = 8) -> Iterator[subprocess.Popen[str]]:
+def daemon(directory: Path, *, encrypt: bool = False) -> Iterator[subprocess.Popen[str]]:
     """A daemon that serves, a process of its own; killed at the end if it still runs."""
     with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(DAEMON), str(directory), str(extents)],
+        [sys.executable, "-c", textwrap.dedent(DAEMON), str(directory), str(encrypt)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
@@ -106,11 +115,14 @@ class Application:
         await shim.alloc(first, chunks)
         self.allocations.append((first, chunks))
 
-    async def resume(self, shim: FakeShim) -> int:
-        """Say what it has; how much of that is lost."""
+    async def adopt(self, shim: FakeShim) -> None:
         for id, fd in self.arenas.items():
             await shim.connection.call("adopt", {"arena": id}, [fd])
             shim.arenas[id] = FakeArena(id, os.dup(fd), shim.chunk)
+
+    async def resume(self, shim: FakeShim) -> set[int]:
+        """Say what it has; what of that is lost."""
+        await self.adopt(shim)
         for first, chunks in self.allocations:
             await shim.alloc(first, chunks)
         counted_on = os.memfd_create("extents")
@@ -118,12 +130,14 @@ class Application:
             for chunk in self.extents:
                 os.pwrite(counted_on, b"\1", chunk)
             answer = await shim.connection.call("resume", {}, [counted_on])
+            lost = {chunk for chunk in self.extents if os.pread(counted_on, 1, chunk) == b"\0"}
         finally:
             os.close(counted_on)
-        return int(answer.fields["lost"])
+        assert answer.fields["lost"] == len(lost)
+        return lost
 
     @asynccontextmanager
-    async def again(self, path: Path, *, lost: int = 0) -> AsyncIterator[FakeShim]:
+    async def again(self, path: Path, *, lost: frozenset[int] = frozenset()) -> AsyncIterator[FakeShim]:
         async with self.connect(path) as shim:
             assert await self.resume(shim) == lost
             yield shim
@@ -142,9 +156,9 @@ def files(directory: Path) -> list[Path]:
 
 
 @asynccontextmanager
-async def running(directory: Path) -> AsyncIterator[Config]:
-    """The next daemon, in this process; at its end, which leaves nothing to anybody, nothing is left."""
-    conf = settings(directory, ram="16MiB", arena="4MiB", extents=8)
+async def running(directory: Path, conf: Config | None = None) -> AsyncIterator[Config]:
+    """The next daemon, in this process; at its end, when nobody is left, nothing is."""
+    conf = conf or settings(directory, ram="16MiB", arena="4MiB", extents=8)
     with trio.fail_after(_PATIENCE):
         async with trio.open_nursery() as nursery:
             await nursery.start(serve, conf)
@@ -166,9 +180,9 @@ def put(arena: FakeArena, slot: int, byte: int) -> None:
     arena.memory[slot * CHUNK : (slot + 1) * CHUNK] = content(byte)
 
 
-async def begin(application: Application, directory: Path) -> None:
+async def begin(application: Application, directory: Path, *, encrypt: bool = False) -> None:
     """Chunks 0 and 1 in T3, and 2, which one word fills; 3 and 4 in RAM. Then the daemon is killed."""
-    with daemon(directory) as process:
+    with daemon(directory, encrypt=encrypt) as process:
         async with application.connect(socket_of(directory)) as shim:
             await application.alloc(shim, 0, 5)
             await application.alloc(shim, 7, 2)
@@ -242,7 +256,7 @@ async def test_what_t3_does_not_have_is_lost_for_that_chunk_alone(
 ) -> None:
     await begin(application, tmp_path)
     application.extents |= {3}
-    async with running(tmp_path) as conf, application.again(conf.socket, lost=1) as shim:
+    async with running(tmp_path) as conf, application.again(conf.socket, lost=frozenset({3})) as shim:
         with pytest.raises(RemoteError) as refused:
             await fetched(shim, 3)
         assert refused.value.name == "ENOENT"
@@ -402,7 +416,6 @@ DOOMED = """
 """
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
 @contextmanager
 def doomed(path: Path) -> Iterator[subprocess.Popen[str]]:
     """An application with 4 chunks in T3, a process of its own."""
@@ -479,27 +492,287 @@ async def test_one_daemon_after_the_other(
         assert await fetched(shim, 1) == content(2)
 
 
-async def test_a_daemon_with_other_chunks_says_so(
+async def test_settings_that_would_not_do_wait_until_nobody_goes_on(
+    tmp_path: Path, application: Application, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Larger chunks, less RAM, and no spill path any more."""
+    await begin(application, tmp_path)
+    other = settings(tmp_path, ram="8MiB", arena="8MiB", extents=0)
+    async with running(tmp_path, replace(other, chunk=2 * CHUNK)) as conf:
+        assert "chunks stay of 2097152 bytes and arenas of 4194304, since 1 applications go on" in caplog.text
+        before = await status(conf)
+        assert (before["chunk_bytes"], before["arena_bytes"]) == (CHUNK, 4 * MIB)
+        async with application.again(conf.socket) as shim:
+            assert await fetched(shim, 0) == content(1)
+    async with running(tmp_path, replace(other, chunk=2 * CHUNK)) as conf:
+        after = await status(conf)
+        assert (after["chunk_bytes"], after["arena_bytes"], after["spill"]) == (2 * CHUNK, 8 * MIB, [])
+
+
+async def test_what_was_encrypted_is_lost_and_not_written_down(
+    tmp_path: Path, application: Application
+) -> None:
+    await begin(application, tmp_path, encrypt=True)
+    with sqlite3.connect(ledger_of(tmp_path)) as database:
+        assert database.execute("SELECT * FROM chunks").fetchall() == []
+    database.close()
+    async with running(tmp_path) as conf, application.again(conf.socket, lost=frozenset({0, 1, 2})) as shim:
+        (arena,) = shim.arenas.values()
+        assert arena.read(0) == content(3)
+        await shim.call("spill", chunk=0, arena=arena.id, slot=0)
+        assert await fetched(shim, 0) == content(3)
+
+
+async def test_a_path_that_was_added_is_opened_again_or_removed(
+    tmp_path: Path, application: Application
+) -> None:
+    added = tmp_path / "added"
+    conf = settings(tmp_path, ram="16MiB", arena="4MiB", extents=0)
+
+    def add() -> None:
+        options = {"weight": 1000, "encrypt": 0, "daily_writes": 0, "deadline": 10000, "poll": "none"}
+        with connect(conf.socket) as control:
+            control.call("spill_add", path=str(added), size=MIB + 8 * CHUNK, force=0, **options)
+            control.call("spill_remove", path=str(tmp_path / "spill"))
+
+    with daemon(tmp_path) as process:
+        await trio.to_thread.run_sync(add)
+        async with application.connect(conf.socket) as shim:
+            await application.alloc(shim, 0, 3)
+            arena = await application.arena(shim)
+            put(arena, 0, 1)
+            await shim.call("spill", chunk=0, arena=arena.id, slot=0)
+            application.extents = {0}
+            process.kill()
+            await shim.ended.wait()
+    async with running(tmp_path, conf), application.again(conf.socket) as shim:
+        assert await fetched(shim, 0) == content(1)
+    assert not added.exists()
+    with daemon(tmp_path) as process:
+        await trio.to_thread.run_sync(add)
+        with doomed(conf.socket):
+            process.kill()
+            process.wait()
+    # Its application is gone before anybody follows.
+    assert added.exists()
+    async with running(tmp_path, conf):
+        assert not added.exists()
+
+
+def in_vain(conf: Config, what: str) -> Config:
+    if what == "mount":
+        return replace(conf, view=conf.socket.parent / "nowhere" / "view")
+    return replace(conf, spill=(*conf.spill, SpillSpec(conf.socket / "nowhere", 8 * MIB, "test")))
+
+
+@pytest.mark.parametrize(("what", "error"), [("mount", MountError), ("spill", SpillStartupError)])
+async def test_a_start_that_fails_leaves_everything_to_the_next(
+    tmp_path: Path, application: Application, what: str, error: type[Exception]
+) -> None:
+    await begin(application, tmp_path)
+    conf = settings(tmp_path, ram="16MiB", arena="4MiB", extents=8)
+    for _ in range(2):
+        with pytest.raises(error):
+            await serve(in_vain(conf, what))
+    async with running(tmp_path), application.again(conf.socket) as shim:
+        assert await fetched(shim, 0) == content(1)
+        assert await fetched(shim, 2) == b"\7" * CHUNK
+
+
+@pytest.mark.parametrize("back", [False, True])
+async def test_an_error_of_the_daemon_leaves_everything_to_the_next(
+    tmp_path: Path, application: Application, monkeypatch: pytest.MonkeyPatch, back: bool
+) -> None:
+    await begin(application, tmp_path)
+    conf = settings(tmp_path, ram="16MiB", arena="4MiB", extents=8)
+    fails = trio.Event()
+
+    async def fail(self: Relief) -> None:
+        await fails.wait()
+        raise ZeroDivisionError
+
+    async def use() -> None:
+        if back:
+            async with application.again(conf.socket) as shim:
+                fails.set()
+                await shim.ended.wait()
+        fails.set()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Relief, "run", fail)
+        with pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(serve, conf)
+                nursery.start_soon(use)
+    async with running(tmp_path), application.again(conf.socket) as shim:
+        assert await fetched(shim, 0) == content(1)
+
+
+async def test_who_breaks_off_before_resume_may_try_again(tmp_path: Path, application: Application) -> None:
+    await begin(application, tmp_path)
+    async with running(tmp_path) as conf:
+        for _ in range(2):
+            async with application.connect(conf.socket) as shim:
+                await application.adopt(shim)
+                await application.alloc(shim, 0, 5)
+                application.allocations.pop()
+        snapshot = await wait_until(conf, sessions=0)
+        assert snapshot["spill"][0]["used_bytes"] == 2 * CHUNK
+        assert snapshot["ended"] == []
+        async with application.again(conf.socket) as shim:
+            assert await fetched(shim, 0) == content(1)
+
+
+async def test_a_second_try_waits_for_the_first_to_end(tmp_path: Path, application: Application) -> None:
+    """As seen by the daemon: the shim has closed that, and is not known to have."""
+    await begin(application, tmp_path)
+    waited = trio.Event()
+    async with running(tmp_path) as conf:
+
+        async def again() -> None:
+            async with application.again(conf.socket) as shim:
+                assert await fetched(shim, 0) == content(1)
+            waited.set()
+
+        async with trio.open_nursery() as nursery, application.connect(conf.socket):
+            nursery.start_soon(again)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not waited.is_set()
+        assert waited.is_set()
+
+
+async def test_who_breaks_off_and_is_not_waited_for_any_more_is_given_up(
+    tmp_path: Path, application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reattach, "GRACE", 0.2)
+    over = trio.Event()
+    real = reattach.Absentees.run
+
+    async def run(self: reattach.Absentees) -> None:
+        await real(self)
+        over.set()
+
+    monkeypatch.setattr(reattach.Absentees, "run", run)
+    await begin(application, tmp_path)
+    async with running(tmp_path) as conf:
+        async with application.connect(conf.socket):
+            await over.wait()
+            assert (await status(conf))["spill"][0]["used_bytes"] == 2 * CHUNK
+        while (await status(conf))["spill"][0]["used_bytes"]:
+            pass
+
+
+async def test_want_of_memory_is_not_the_end(
+    tmp_path: Path, application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await begin(application, tmp_path)
+
+    def adopt(self: ArenaPool, id: int, fd: int) -> Arena:
+        os.close(fd)
+        raise ArenaError("no memory")
+
+    async with running(tmp_path) as conf:
+        with monkeypatch.context() as patch:
+            patch.setattr(ArenaPool, "adopt", adopt)
+            async with application.connect(conf.socket) as shim:
+                with pytest.raises(RemoteError) as refused:
+                    await application.adopt(shim)
+                assert refused.value.name == "ENOMEM"
+                await shim.ended.wait()
+        async with application.again(conf.socket) as shim:
+            assert await fetched(shim, 0) == content(1)
+
+
+async def test_all_sessions_of_a_process_go_on(tmp_path: Path, application: Application) -> None:
+    """One a device."""
+    other = Application(new_state())
+    with daemon(tmp_path) as process:
+        async with application.connect(socket_of(tmp_path)) as one, other.connect(socket_of(tmp_path)) as two:
+            for it, shim, byte in ((application, one, 1), (other, two, 2)):
+                await it.alloc(shim, 0, 3)
+                arena = await it.arena(shim)
+                put(arena, 0, byte)
+                await shim.call("spill", chunk=0, arena=arena.id, slot=0)
+                it.extents = {0}
+            process.kill()
+            await one.ended.wait()
+            await two.ended.wait()
+    async with (
+        running(tmp_path) as conf,
+        other.again(conf.socket) as two,
+        application.again(conf.socket) as one,
+    ):
+        assert await fetched(one, 0) == content(1)
+        assert await fetched(two, 0) == content(2)
+    for fd in (other.state, *other.arenas.values()):
+        os.close(fd)
+
+
+def test_a_process_lives_as_long_as_one_of_its_threads() -> None:
+    program = "import ctypes, sys, threading; "
+    program += "threading.Thread(target=sys.stdin.read).start(); print(flush=True); "
+    program += "ctypes.CDLL(None).syscall(60, 0)"  # exit(2), of the first thread alone
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        stat = Path(f"/proc/{process.pid}/stat")
+        while ") Z " not in stat.read_text():
+            pass
+        assert process_start(process.pid) > 0
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert process_start(process.pid) == 0
+
+
+def ledger_of(directory: Path) -> Path:
+    return directory / "run" / "tierd.sock.ledger"
+
+
+async def test_a_ledger_of_another_version_is_said_to_be_one(
     tmp_path: Path, application: Application, caplog: pytest.LogCaptureFixture
 ) -> None:
     await begin(application, tmp_path)
-    ledger = tmp_path / "run" / "tierd.sock.ledger"
-    assert ledger.stat().st_mode & 0o077 == 0
-    import sqlite3
-
-    with sqlite3.connect(ledger) as database:
-        database.execute("UPDATE daemon SET chunk = chunk * 2")
+    assert ledger_of(tmp_path).stat().st_mode & 0o077 == 0
+    with sqlite3.connect(ledger_of(tmp_path)) as database:
+        database.execute("UPDATE daemon SET version = 1")
     database.close()
     async with running(tmp_path) as conf:
-        assert "1 applications cannot go on: their chunks are of 4194304 bytes" in caplog.text
+        assert "is of another version of GreenBoost (1, this one writes 2)" in caplog.text
         assert (await status(conf))["spill"][0]["used_bytes"] == 0
 
 
-@pytest.mark.parametrize("damage", ["garbage", "empty", "foreign", "readable"])
+async def test_a_ledger_whose_chunks_cannot_be_read(tmp_path: Path, application: Application) -> None:
+    await begin(application, tmp_path)
+    with sqlite3.connect(ledger_of(tmp_path)) as database:
+        database.execute("DROP TABLE chunks")
+    database.close()
+    async with running(tmp_path) as conf, application.again(conf.socket, lost=frozenset({0, 1, 2})) as shim:
+        (arena,) = shim.arenas.values()
+        assert arena.read(0) == content(3)
+
+
+async def test_a_ledger_of_another_boot(
+    tmp_path: Path, application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await begin(application, tmp_path)
+    boot = tmp_path / "run" / "boot_id"
+    boot.write_text("another")
+    monkeypatch.setattr("tierd.ledger._BOOT", boot)
+    async with running(tmp_path) as conf:
+        assert (await status(conf))["spill"][0]["used_bytes"] == 0
+        boot.unlink()
+
+
+@pytest.mark.parametrize("damage", ["garbage", "empty", "foreign", "readable", "readable log"])
 async def test_a_ledger_that_is_none(tmp_path: Path, application: Application, damage: str) -> None:
     await begin(application, tmp_path)
-    ledger = tmp_path / "run" / "tierd.sock.ledger"
-    if damage != "readable":
+    ledger = ledger_of(tmp_path)
+    if damage == "readable log":
+        ledger.with_name(f"{ledger.name}-wal").chmod(0o644)
+    elif damage != "readable":
         ledger.with_name(f"{ledger.name}-wal").unlink()  # from which it would be mended
     if damage == "garbage":
         ledger.write_bytes(struct.pack("<Q", 7) * 10000)
@@ -507,7 +780,7 @@ async def test_a_ledger_that_is_none(tmp_path: Path, application: Application, d
         ledger.write_bytes(b"")
     elif damage == "readable":
         ledger.chmod(0o644)
-    else:
+    elif damage == "foreign":
         ledger.unlink()
         ledger.symlink_to("/etc/passwd")
     async with running(tmp_path) as conf:

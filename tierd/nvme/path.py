@@ -62,19 +62,20 @@ class Stored:
     than 0 where there is nothing.
     """
 
-    __slots__ = ("index", "moved", "path")
+    __slots__ = ("index", "moved", "path", "secret")
 
     def __init__(self, path: SpillPath | None, index: int) -> None:
         self.path = path
         self.index = index  #: the extent
+        self.secret = False  #: the word that fills it is not to be written down
         self.moved: Callable[[Stored], None] | None = None  #: called when it is elsewhere, or lost
 
     @property
     def place(self) -> Place | None:
-        """Where it is; None where it cannot be had without this process: encrypted, or lost."""
+        """Where it is; None where it cannot be had without this process: encrypted, secret or lost."""
         if self.path is not None:
             return self.path.place(self.index)
-        return Place(None, self.index) if self.index >= 0 else None
+        return Place(None, self.index) if self.index >= 0 and not self.secret else None
 
     @property
     def lost(self) -> bool:

@@ -200,11 +200,6 @@ class SpillSet:
 
         return {session: [stored(place) for place in its] for session, its in places.items()}
 
-    def leave(self) -> None:
-        """From now on closing leaves every path as it is, for a daemon that goes on with it."""
-        for path in self._paths:
-            path.file.stays = True
-
     def drain(self, path: SpillPath) -> None:
         """Gives the path no more chunks and begins to move those it holds."""
         path.health.drain(True)
@@ -387,7 +382,9 @@ class SpillSet:
         if word is not None:
             await trio.lowlevel.checkpoint()
             self.same_filled += 1
-            return Stored(None, word)
+            stored = Stored(None, word)
+            stored.secret = word != 0 and any(path.options.encrypt for path in self._paths)
+            return stored
         return await self._store(arena, slot)
 
     async def _store(self, arena: Arena, slot: int, *, avoid: SpillPath | None = None) -> Stored:
