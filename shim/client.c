@@ -21,6 +21,15 @@ void client_request(struct message *request, const char *op)
 	message_string(request, "op", op);
 }
 
+void client_request_alloc(struct message *request, const struct held_allocation *allocation)
+{
+	client_request(request, "alloc");
+	message_uint(request, "first", allocation->first);
+	message_uint(request, "chunks", allocation->chunks);
+	message_uint(request, "bytes", allocation->bytes);
+	message_uint(request, "address", allocation->address);
+}
+
 /* In the lock; NULL if it has been answered. */
 static struct pending *find_pending(struct client *client, uint64_t id)
 {
@@ -45,8 +54,7 @@ static void complete(struct client *client, uint64_t id, const struct reply *rep
 		found->id = 0;
 		pthread_cond_broadcast(&client->room);
 		/* The only answer with a file and a number: the next daemon must be told of it.
-		 * Without memory for that it is not adopted, and what it holds then has no place.
-		 */
+		 * Without memory or a file for that there is no going on with that one. */
 		if (reply->fd >= 0 && !reply->error && *client->key &&
 		    !held_add_arena(&client->held, reply->arena, reply->fd))
 			*client->key = 0;
@@ -124,10 +132,12 @@ static void *client_thread(void *arg)
 		pthread_mutex_lock(&client->sending);
 		client->attached = false;
 		pthread_mutex_unlock(&client->sending);
+		client->gone(client->arg);
 		if (!understood || !client_reattach(client))
 			break;
 	}
 	shutdown(client->fd, SHUT_RDWR);
+	client->settled(client->arg, -1);
 	lose(client);
 	free(buffer);
 	return NULL;
@@ -169,7 +179,12 @@ bool client_attach(struct client *client, int socket)
 	bool attached;
 
 	pthread_mutex_lock(&client->sending);
-	attached = !atomic_load(&client->closing) && dup3(socket, client->fd, O_CLOEXEC) >= 0;
+	attached = dup3(socket, client->fd, O_CLOEXEC) >= 0;
+	/* client_close() may have shut down what was there before. */
+	if (atomic_load(&client->closing)) {
+		shutdown(client->fd, SHUT_RDWR);
+		attached = false;
+	}
 	client->attached = attached;
 	client->daemons += attached;
 	pthread_mutex_lock(&client->lock);
@@ -295,11 +310,7 @@ int client_alloc(struct client *client, struct held_allocation allocation, struc
 			     .allocation = allocation };
 	struct message request;
 
-	client_request(&request, "alloc");
-	message_uint(&request, "first", allocation.first);
-	message_uint(&request, "chunks", allocation.chunks);
-	message_uint(&request, "bytes", allocation.bytes);
-	message_uint(&request, "address", allocation.address);
+	client_request_alloc(&request, &allocation);
 	return call_and_wait(client, &request, alloc_done, &call, reply);
 }
 
@@ -371,7 +382,8 @@ int client_connect(struct client *client, const char *path, const char *name, in
 	pthread_mutex_init(&client->sending, NULL);
 	pthread_mutex_init(&client->lock, NULL);
 	pthread_cond_init(&client->room, NULL);
-	client->fd = client->state = -1;
+	client->fd = client->state = client->dialled = client->shown = -1;
+	client->patience = client_patience();
 	if (strlen(path) >= sizeof(client->path))
 		return ENAMETOOLONG;
 	strcpy(client->path, path);
@@ -399,6 +411,7 @@ void client_close(struct client *client)
 
 void client_forget(struct client *client)
 {
+	int *others[] = { &client->fd, &client->state, &client->dialled, &client->shown };
 	uint32_t arenas = 0;
 
 	/* Another thread may have been at it when the process forked. */
@@ -409,9 +422,9 @@ void client_forget(struct client *client)
 	for (uint32_t i = 0; i < arenas; i++)
 		close(client->held.arenas[i].fd);
 	client->held.arena_count = 0;
-	if (client->fd >= 0)
-		close(client->fd);
-	if (client->state >= 0)
-		close(client->state);
-	client->fd = client->state = -1;
+	for (size_t i = 0; i < sizeof(others) / sizeof(*others); i++) {
+		if (*others[i] >= 0)
+			close(*others[i]);
+		*others[i] = -1;
+	}
 }

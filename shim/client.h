@@ -37,6 +37,8 @@ struct client {
 	int state; /* the state memfd */
 	char path[108], name[64], key[WIRE_KEY + 1];
 	uint64_t chunk, arena; /* bytes, as the first daemon said */
+	unsigned int patience; /* seconds to wait for another daemon */
+	int dialled, shown; /* what reattach.c has open for a moment; -1: nothing */
 	pthread_t thread;
 	atomic_bool closing; /* the session is over, and no other daemon is wanted */
 
@@ -53,8 +55,12 @@ struct client {
 
 	/* Set before client_connect, called on the client's thread: */
 	void (*recall)(void *arg, uint64_t token, uint64_t arena);
+	/* The daemon is gone: what T3 has is not known until settled() says so. */
+	void (*gone)(void *arg);
 	/* A memfd, one byte a chunk, not 0 where T3's copy is counted on; -1: there is none. */
 	int (*counted_on)(void *arg);
+	/* The same, with 0 where T3 has nothing; -1: it has nothing at all, for good. */
+	void (*settled)(void *arg, int counted_on);
 	void *arg;
 };
 
@@ -82,6 +88,7 @@ void client_answer_recall(struct client *client, uint64_t token, uint64_t arena,
 
 /* Begin a request. */
 void client_request(struct message *request, const char *op);
+void client_request_alloc(struct message *request, const struct held_allocation *allocation);
 
 /* The session ends. Threads may still wait for answers, and get errors. */
 void client_close(struct client *client);
@@ -96,6 +103,9 @@ int client_dial(const struct client *client);
 
 /* Say hello on it. Returns reply->error, EPIPE if the daemon is gone. */
 int client_hello(const struct client *client, int socket, struct reply *reply);
+
+/* How many seconds to wait for another daemon; 0: not at all. */
+unsigned int client_patience(void);
 
 /* The daemon is gone: wait for the next one and go on with it. False: there is none. */
 bool client_reattach(struct client *client);

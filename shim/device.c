@@ -97,7 +97,9 @@ static int connect_daemon(struct device *device)
 		if (*c & 0x80)
 			*c = '?';
 	device->client.recall = pager_on_recall;
+	device->client.gone = residency_daemon_gone;
 	device->client.counted_on = residency_counted_on;
+	device->client.settled = residency_settled;
 	device->client.arg = device;
 	error = client_connect(&device->client, path, name, state, &device->terms);
 	close(state);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "held.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
@@ -62,26 +63,38 @@ void held_remove_allocation(struct held *held, uint64_t first)
 
 bool held_copy(const struct held *held, struct held *copy)
 {
-	const size_t bytes = held->allocation_count * sizeof(*held->allocations);
-	bool whole = true;
+	const size_t arenas = held->arena_count * sizeof(*held->arenas);
+	const size_t allocations = held->allocation_count * sizeof(*held->allocations);
 
-	*copy = (struct held){ .allocations = malloc(bytes ? bytes : 1) };
-	if (!copy->allocations)
-		return false;
-	if (bytes)
-		memcpy(copy->allocations, held->allocations, bytes);
-	copy->allocation_count = held->allocation_count;
-	for (uint32_t i = 0; i < held->arena_count && whole; i++)
-		whole = held_add_arena(copy, held->arenas[i].id, held->arenas[i].fd);
-	if (!whole)
+	*copy = (struct held){ .arenas = malloc(arenas + 1),
+			       .allocations = malloc(allocations + 1) };
+	if (!copy->arenas || !copy->allocations) {
 		held_free(copy);
-	return whole;
+		return false;
+	}
+	if (allocations)
+		memcpy(copy->allocations, held->allocations, allocations);
+	copy->allocation_count = held->allocation_count;
+	for (uint32_t i = 0; i < held->arena_count; i++)
+		copy->arenas[i] = (struct held_arena){ held->arenas[i].id, -1 };
+	copy->arena_count = held->arena_count;
+	return true;
+}
+
+int held_dup(const struct held *held, uint64_t id)
+{
+	for (uint32_t i = 0; i < held->arena_count; i++)
+		if (held->arenas[i].id == id)
+			return fcntl(held->arenas[i].fd, F_DUPFD_CLOEXEC, 0);
+	errno = ENOENT;
+	return -1;
 }
 
 void held_free(struct held *held)
 {
 	for (uint32_t i = 0; i < held->arena_count; i++)
-		close(held->arenas[i].fd);
+		if (held->arenas[i].fd >= 0)
+			close(held->arenas[i].fd);
 	free(held->arenas);
 	free(held->allocations);
 	*held = (struct held){ 0 };

@@ -33,8 +33,13 @@ void held_remove_arena(struct held *held, uint64_t id);
 bool held_add_allocation(struct held *held, struct held_allocation allocation);
 void held_remove_allocation(struct held *held, uint64_t first);
 
-/* All of it, with files of its own. False: no memory or no files, and there is nothing to free. */
+/* All of it but the files, which held_dup gives one by one: a program may have few left to open.
+ * False: no memory, and there is nothing to free. */
 bool held_copy(const struct held *held, struct held *copy);
+
+/* The arena's file, the caller's. -1 and errno: ENOENT if it is not there any more. */
+int held_dup(const struct held *held, uint64_t id);
+
 void held_free(struct held *held);
 
 #endif

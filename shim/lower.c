@@ -177,6 +177,8 @@ static enum predict_leave may_spill(void *arg, uint32_t index)
 	/* From an arena that leaves it goes anyway, and leaves no room. */
 	if (chunk->state != ABSENT || chunk->home != HOME_T2 || leaving(device, index))
 		return LEAVE_NOT;
+	if (device->doubt && chunk->extent)
+		return LEAVE_NOT;
 	return chunk->holds ? LEAVE_LAST : LEAVE_CLEAN;
 }
 
@@ -477,6 +479,11 @@ struct ram_place lower_make_ram(struct device *device)
 			ask_for_arena(device);
 		if (give_up_copy(device))
 			continue;
+		/* All else needs a daemon. */
+		if (device->doubt) {
+			pthread_cond_wait(&device->changed, &device->lock);
+			continue;
+		}
 		if (!device->spills && get_arena_at_times(device))
 			continue;
 		if (device->spill_error == ENOSPC && give_up_extents(device)) {
@@ -499,7 +506,7 @@ struct ram_place lower_make_ram(struct device *device)
 		     n++)
 			start_spill(device, victim);
 		/* A spill may be over already: starting one lets go of the lock. */
-		if (ram_free(device))
+		if (ram_free(device) || device->doubt)
 			continue;
 		if (!device->spills && get_arena(device))
 			continue;

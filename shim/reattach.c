@@ -86,48 +86,75 @@ int client_hello(const struct client *client, int socket, struct reply *reply)
 	return ask(socket, &request, client->state, reply);
 }
 
+static int adopt(struct client *client, int socket, uint64_t arena, struct reply *reply)
+{
+	struct message request;
+	int fd, error;
+
+	pthread_mutex_lock(&client->lock);
+	fd = held_dup(&client->held, arena);
+	error = errno;
+	pthread_mutex_unlock(&client->lock);
+	if (fd < 0) {
+		snprintf(reply->message, sizeof(reply->message), "%s", strerror(error));
+		return error == ENOENT ? 0 : error; /* given back meanwhile */
+	}
+	client_request(&request, "adopt");
+	message_uint(&request, "arena", arena);
+	client->shown = fd;
+	error = ask(socket, &request, fd, reply);
+	client->shown = -1;
+	close(fd);
+	return error;
+}
+
+static int resume(struct client *client, int socket, struct reply *reply)
+{
+	int counted_on = client->counted_on(client->arg), error;
+	struct message request;
+
+	if (counted_on < 0) {
+		snprintf(reply->message, sizeof(reply->message), "no memory to tell it");
+		return ENOMEM;
+	}
+	client->shown = counted_on;
+	client_request(&request, "resume");
+	error = ask(socket, &request, counted_on, reply);
+	if (!error)
+		client->settled(client->arg, counted_on);
+	client->shown = -1;
+	close(counted_on);
+	return error;
+}
+
 /* All that the session has. Returns as ask(). */
 static int tell(struct client *client, int socket, const struct held *held, struct reply *reply)
 {
-	int error = client_hello(client, socket, reply), counted_on;
+	int error = client_hello(client, socket, reply);
 	struct message request;
 
 	if (!error && (reply->chunk != client->chunk || reply->arena != client->arena)) {
 		snprintf(reply->message, sizeof(reply->message), "its chunks or arenas differ");
 		return EPROTO;
 	}
-	for (uint32_t i = 0; i < held->arena_count && !error; i++) {
-		client_request(&request, "adopt");
-		message_uint(&request, "arena", held->arenas[i].id);
-		error = ask(socket, &request, held->arenas[i].fd, reply);
-	}
+	for (uint32_t i = 0; i < held->arena_count && !error; i++)
+		error = adopt(client, socket, held->arenas[i].id, reply);
 	for (uint32_t i = 0; i < held->allocation_count && !error; i++) {
-		const struct held_allocation *a = &held->allocations[i];
-
-		client_request(&request, "alloc");
-		message_uint(&request, "first", a->first);
-		message_uint(&request, "chunks", a->chunks);
-		message_uint(&request, "bytes", a->bytes);
-		message_uint(&request, "address", a->address);
+		client_request_alloc(&request, &held->allocations[i]);
 		error = ask(socket, &request, -1, reply);
 	}
-	if (error)
-		return error;
-	counted_on = client->counted_on(client->arg);
-	if (counted_on < 0) {
-		snprintf(reply->message, sizeof(reply->message), "no memory to tell it");
-		return ENOMEM;
-	}
-	client_request(&request, "resume");
-	error = ask(socket, &request, counted_on, reply);
-	close(counted_on);
-	return error;
+	return error ? error : resume(client, socket, reply);
 }
 
-/* Returns 0, EPIPE when this daemon is gone too, or why there will be none. */
-static int go_on_with(struct client *client, int socket)
+/* It, or this process, may have what is missing in a moment: the daemon waits for us until then. */
+static bool passes(int error)
 {
-	struct reply reply = { 0 };
+	return error == EPIPE || error == ENOMEM || error == EMFILE || error == ENFILE;
+}
+
+/* Returns 0, or why not; see passes(). */
+static int go_on_with(struct client *client, int socket, struct reply *reply)
+{
 	struct held held;
 	bool whole;
 	int error;
@@ -136,24 +163,22 @@ static int go_on_with(struct client *client, int socket)
 	whole = held_copy(&client->held, &held);
 	pthread_mutex_unlock(&client->lock);
 	if (!whole) {
-		log_warn("no memory or files to tell the new daemon what this program has");
+		snprintf(reply->message, sizeof(reply->message), "no memory to tell it");
 		return ENOMEM;
 	}
-	error = tell(client, socket, &held, &reply);
+	error = tell(client, socket, &held, reply);
 	held_free(&held);
-	if (error && error != EPIPE)
-		log_warn("the new daemon does not go on with this program: %s", reply.message);
-	if (!error && reply.lost)
-		log_warn("%llu chunks of %llu bytes are lost with their spill path; their use will "
-			 "fail",
-			 (unsigned long long)reply.lost, (unsigned long long)client->chunk);
+	if (!error && reply->lost)
+		log_warn(
+			"%llu chunks of %llu bytes that were on NVMe are lost with the daemon; the "
+			"use of those that are nowhere else will fail",
+			(unsigned long long)reply->lost, (unsigned long long)client->chunk);
 	if (!error && !client_attach(client, socket))
 		error = ECANCELED;
 	return error;
 }
 
-/* Seconds; 0: not at all. */
-static unsigned int patience(void)
+unsigned int client_patience(void)
 {
 	const char *text = getenv("GREENBOOST_REATTACH");
 	unsigned long seconds;
@@ -168,18 +193,19 @@ static unsigned int patience(void)
 	return PATIENCE;
 }
 
-static time_t now(void)
+static double now(void)
 {
 	struct timespec t;
 
 	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec;
+	return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
 bool client_reattach(struct client *client)
 {
-	unsigned int most = patience();
-	time_t until = now() + most;
+	unsigned int most = client->patience;
+	double until = now() + most;
+	bool said = false;
 	int error = EPIPE;
 
 	if (atomic_load(&client->closing))
@@ -192,18 +218,26 @@ bool client_reattach(struct client *client)
 	log_warn("the daemon is gone; what needs it waits up to %u s for another "
 		 "(GREENBOOST_REATTACH)",
 		 most);
-	while (error == EPIPE && !atomic_load(&client->closing) && now() <= until) {
+	while (passes(error) && !atomic_load(&client->closing) && now() <= until) {
+		struct reply reply = { 0 };
 		int fd = client_dial(client);
 
-		error = fd < 0 ? EPIPE : go_on_with(client, fd);
+		client->dialled = fd;
+		error = fd < 0 ? EPIPE : go_on_with(client, fd, &reply);
+		client->dialled = -1;
 		if (fd >= 0)
 			close(fd);
-		if (error == EPIPE)
+		if (error && error != EPIPE && error != ECANCELED && !(passes(error) && said)) {
+			log_warn("the new daemon does not go on with this program%s: %s",
+				 passes(error) ? " yet" : "", reply.message);
+			said = true;
+		}
+		if (passes(error))
 			poll(NULL, 0, AGAIN_MS);
 	}
 	if (!error)
 		log_warn("the daemon is back; this program goes on");
-	else if (error == EPIPE && !atomic_load(&client->closing))
+	else if (passes(error) && !atomic_load(&client->closing))
 		log_warn("no daemon came back within %u s", most);
 	return !error;
 }

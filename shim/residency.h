@@ -148,6 +148,9 @@ struct device {
 	pthread_cond_t to_close; /* there is one */
 	uint32_t fetches, spills; /* under way */
 	uint32_t departures; /* spills under way that empty a recalled arena */
+	bool doubt; /* there is no daemon, and what T3 has is not known: its copies are not relied
+		       on */
+	bool relying; /* a chunk is leaving VRAM that has no other copy */
 	int spill_error; /* of the last spill that failed, errno value */
 	uint32_t mapped; /* chunks that are read in place */
 	uint32_t slots_used; /* VRAM slots with a chunk in them */
@@ -265,8 +268,10 @@ uint32_t residency_capacity(const struct device *device);
 
 void residency_show(struct device *device, uint32_t chunk); /* write its letter to the state map */
 
-/* For client.counted_on, with the device. */
+/* handover.c: for the client's callbacks of the same names, with the device. */
+void residency_daemon_gone(void *device);
 int residency_counted_on(void *device);
+void residency_settled(void *device, int counted_on);
 
 /* pager.c */
 int pager_start(struct device *device);

@@ -84,7 +84,8 @@ static bool sink(struct device *device, uint32_t index)
 		return false;
 	}
 	result = settle(device, chunk, &sum, &same);
-	clean = same && (!ram_none(chunk->ram) || chunk->extent);
+	clean = same && (!ram_none(chunk->ram) || (chunk->extent && !device->doubt));
+	device->relying = !result && clean && ram_none(chunk->ram);
 	/* Once it was below, not counting what has to be written because its copy was given up. */
 	changed = chunk->summed && !same;
 	if (!result && !clean) {
@@ -107,6 +108,7 @@ static bool sink(struct device *device, uint32_t index)
 	if (!result)
 		result = mover_unmap(&device->mover, chunk->address);
 	take_back(device);
+	device->relying = false;
 	if (result) {
 		ticket_put(saved);
 		pager_stop(device, "moving a chunk out of VRAM", result);

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import select
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -22,16 +24,19 @@ from .tiers import PROGRAMS, ROOT, Runner
 MIB = 1 << 20
 
 MORTAL = """
-    import logging, os, signal, sys, trio
+    import json, logging, os, signal, sys, trio
+    from dataclasses import replace
     from pathlib import Path
     from tierd import config, daemon
     from tierd.ledger import Ledger
+    from tierd.model import SpillOptions
     from tierd.wire import connection
+
+    # What takes long is over before the last one has died.
+    folder, spill, encrypt, life = json.loads(sys.stdin.readline() or sys.exit())
 
     # Before and after each packet that it sends and each thing that it writes down: what anybody could
     # notice of it happens there.
-    life = int(sys.argv[3])
-
     def mortal(real):
         def step(*arguments, **keywords):
             age()
@@ -52,15 +57,17 @@ MORTAL = """
 
     async def main():
         flags = {
-            "socket": sys.argv[1] + "/socket",
+            "socket": folder + "/socket",
             "chunk": "2MiB",
             "ram": "12MiB",
             "arena": "4MiB",
             "arena_source": "memfd",
             "reserve": "0",
-            "spill": [sys.argv[1] + "/spill:" + sys.argv[2] + "MiB"],
+            "spill": [f"{folder}/spill:{spill}MiB"],
         }
         conf = config.load(Path(os.devnull), {}, flags)
+        options = SpillOptions(encrypt=encrypt)
+        conf = replace(conf, spill=tuple(replace(spec, options=options) for spec in conf.spill))
         async with trio.open_nursery() as nursery:
             await nursery.start(daemon.serve, conf)
             print("ready", flush=True)
@@ -71,23 +78,46 @@ MORTAL = """
 IMMORTAL = 0
 
 
+class Spare:
+    """A daemon that has been loaded and waits to be told what to be."""
+
+    def __init__(self) -> None:
+        self._process = self._load()
+
+    def _load(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(MORTAL)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def take(self, *what: object) -> subprocess.Popen[str]:
+        process, self._process = self._process, self._load()
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(what) + "\n")
+        process.stdin.close()
+        return process
+
+    def close(self) -> None:
+        self._process.communicate()  # the end of its input is its own
+
+
 class Daemons:
     """One daemon after the other, in one folder."""
 
-    def __init__(self, folder: Path, spill: int = 97) -> None:
+    def __init__(self, folder: Path, spare: Spare) -> None:
         self.folder = folder
-        self.spill = spill
+        self.spill = 97  # MiB
+        self.encrypt = False
         self.process: subprocess.Popen[str] | None = None
+        self._spare = spare
 
     def start(self, life: int = IMMORTAL, *, ready: bool = True) -> subprocess.Popen[str]:
         """One that dies after `life` steps; `ready`: which serves."""
         self.bury()
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(MORTAL), str(self.folder), str(self.spill), str(life)],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        self.process = self._spare.take(str(self.folder), self.spill, self.encrypt, life)
         assert self.process.stdout is not None
         if ready:
             assert self.process.stdout.readline() == "ready\n"
@@ -111,11 +141,18 @@ class Daemons:
             process.stdout.close()
 
 
+@pytest.fixture(scope="module")
+def spare() -> Iterator[Spare]:
+    it = Spare()
+    yield it
+    it.close()
+
+
 @pytest.fixture
-def daemons(tmp_path: Path) -> Iterator[Daemons]:
+def daemons(tmp_path: Path, spare: Spare) -> Iterator[Daemons]:
     folder = tmp_path / "daemon"
     folder.mkdir()
-    it = Daemons(folder)
+    it = Daemons(folder, spare)
     yield it
     it.bury()
 
@@ -184,7 +221,7 @@ def test_results_are_right_whenever_the_daemon_dies(
 
 
 BEGIN = """
-import ctypes, sys
+import ctypes, os, sys
 from ctypes import byref, c_size_t, c_uint, c_uint64, c_void_p
 import numpy as np
 MIB = 1 << 20
@@ -214,6 +251,16 @@ def launch(name, *values):
     assert cuda.cuModuleGetFunction(byref(function), module, name) == 0
     params = (c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
     return cuda.cuLaunchKernel(function, 1, 1, 1, 1, 1, 1, 0, None, params, None)
+
+def files():
+    "The open descriptors, and what each is."
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found[int(fd)] = os.readlink(f"/proc/self/fd/{fd}")
+        except FileNotFoundError:
+            pass  # the folder's own
+    return found
 
 def fill_up(held):
     while True:
@@ -357,6 +404,180 @@ def test_a_program_of_a_daemon_that_knows_nothing_of_it_is_told(
         _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "the new daemon does not go on with this program" in err
+    daemons.end()
+    assert os.listdir(daemons.folder) == []
+
+
+LOSES = (
+    BEGIN
+    + """
+held = [c_uint64() for _ in range(40)]
+for i, address in enumerate(held):
+    assert cuda.cuMemAlloc_v2(byref(address), c_size_t(2 * MIB)) == 0
+    fill(address, 1000 * i)
+for i, address in enumerate(held):
+    assert right(address, 1000 * i)  # so that what is in VRAM has copies below
+(state,) = (fd for fd, what in files().items() if "greenboost-state" in what)
+print("filled", flush=True)
+sys.stdin.readline()
+letters = os.pread(state, 40, 4096)
+here = [i for i in range(40) if letters[i] in b"12v"]
+assert len(here) >= 8, letters
+print("looked", flush=True)
+data = np.zeros(512 << 10, dtype=np.uint32)
+for turn in (here, range(40), range(40)):  # first while there is no daemon, as far as that goes
+    for i in turn:
+        result = cuda.cuMemcpyDtoH_v2(c_void_p(data.ctypes.data), held[i], c_size_t(data.nbytes))
+        assert result == 0 or i not in here, (i, letters)
+        assert result or ((data[:-1] == 1000 * i).all() and data[-1] == 1000 * i + 1), (i, letters)
+print("right")
+"""
+)
+
+
+def noticed(process: subprocess.Popen[str]) -> None:
+    """The program's shim knows that its daemon is gone."""
+    assert process.stderr is not None
+    assert any("the daemon is gone" in line for line in process.stderr)
+
+
+def test_what_is_not_in_t3_alone_outlives_t3(runner: Runner, shim: Path, daemons: Daemons) -> None:
+    """What a path encrypts is lost with its daemon; whoever counts on it has to hear which that is."""
+    daemons.encrypt = True
+    daemons.start()
+    with program(runner, shim, daemons, "-c", LOSES) as process:
+        assert said(process) == "filled"
+        daemons.end(signal.SIGKILL)
+        noticed(process)
+        say(process)
+        assert said(process) == "looked"
+        daemons.start()
+        out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (0, "right\n"), err
+    assert "that were on NVMe are lost with the daemon" in err
+    daemons.end()
+    assert os.listdir(daemons.folder) == []
+
+
+SHORT_OF_FILES = (
+    BEGIN
+    + """
+import resource
+held = [c_uint64() for _ in range(40)]
+for i, address in enumerate(held):
+    assert cuda.cuMemAlloc_v2(byref(address), c_size_t(2 * MIB)) == 0
+    fill(address, 1000 * i)
+print("filled", flush=True)
+sys.stdin.readline()
+first, second = sorted(set(range(4096)) - set(files()))[:2]
+before = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (second, before[1]))  # one more: enough for a socket
+print("short", flush=True)
+sys.stdin.readline()
+resource.setrlimit(resource.RLIMIT_NOFILE, before)
+assert all(right(address, 1000 * i) for i, address in enumerate(held))
+print("right")
+"""
+)
+
+
+def test_who_can_open_no_file_tries_again(runner: Runner, shim: Path, daemons: Daemons) -> None:
+    daemons.start()
+    with program(runner, shim, daemons, "-c", SHORT_OF_FILES) as process:
+        assert said(process) == "filled"
+        daemons.end(signal.SIGKILL)
+        noticed(process)
+        say(process)
+        assert said(process) == "short"
+        daemons.start()
+        assert process.stderr is not None
+        assert "does not go on with this program yet: Too many open files" in process.stderr.readline()
+        say(process)
+        out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (0, "right\n"), err
+    daemons.end()
+    assert os.listdir(daemons.folder) == []
+
+
+FORKS = (
+    BEGIN
+    + """
+def ours():
+    return sorted(what for what in files().values() if what.startswith("socket:") or "greenboost" in what)
+
+held = [c_uint64() for _ in range(20)]
+for i, address in enumerate(held):
+    assert cuda.cuMemAlloc_v2(byref(address), c_size_t(2 * MIB)) == 0
+    fill(address, 1000 * i)
+print("filled", flush=True)
+sys.stdin.readline()
+# The socket of before and the one that is tried, the state, and arenas.
+assert len(ours()) > 3, ours()
+child = os.fork()
+if not child:
+    os._exit(len([what for what in ours() if "libgreenboost" not in what]))
+assert os.waitpid(child, 0)[1] == 0
+print("forked", flush=True)
+assert all(right(address, 1000 * i) for i, address in enumerate(held))
+print("right")
+"""
+)
+
+
+def test_a_daemon_that_breaks_off_and_a_child_of_that_moment(
+    runner: Runner, shim: Path, daemons: Daemons
+) -> None:
+    daemons.start()
+    with program(runner, shim, daemons, "-c", FORKS) as process:
+        assert said(process) == "filled"
+        daemons.end(signal.SIGKILL)
+        (daemons.folder / "socket").unlink()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(str(daemons.folder / "socket"))
+            listener.listen()
+            connection, _ = listener.accept()
+            with connection:
+                assert b"hello" in connection.recv(1 << 16)
+                say(process)
+                assert said(process) == "forked"
+        (daemons.folder / "socket").unlink()
+        daemons.start()
+        out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (0, "right\n"), err
+    daemons.end()
+    assert os.listdir(daemons.folder) == []
+
+
+TWO_DEVICES = (
+    BEGIN
+    + """
+second, held = c_void_p(), []
+assert cuda.cuDevicePrimaryCtxRetain(byref(second), 1) == 0
+for i in range(32):
+    assert cuda.cuCtxSetCurrent((context, second)[i % 2]) == 0
+    held.append(c_uint64())
+    assert cuda.cuMemAlloc_v2(byref(held[-1]), c_size_t(2 * MIB)) == 0
+    fill(held[-1], 1000 * i)
+print("filled", flush=True)
+sys.stdin.readline()
+for i, address in enumerate(held):
+    assert cuda.cuCtxSetCurrent((context, second)[i % 2]) == 0
+    assert right(address, 1000 * i), i
+print("right")
+"""
+)
+
+
+def test_each_device_of_a_program_goes_on(runner: Runner, shim: Path, daemons: Daemons) -> None:
+    daemons.start()
+    with program(runner, shim, daemons, "-c", TWO_DEVICES, SOFTCUDA_DEVICES="2") as process:
+        assert said(process) == "filled"
+        daemons.end(signal.SIGKILL)
+        daemons.start()
+        say(process)
+        out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (0, "right\n"), err
+    assert err.count("the daemon is back") == 2
     daemons.end()
     assert os.listdir(daemons.folder) == []
 
