@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import select
@@ -11,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,142 +17,54 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from . import sanitizer
+from .mortal import Daemon, Nursery
 from .tiers import PROGRAMS, ROOT, Runner
 
 MIB = 1 << 20
+PATIENCE = 1200 if sanitizer.SANITIZE else 120  # seconds
 
-MORTAL = """
-    import json, logging, os, signal, sys, trio
-    from dataclasses import replace
-    from pathlib import Path
-    from tierd import config, daemon
-    from tierd.ledger import Ledger
-    from tierd.model import SpillOptions
-    from tierd.wire import connection
-
-    # What takes long is over before the last one has died.
-    folder, spill, encrypt, life = json.loads(sys.stdin.readline() or sys.exit())
-
-    # Before and after each packet that it sends and each thing that it writes down: what anybody could
-    # notice of it happens there.
-    def mortal(real):
-        def step(*arguments, **keywords):
-            age()
-            result = real(*arguments, **keywords)
-            age()
-            return result
-        return step
-
-    def age():
-        global life
-        life -= 1
-        if not life:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    connection.send_packet = mortal(connection.send_packet)
-    Ledger._change = mortal(Ledger._change)
-    Ledger._change_many = mortal(Ledger._change_many)
-
-    async def main():
-        flags = {
-            "socket": folder + "/socket",
-            "chunk": "2MiB",
-            "ram": "12MiB",
-            "arena": "4MiB",
-            "arena_source": "memfd",
-            "reserve": "0",
-            "spill": [f"{folder}/spill:{spill}MiB"],
-        }
-        conf = config.load(Path(os.devnull), {}, flags)
-        options = SpillOptions(encrypt=encrypt)
-        conf = replace(conf, spill=tuple(replace(spec, options=options) for spec in conf.spill))
-        async with trio.open_nursery() as nursery:
-            await nursery.start(daemon.serve, conf)
-            print("ready", flush=True)
-
-    logging.basicConfig(level=logging.INFO)
-    trio.run(main)
-"""
 IMMORTAL = 0
-
-
-class Spare:
-    """A daemon that has been loaded and waits to be told what to be."""
-
-    def __init__(self) -> None:
-        self._process = self._load()
-
-    def _load(self) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(MORTAL)],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def take(self, *what: object) -> subprocess.Popen[str]:
-        process, self._process = self._process, self._load()
-        assert process.stdin is not None
-        process.stdin.write(json.dumps(what) + "\n")
-        process.stdin.close()
-        return process
-
-    def close(self) -> None:
-        self._process.communicate()  # the end of its input is its own
 
 
 class Daemons:
     """One daemon after the other, in one folder."""
 
-    def __init__(self, folder: Path, spare: Spare) -> None:
+    def __init__(self, folder: Path, nursery: Nursery) -> None:
         self.folder = folder
         self.spill = 97  # MiB
         self.encrypt = False
-        self.process: subprocess.Popen[str] | None = None
-        self._spare = spare
+        self._nursery = nursery
+        self._now: Daemon | None = None
 
-    def start(self, life: int = IMMORTAL, *, ready: bool = True) -> subprocess.Popen[str]:
+    def start(self, life: int = IMMORTAL, *, ready: bool = True) -> Daemon:
         """One that dies after `life` steps; `ready`: which serves."""
-        self.bury()
-        self.process = self._spare.take(str(self.folder), self.spill, self.encrypt, life)
-        assert self.process.stdout is not None
+        self.end(signal.SIGKILL)
+        self._now = self._nursery.fork(str(self.folder), self.spill, self.encrypt, life)
         if ready:
-            assert self.process.stdout.readline() == "ready\n"
-        return self.process
+            assert self._now.ready()
+        return self._now
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """End it; its status."""
-        assert self.process is not None
-        self.process.send_signal(number)
-        status = self.process.wait(30)
-        self.bury()
-        return status
-
-    def bury(self) -> None:
-        """Nothing is left of the process."""
-        process, self.process = self.process, None
-        if process is not None:
-            process.kill()
-            process.wait()
-            assert process.stdout is not None
-            process.stdout.close()
+        """End it, if there is one; its status."""
+        now, self._now = self._now, None
+        return 0 if now is None else now.end(number)
 
 
 @pytest.fixture(scope="module")
-def spare() -> Iterator[Spare]:
-    it = Spare()
+def nursery() -> Iterator[Nursery]:
+    it = Nursery()
     yield it
     it.close()
 
 
 @pytest.fixture
-def daemons(tmp_path: Path, spare: Spare) -> Iterator[Daemons]:
+def daemons(tmp_path: Path, nursery: Nursery) -> Iterator[Daemons]:
     folder = tmp_path / "daemon"
     folder.mkdir()
-    it = Daemons(folder, spare)
+    it = Daemons(folder, nursery)
     yield it
-    it.bury()
+    it.end(signal.SIGKILL)
 
 
 @contextmanager
@@ -163,10 +73,10 @@ def program(
 ) -> Iterator[subprocess.Popen[str]]:
     """A program under the shim, with 8 chunks of VRAM."""
     with subprocess.Popen(
-        [sys.executable, *argv],
+        [*sanitizer.prefix(shim), sys.executable, *argv],
         env=runner.environment(
             "64MiB",
-            LD_PRELOAD=str(shim),
+            **({} if sanitizer.SANITIZE else {"LD_PRELOAD": str(shim)}),
             GREENBOOST_SOCKET=str(daemons.folder / "socket"),
             GREENBOOST_CUDA_DRIVER=str(runner.softcuda),
             **({"GREENBOOST_VRAM": str(16 * MIB)} | environment),
@@ -180,18 +90,18 @@ def program(
             yield process
         finally:
             process.kill()
+    assert (found := sanitizer.findings(runner.folder)) == "", found
 
 
-def first_to_end(*processes: subprocess.Popen[str]) -> bool:
-    """Waits until one has ended; whether it is the first of them."""
-    fds = [os.pidfd_open(process.pid) for process in processes]
+def outlives(process: subprocess.Popen[str], daemon: Daemon) -> bool:
+    """Waits until one of them has ended; whether it is the daemon alone."""
+    fd = os.pidfd_open(process.pid)
     try:
-        ended, _, _ = select.select(fds, [], [], 120)
+        ended, _, _ = select.select([fd, daemon.pidfd], [], [], PATIENCE)
         assert ended, "nothing ends"
-        return fds[0] in ended
+        return fd not in ended
     finally:
-        for fd in fds:
-            os.close(fd)
+        os.close(fd)
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -203,20 +113,18 @@ def test_results_are_right_whenever_the_daemon_dies(
     daemon = daemons.start(100 + lives.randrange(100))
     deaths = 0
     with program(runner, shim, daemons, *arguments) as process:
-        while not first_to_end(process, daemon):
+        while outlives(process, daemon):
             deaths += 1
             # The first things that it does are to be interrupted as well, but it has to get on.
             daemon = daemons.start(
                 lives.choice([lives.randrange(1, 40), lives.randrange(200, 1200)]), ready=False
             )
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, out + err
     assert deaths >= 3
-    if daemon.poll() is None:
-        daemons.end()
-    else:
+    if daemon.ended():
         daemons.start()
-        daemons.end()
+    daemons.end()
     assert os.listdir(daemons.folder) == []
 
 
@@ -306,7 +214,7 @@ print(len(held))
 def test_every_tier_is_full(runner: Runner, shim: Path, daemons: Daemons) -> None:
     daemons.start()
     with program(runner, shim, daemons, "-c", EVERY_TIER_FULL) as process:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     # 8 chunks of VRAM, 6 of RAM less 2 in which chunks change places, 48 of NVMe; 6 are the other's.
     assert int(out) == 8 + 4 + 48 - 6
@@ -360,7 +268,7 @@ def test_launches_go_on_and_the_rest_waits(
         say(process)
         assert said(process) == "goes on"
         daemons.start()
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (0, "right\n"), err
     assert "the daemon is gone; what needs it waits up to 120 s for another" in err
     assert "the daemon is back; this program goes on" in err
@@ -380,7 +288,7 @@ def test_a_daemon_that_does_not_come_back_is_an_error(
         assert said(process) == "filled"
         daemons.end(signal.SIGKILL)
         say(process)
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert "error " in err
     assert message in err
@@ -401,7 +309,7 @@ def test_a_program_of_a_daemon_that_knows_nothing_of_it_is_told(
         (daemons.folder / "socket.ledger-wal").unlink()
         daemons.start()
         say(process)
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert "the new daemon does not go on with this program" in err
     daemons.end()
@@ -452,7 +360,7 @@ def test_what_is_not_in_t3_alone_outlives_t3(runner: Runner, shim: Path, daemons
         say(process)
         assert said(process) == "looked"
         daemons.start()
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (0, "right\n"), err
     assert "that were on NVMe are lost with the daemon" in err
     daemons.end()
@@ -467,9 +375,9 @@ held = [c_uint64() for _ in range(40)]
 for i, address in enumerate(held):
     assert cuda.cuMemAlloc_v2(byref(address), c_size_t(2 * MIB)) == 0
     fill(address, 1000 * i)
+first, second = sorted(set(range(4096)) - set(files()))[:2]  # which is when nothing else is opened
 print("filled", flush=True)
 sys.stdin.readline()
-first, second = sorted(set(range(4096)) - set(files()))[:2]
 before = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (second, before[1]))  # one more: enough for a socket
 print("short", flush=True)
@@ -493,7 +401,7 @@ def test_who_can_open_no_file_tries_again(runner: Runner, shim: Path, daemons: D
         assert process.stderr is not None
         assert "does not go on with this program yet: Too many open files" in process.stderr.readline()
         say(process)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (0, "right\n"), err
     daemons.end()
     assert os.listdir(daemons.folder) == []
@@ -542,7 +450,7 @@ def test_a_daemon_that_breaks_off_and_a_child_of_that_moment(
                 assert said(process) == "forked"
         (daemons.folder / "socket").unlink()
         daemons.start()
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (0, "right\n"), err
     daemons.end()
     assert os.listdir(daemons.folder) == []
@@ -575,7 +483,7 @@ def test_each_device_of_a_program_goes_on(runner: Runner, shim: Path, daemons: D
         daemons.end(signal.SIGKILL)
         daemons.start()
         say(process)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (0, "right\n"), err
     assert err.count("the daemon is back") == 2
     daemons.end()
@@ -595,7 +503,7 @@ def test_two_programs_one_of_which_dies_meanwhile(runner: Runner, shim: Path, da
         one.wait()
         daemons.start()
         say(other)
-        out, err = other.communicate(timeout=120)
+        out, err = other.communicate(timeout=PATIENCE)
         assert (other.returncode, out) == (0, "goes on\nright\n"), err
         one.communicate()
     daemons.end()
@@ -607,20 +515,20 @@ def test_a_model_gives_the_same_numbers(runner: Runner, shim: Path, daemons: Dae
     alone, tiered = tmp_path / "alone.npz", tmp_path / "tiered.npz"
     path = {"PYTHONPATH": str(ROOT / "tools")}
     subprocess.run(
-        [sys.executable, "-m", "minilm", "--out", alone],
+        [*sanitizer.prefix(), sys.executable, "-m", "minilm", "--out", alone],
         env=runner.environment("256MiB", **path),
         check=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
     daemon = daemons.start(150)
     deaths = 0
     with program(
         runner, shim, daemons, "-m", "minilm", "--out", str(tiered), GREENBOOST_VRAM=str(56 * MIB), **path
     ) as process:
-        while not first_to_end(process, daemon):
+        while outlives(process, daemon):
             deaths += 1
             daemon = daemons.start(80 + 40 * deaths, ready=False)
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     assert deaths >= 2
     with np.load(alone) as expected, np.load(tiered) as got:
