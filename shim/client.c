@@ -140,6 +140,7 @@ static void *client_thread(void *arg)
 	client->settled(client->arg, -1);
 	lose(client);
 	free(buffer);
+	pthread_detach(pthread_self()); /* nobody waits for it */
 	return NULL;
 }
 
