@@ -24,6 +24,12 @@ static inline void take_back(struct device *device)
 	pthread_mutex_lock(&device->lock);
 }
 
+/* Has T3 a copy of it that may become the only one? */
+static inline bool extent_holds(const struct device *device, const struct chunk *chunk)
+{
+	return chunk->extent && !device->doubt;
+}
+
 /* pager.c */
 void pager_set_state(struct device *device, uint32_t index, enum chunk_state state);
 

@@ -84,7 +84,7 @@ static bool sink(struct device *device, uint32_t index)
 		return false;
 	}
 	result = settle(device, chunk, &sum, &same);
-	clean = same && (!ram_none(chunk->ram) || (chunk->extent && !device->doubt));
+	clean = same && (!ram_none(chunk->ram) || extent_holds(device, chunk));
 	device->relying = !result && clean && ram_none(chunk->ram);
 	/* Once it was below, not counting what has to be written because its copy was given up. */
 	changed = chunk->summed && !same;
@@ -181,7 +181,7 @@ static enum predict_leave may_leave(void *arg, uint32_t index)
 	busy = busy || (!used && !ticket_done(chunk->arrival));
 	if (device->predictor.chunks[index].changes)
 		return busy ? LEAVE_BUSY_DIRTY : LEAVE_DIRTY;
-	if (!chunk->summed || (ram_none(chunk->ram) && !chunk->extent))
+	if (!chunk->summed || (ram_none(chunk->ram) && !extent_holds(device, chunk)))
 		return busy ? LEAVE_BUSY_NEW : LEAVE_NEW;
 	return busy ? LEAVE_BUSY : LEAVE_CLEAN;
 }
