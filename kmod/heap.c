@@ -28,7 +28,7 @@
 /* Saves most of the entries that single pages would need, and is found in torn memory, too. */
 #define GB_MIDDLE_ORDER 4
 
-/* Blocks of a buffer that compaction may fail for, before only what is free is taken. */
+/* Blocks that compaction may fail for, on the buffer's node, before only what is free is taken. */
 #define GB_MISSES 16
 
 /* Tries hard, but has nobody killed: who asks for a buffer can do with less. */
@@ -441,6 +441,7 @@ static int gb_buffer_fill(struct gb_buffer *buffer, int node)
 			block->huge =
 				gb_page_alloc(node, misses < GB_MISSES ? GB_COMPACT : GB_TAKE);
 		if (block->huge) {
+			misses += node != NUMA_NO_NODE && page_to_nid(block->huge->page) != node;
 			buffer->huge_pages += GB_BLOCK_PAGES;
 			buffer->runs++;
 		} else {

@@ -224,6 +224,7 @@ struct gb_page *gb_page_alloc(int node, enum gb_effort effort)
 	gfp_t gfp = GFP_HIGHUSER | __GFP_ACCOUNT | __GFP_ZERO | __GFP_COMP | __GFP_NOMEMALLOC |
 		    __GFP_NOWARN;
 	struct gb_page *gp = gb_pool_take(node);
+	struct page *page = NULL;
 
 	if (gp)
 		return gp;
@@ -236,11 +237,19 @@ struct gb_page *gb_page_alloc(int node, enum gb_effort effort)
 				  GFP_KERNEL | __GFP_NORETRY | __GFP_NOWARN);
 	if (!gp)
 		return NULL;
-	gp->page = gb_alloc_pages(node, gfp, GB_BLOCK_ORDER);
-	if (!gp->page) {
+	/*
+	 * Left to itself, the allocator takes another node's free page before it compacts the
+	 * memory of the one that was named.
+	 */
+	if (node != NUMA_NO_NODE)
+		page = gb_alloc_pages(node, gfp | __GFP_THISNODE, GB_BLOCK_ORDER);
+	if (!page)
+		page = gb_alloc_pages(node, gfp, GB_BLOCK_ORDER);
+	if (!page) {
 		kmem_cache_free(gb_page_cache, gp);
 		return NULL;
 	}
+	gp->page = page;
 	return gp;
 }
 

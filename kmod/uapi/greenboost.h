@@ -12,7 +12,10 @@
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
-/* Take memory from the NUMA node @node while that has any, and then from others. */
+/*
+ * Take memory from the NUMA node @node while that has pages of 2 MiB or can be compacted into some,
+ * and then from others.
+ */
 #define GREENBOOST_ALLOC_NODE 0x1U
 
 /**

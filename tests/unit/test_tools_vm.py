@@ -101,6 +101,14 @@ def test_whose_fault(lines: list[str], emulator: bool) -> None:
     assert console.emulator_failed_at_start() is emulator
 
 
+def test_who_was_killed_for_want_of_memory_is_said() -> None:
+    line = "[  513.8] Out of memory: Killed process 316 (python) total-vm:4042296kB, anon-rss:1883748kB"
+    console = Console()
+    console.feed(f"[  513.7] python invoked oom-killer: order=0\r\n{line}\r\n[  513.9] fine\r\n".encode())
+    assert console.killed() == [line]
+    assert console.faults() == []
+
+
 @pytest.mark.parametrize(("failures", "status", "starts"), [(0, 7, 1), (2, 7, 3), (9, 125, 3)])
 def test_another_start(
     failures: int,

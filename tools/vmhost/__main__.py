@@ -251,6 +251,9 @@ def _verdict(
         said = f"the machine went away before the command ended\n{running.log.read_text(errors='replace')}"
     else:
         assert status is not None
+        if status == 128 + signal.SIGKILL:
+            for line in console.killed():
+                print(f"tools/vm: {line}", file=sys.stderr)
         return status
     print(f"\ntools/vm: the kernel's log ({options.kernel}):", *console.excerpt(), sep="\n", file=sys.stderr)
     print(f"tools/vm: {said}", file=sys.stderr)

@@ -75,6 +75,10 @@ class Console:
     def faults(self) -> list[str]:
         return [line for line in self.lines() if _FAULT.search(line)]
 
+    def killed(self) -> list[str]:
+        """What was said of each process that had to go for want of memory."""
+        return [line for line in self.lines() if "Out of memory: Killed process" in line]
+
     def emulator_failed_at_start(self) -> bool:
         """Whether the emulator broke the kernel before anything of ours ran: no module, no command."""
         faults = self.faults()

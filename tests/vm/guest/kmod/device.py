@@ -96,6 +96,23 @@ def free_memory(node: int | None = None) -> int:
     return pages * mmap.PAGESIZE
 
 
+def populate(memory: mmap.mmap) -> None:
+    """Each of its pages comes to be there, in base pages."""
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    memory.madvise(23)  # MADV_POPULATE_WRITE
+
+
+@contextmanager
+def every_other_free(size: int, step: int = mmap.PAGESIZE) -> Iterator[None]:
+    """Of `size` bytes of free memory every other `step` is in use, in pages that can be moved."""
+    size -= size % (2 * step)
+    with mmap.mmap(-1, size, mmap.MAP_PRIVATE) as filler:
+        populate(filler)
+        for offset in range(0, size, 2 * step):
+            filler.madvise(mmap.MADV_DONTNEED, offset, step)
+        yield
+
+
 def modules() -> list[Path]:
     return [Path(path) for path in os.environ["GREENBOOST_MODULES"].split(":")]
 

@@ -24,11 +24,13 @@ from tests.vm.guest.kmod.device import (
     attribute,
     buffer,
     empty_pool,
+    every_other_free,
     free_memory,
     insert_module,
     mapped,
     meminfo,
     modules,
+    populate,
     remove_module,
     set_parameter,
     wait_until_unused,
@@ -95,9 +97,7 @@ def test_under_pressure_the_pool_goes_first() -> None:
     # As much as there is without the pool, and half of that in addition.
     size = (meminfo("MemFree") + 200 * MIB) // PAGE * PAGE
     with mmap.mmap(-1, size, mmap.MAP_PRIVATE) as memory:
-        memory.madvise(mmap.MADV_NOHUGEPAGE)
-        for offset in range(0, size, PAGE):
-            memory[offset] = 1
+        populate(memory)
         assert attribute("pool_bytes") < 300 * MIB
 
 
@@ -105,9 +105,7 @@ def test_under_pressure_the_pool_goes_first() -> None:
 def torn_memory(size: int) -> Iterator[None]:
     """Of `size` bytes, every 32nd page stays in use and cannot be moved; the others are free."""
     with mmap.mmap(-1, size, mmap.MAP_PRIVATE) as memory:
-        memory.madvise(mmap.MADV_NOHUGEPAGE)
-        for offset in range(0, size, PAGE):
-            memory[offset] = 1
+        populate(memory)
         libc = ctypes.CDLL(None, use_errno=True)
         address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         pinned = range(0, size, 32 * PAGE)
@@ -143,16 +141,9 @@ def test_in_torn_memory_a_buffer_is_complete_and_huge_where_it_can_be() -> None:
 
 def test_every_other_page_free_is_what_compaction_puts_right() -> None:
     empty_pool()
-    size = (meminfo("MemFree") - 200 * MIB) // (2 * PAGE) * 2 * PAGE
-    with mmap.mmap(-1, size, mmap.MAP_PRIVATE) as filler:
-        filler.madvise(mmap.MADV_NOHUGEPAGE)
-        for offset in range(0, size, PAGE):
-            filler[offset] = 1
-        for offset in range(0, size, 2 * PAGE):
-            filler.madvise(mmap.MADV_DONTNEED, offset, PAGE)
-        with buffer(400 * MIB) as (_, huge):
-            print(f"{huge / (400 * MIB):.0%} in pages of 2 MiB")
-            assert huge > 0
+    with every_other_free(meminfo("MemFree") - 200 * MIB), buffer(400 * MIB) as (_, huge):
+        print(f"{huge / (400 * MIB):.0%} in pages of 2 MiB")
+        assert huge > 0
     wait_until_unused()
 
 

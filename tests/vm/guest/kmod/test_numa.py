@@ -3,11 +3,22 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.vm.guest.kmod.device import MIB, attribute, buffer, empty_pool, free_memory, wait_until_unused
+from tests.vm.guest.kmod.device import (
+    MIB,
+    attribute,
+    buffer,
+    empty_pool,
+    every_other_free,
+    free_memory,
+    wait_until_unused,
+)
 
 pytestmark = [
     pytest.mark.vm,
@@ -19,9 +30,28 @@ pytestmark = [
 SIZE = 200 * MIB
 SLACK = 20 * MIB
 
+SYS_SET_MEMPOLICY, MPOL_DEFAULT, MPOL_BIND = 238, 0, 2
+
 
 def free() -> list[int]:
     return [free_memory(node) for node in (0, 1)]
+
+
+def set_mempolicy(policy: int, nodes: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    mask = ctypes.c_ulong(nodes)
+    if libc.syscall(SYS_SET_MEMPOLICY, policy, ctypes.byref(mask), 64):
+        raise OSError(ctypes.get_errno(), "set_mempolicy")
+
+
+@contextmanager
+def pages_from(node: int) -> Iterator[None]:
+    """Those that this process touches meanwhile."""
+    set_mempolicy(MPOL_BIND, 1 << node)
+    try:
+        yield
+    finally:
+        set_mempolicy(MPOL_DEFAULT, 0)
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +67,14 @@ def test_it_comes_from_there(node: int) -> None:
         taken = [was - now for was, now in zip(before, free(), strict=True)]
         assert SIZE - SLACK < taken[node] < SIZE + SLACK
         assert taken[1 - node] < SLACK
+
+
+def test_its_own_are_compacted_before_others_are_taken() -> None:
+    with pages_from(1), every_other_free(free()[1] - 100 * MIB, MIB // 16):
+        before = free()
+        with buffer(SIZE, 1) as (_, huge):
+            assert huge > SIZE // 2
+            assert before[1] - free()[1] > SIZE * 3 // 4
 
 
 def test_what_is_idle_serves_its_own_node() -> None:
