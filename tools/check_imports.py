@@ -38,7 +38,7 @@ SHIM: Layers = (
     ("ranges",),
     ("launch",),
     ("residency pager lower vram device record trace",),
-    ("predict", "mover", "client", "alloc_map", "params", "checksum", "pins"),
+    ("predict predict_log predict_plan", "mover", "client", "alloc_map", "params", "checksum", "pins"),
     ("wire", "ticket", "gate", "timing", "function", "spool"),
     ("driver stub",),
     ("cuda_abi", "log", "thread", "memory_of"),
