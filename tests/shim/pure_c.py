@@ -14,6 +14,8 @@ import cffi
 
 SHIM = Path(__file__).parents[2] / "shim"
 PURE = ("alloc_map", "pins", "predict")
+"""Those with a header that others use."""
+PARTS = ("predict_log", "predict_plan")
 
 
 def declarations(header: Path) -> str:
@@ -36,7 +38,7 @@ def library() -> tuple[Any, Any]:
         ffi.cdef(declarations(SHIM / f"{name}.h"))
     out = Path(tempfile.mkdtemp(prefix="greenboost-pure-")) / "pure.so"
     build = ["cc", "-std=gnu11", "-g", "-O1", "-shared", "-fPIC", "-Wall", "-Werror", "-o", str(out)]
-    subprocess.run([*build, *(str(SHIM / f"{name}.c") for name in PURE)], check=True)
+    subprocess.run([*build, *(str(SHIM / f"{name}.c") for name in PURE + PARTS)], check=True)
     lib = ffi.dlopen(str(out))
     out.unlink()
     out.parent.rmdir()

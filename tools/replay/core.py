@@ -22,7 +22,10 @@ __all__ = ["Machine", "Pass", "cost", "replay"]
 HERE = Path(__file__).parent
 SHIM = HERE.parents[1] / "shim"
 OWN = ("replay", "machine", "bound", "untraced")
-SHIMS = ("residency", "pager", "vram", "lower", "predict", "mover", "alloc_map", "ticket", "timing", "pins")
+SHIMS = (
+    *("residency", "pager", "vram", "lower", "mover", "ticket", "timing"),
+    *("predict", "predict_log", "predict_plan", "alloc_map", "pins"),
+)
 """The shim's own files: what it decides, and in which order, is decided by them here too."""
 
 
