@@ -66,9 +66,10 @@ size_t packet_receive(int socket, unsigned char *buffer, int *fd)
 	ssize_t n;
 
 	*fd = -1;
+	/* A daemon that died with a request unread: that is said once, before what it had answered. */
 	do {
 		n = recvmsg(socket, &header, MSG_CMSG_CLOEXEC);
-	} while (n < 0 && errno == EINTR);
+	} while (n < 0 && (errno == EINTR || errno == ECONNRESET));
 	if (n <= 0)
 		return 0;
 	for (struct cmsghdr *c = CMSG_FIRSTHDR(&header); c; c = CMSG_NXTHDR(&header, c)) {

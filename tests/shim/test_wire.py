@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -64,11 +65,12 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     (folder / "probe.c").write_text("#include <stdio.h>\n" + PROBE)
     checks = ["-fsanitize=undefined", "-fno-sanitize-recover=all"]
     build = ["cc", "-std=gnu11", "-g", "-O1", "-shared", "-fPIC", f"-I{SHIM}", *checks]
-    subprocess.run([*build, "-o", folder / "probe.so", folder / "probe.c"], check=True)
+    subprocess.run([*build, "-o", folder / "probe.so", folder / "probe.c", SHIM / "packet.c"], check=True)
     ffi = cffi.FFI()
     ffi.cdef("""
         int probe_read(const unsigned char *bytes, size_t length, char *out, size_t room);
         size_t probe_write(unsigned char *out, const char *op, uint64_t value);
+        size_t packet_receive(int socket, unsigned char *buffer, int *fd);
     """)
     return ffi, ffi.dlopen(str(folder / "probe.so"))
 
@@ -142,3 +144,17 @@ def test_msgpack_reads_what_it_writes(probe: tuple[Any, Any], op: str, value: in
     out = ffi.new("unsigned char[]", 512)
     length = lib.probe_write(out, op.encode(), value)
     assert msgpack.unpackb(ffi.buffer(out, length)[:]) == {"op": op, "value": value}
+
+
+def test_what_a_daemon_answered_before_it_died_is_received(probe: tuple[Any, Any]) -> None:
+    """The kernel reports first that a request was left unread."""
+    ffi, lib = probe
+    buffer, fd = ffi.new(f"unsigned char[{wire.MAX_PACKET}]"), ffi.new("int *")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        with theirs:
+            ours.send(b"unread")
+            for answer in (b"first", b"second"):
+                theirs.send(answer)
+        got = [lib.packet_receive(ours.fileno(), buffer, fd) for _ in range(3)]
+    assert got == [len(b"first"), len(b"second"), 0]
