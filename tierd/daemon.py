@@ -11,6 +11,7 @@ import signal
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import msgpack
@@ -77,7 +78,7 @@ async def serve(
             make=source.make,
         ) as pool,
     ):
-        failure = None
+        failure: StartupError | None = None
         tiers = Tiers(pool, store)
         # Before anything is stored.
         absentees = Absentees(tiers, store, ledger)
@@ -96,12 +97,15 @@ async def serve(
                     nursery.start_soon(daemon.watch_life, life_fd)
                 try:
                     if config.view is not None:
-                        await daemon.mount(str(config.view))
-                except ControlError as error:
-                    failure = MountError(str(error))
+                        try:
+                            await daemon.mount(str(config.view))
+                        except ControlError as error:
+                            raise MountError(str(error)) from error
+                    _take_over(ledger, store, absentees)
+                except StartupError as error:
+                    failure = error
                     nursery.cancel_scope.cancel()
                 else:
-                    _take_over(ledger, store, absentees)
                     nursery.start_soon(absentees.run)
                     nursery.start_soon(serve_connections, listener, daemon, daemon.serve_session)
                     made = f"{source.name} ({source.why})" if source.why else source.name
@@ -130,12 +134,21 @@ def _terms(config: Config) -> Terms:
 
 
 def _known_paths(store: SpillSet) -> list[KnownPath]:
-    return [KnownPath(file.id, file.path, file.size, file.generation, file.options) for file in store.files]
+    draining = store.draining
+    return [
+        KnownPath(file.id, file.path, file.size, file.generation, file.options, file.id in draining)
+        for file in store.files
+    ]
 
 
 def _take_over(ledger: Ledger, store: SpillSet, absentees: Absentees) -> None:
-    """From now on what the last daemon left is this one's, which does not fail to start any more."""
-    ledger.set_paths(_known_paths(store))
+    """From now on what the last daemon left is this one's, which does not fail to start any more.
+
+    Raises StartupError, with nothing changed.
+    """
+    draining = {known.id for known in ledger.paths if known.draining}
+    ledger.take_over([replace(path, draining=path.id in draining) for path in _known_paths(store)])
+    store.drain_again(draining)
     absentees.begin()
     for file in store.files:
         file.stays = False  # unless the ledger says so at the end
@@ -180,7 +193,7 @@ def _open_spill(config: Config, ledger: Ledger, *, ephemeral: bool) -> Iterator[
                 except SpillPathError as error:
                     _log.warning("it is left as it is: %s", error)
         try:
-            store = SpillSet(files, chunk=chunk)
+            store = SpillSet(files, chunk=chunk, hold=ledger.fd)
         except SpillPathError as error:
             where = next(
                 (spec.where for spec in config.spill if str(spec.path) == error.path), "added by command"

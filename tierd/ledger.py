@@ -7,17 +7,24 @@ there survives SIGKILL between any two instructions. Nothing is synced: after th
 applications either, which the boot's id tells. Only its user may read it, and of what a path encrypts
 nothing is in it.
 
-One writer, trio's thread: a change takes about 15 us. A ledger that cannot be written is given up, with a
-message, and the daemon goes on without: its applications do not outlive it then.
+One writer, trio's thread: a change takes about 15 us. Until the daemon serves, nothing is changed or
+removed that somebody may go on with: what is wrong then ends the start, and the next one finds all of it.
+From then on a ledger that cannot be written is given up, with a message, and the daemon goes on without:
+its applications do not outlive it.
+
+The file is locked (flock) by whoever has it, and every ring of the daemon holds the open file too. So the
+lock of one that died is free once its last transfer is over: no arena changes by itself after that.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
 import sqlite3
 import stat
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -27,6 +34,7 @@ from typing import Any
 
 from .model import Decisions, SpillOptions
 from .nvme.path import Place
+from .startup import StartupError
 
 __all__ = ["Heir", "KnownPath", "Ledger", "Terms", "open_ledger", "process_start"]
 
@@ -38,13 +46,24 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _SUFFIXES = ("", "-wal", "-shm", "-journal")
 """Of the files that SQLite may have of one database."""
 
+_LOCK_PATIENCE = 10.0
+"""Seconds to wait for the transfers of a daemon that died."""
+
+_BUSY_PATIENCE = 1.0
+"""Seconds to wait for a program that looks at the database."""
+
+_DAMAGED = frozenset({sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+"""What SQLite says of a file that is no ledger, and will say again: the first of a table that is missing."""
+
 _SCHEMA = """
 CREATE TABLE daemon (version INTEGER, boot TEXT, chunk INTEGER, arena INTEGER, arenas INTEGER);
 CREATE TABLE sessions (
     id INTEGER PRIMARY KEY, key TEXT, uid INTEGER, pid INTEGER, started INTEGER, name TEXT,
     committed INTEGER, vram INTEGER, vram_bytes INTEGER, paging TEXT, vram_source TEXT, arenas TEXT
 );
-CREATE TABLE paths (id BLOB PRIMARY KEY, path TEXT, size INTEGER, generation INTEGER, options TEXT);
+CREATE TABLE paths (
+    id BLOB PRIMARY KEY, path BLOB, size INTEGER, generation INTEGER, options TEXT, draining INTEGER
+);
 CREATE TABLE chunks (
     session INTEGER, chunk INTEGER, path BLOB, place INTEGER, generation INTEGER, checksum INTEGER,
     PRIMARY KEY (session, chunk)
@@ -92,6 +111,11 @@ class KnownPath:
     size: int  #: bytes
     generation: int  #: of its superblock
     options: SpillOptions
+    draining: bool = False  #: it was to be emptied
+
+
+class _NotOurs(Exception):
+    """What is there is no ledger that this program has written."""
 
 
 def process_start(pid: int) -> int:
@@ -113,45 +137,87 @@ class Ledger:
     """
 
     def __init__(self, file: Path | None, terms: Terms) -> None:
-        """Without a file nothing is written: nobody outlives the daemon."""
+        """Without a file nothing is written: nobody outlives the daemon.
+
+        Raises StartupError where there may be heirs and it cannot be told; everything is left as it is.
+        """
         self.terms = terms  #: those of the heirs, if there are any
         self.heirs: tuple[Heir, ...] = ()
         self.paths: tuple[KnownPath, ...] = ()
         self.orphans: tuple[KnownPath, ...] = ()  #: paths in which nobody has anything any more
+        self.fd = -1  #: the locked file, for every ring to hold; -1 without a file
         self._known: frozenset[uuid.UUID] = frozenset()  # the paths that are in the file
+        self._dead: list[int] = []  # sessions in the file that have ended
         self._file = file
         self._database: sqlite3.Connection | None = None
+        if file is None:
+            return
         try:
-            if file is not None:
-                self._open(file)
+            self._open(file)
         except (OSError, sqlite3.Error) as error:
-            self._give_up(error)
+            self._let_go()
+            raise _startup_error(file, error) from error
+        except BaseException:
+            self._let_go()
+            raise
+        if not self.heirs:
+            try:
+                self._forget()
+                self._create(file)
+            except (OSError, sqlite3.Error) as error:
+                self._give_up(error)
 
     def _open(self, file: Path) -> None:
-        found = self._connect(file)
-        if found is not None:
-            self._read(found)
-        if not self.heirs:
-            self._forget()
-            database = self._connect(file, create=True)
-            assert database is not None
-            database.executescript(_SCHEMA)
-        assert self._database is not None
-        with _transaction(self._database) as change:
-            change("DELETE FROM daemon")
-            change(
-                "INSERT INTO daemon VALUES (?, ?, ?, ?, ?)",
-                (_VERSION, _boot(), self.terms.chunk, self.terms.arena, self.terms.arenas),
-            )
-
-    def _connect(self, file: Path, *, create: bool = False) -> sqlite3.Connection | None:
-        """The database, if it is there and ours."""
-        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0)
+        """Look at what is there. Raises OSError and sqlite3.Error where that cannot be told."""
         try:
-            fd = os.open(file, flags, 0o600)
-        except FileNotFoundError:
-            return None
-        os.close(fd)
+            if self._lock(file):
+                self._check_files(file)
+                self._read(self._connect(file))
+        except _NotOurs as error:
+            _log.warning("%s is not used: %s", file, error)
+        except sqlite3.Error as error:
+            if not _is_damaged(error):
+                raise
+            _log.warning("%s cannot be read and is not used: %s", file, error)
+
+    def _create(self, file: Path) -> None:
+        self.fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._connect(file).executescript(f"BEGIN; {_SCHEMA} COMMIT")
+
+    def _lock(self, file: Path) -> bool:
+        """Have the file to ourselves; False if there is none."""
+        until = time.monotonic() + _LOCK_PATIENCE
+        while True:
+            try:
+                fd = os.open(file, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return False
+            except OSError as error:
+                if os.path.islink(file):
+                    raise _NotOurs("it is a symbolic link") from None
+                raise error
+            try:
+                while True:
+                    try:
+                        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        break
+                    except BlockingIOError:
+                        if time.monotonic() > until:
+                            raise StartupError(
+                                f"ledger {file}: another daemon has it, or a device has not ended a transfer "
+                                "of the last one's: stop that daemon, or try again when the device answers"
+                            ) from None
+                        time.sleep(0.01)
+                with suppress(FileNotFoundError):  # whoever had it removed it at its end
+                    if os.path.samestat(os.lstat(file), os.fstat(fd)):
+                        self.fd, fd = fd, -1
+                        return True
+            finally:
+                if fd >= 0:
+                    os.close(fd)
+
+    def _check_files(self, file: Path) -> None:
         for suffix in _SUFFIXES:
             # SQLite would believe a log that somebody else has put beside it.
             with suppress(FileNotFoundError):
@@ -161,9 +227,10 @@ class Ledger:
                     or status.st_uid != os.geteuid()
                     or status.st_mode & 0o077
                 ):
-                    _log.warning("%s%s is not this daemon's own; it is not used", file, suffix)
-                    return None
-        self._database = sqlite3.connect(file, isolation_level=None)
+                    raise _NotOurs(f"{file}{suffix} is not this daemon's own")
+
+    def _connect(self, file: Path) -> sqlite3.Connection:
+        self._database = sqlite3.connect(file, isolation_level=None, timeout=_BUSY_PATIENCE)
         # Ours alone, so no shared memory file; what the kernel has of it is enough.
         self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
         self._database.execute("PRAGMA synchronous = OFF")
@@ -174,7 +241,7 @@ class Ledger:
         try:
             row = database.execute("SELECT * FROM daemon").fetchone()
             if row is None:
-                return  # it was killed while it made the file
+                return  # no daemon has served with it
             version, boot, *terms = row
             if version != _VERSION:
                 _log.error(
@@ -189,25 +256,43 @@ class Ledger:
             rows = database.execute("SELECT * FROM sessions ORDER BY id").fetchall()
             heirs = [_heir(*row) for row in rows]
             alive = [heir for heir in heirs if boot == _boot() and heir.lives]
-            with _transaction(database) as change:
-                for heir in heirs:
-                    if heir not in alive:
-                        _log.info("session %d (pid %d) ended while there was no daemon", heir.id, heir.pid)
-                        change("DELETE FROM chunks WHERE session = ?", (heir.id,))
-                        change("DELETE FROM sessions WHERE id = ?", (heir.id,))
-            paths = [
-                KnownPath(uuid.UUID(bytes=id), path, size, generation, SpillOptions(**json.loads(options)))
-                for id, path, size, generation, options in database.execute("SELECT * FROM paths")
-            ]
-        except (sqlite3.Error, ValueError, TypeError) as error:
-            _log.warning("%s cannot be read and is not used: %s", self._file, error)
-            return
+            paths = [_known_path(*row) for row in database.execute("SELECT * FROM paths")]
+        except (ValueError, TypeError) as error:
+            raise _NotOurs(str(error)) from error
+        for heir in heirs:
+            if heir not in alive:
+                _log.info("session %d (pid %d) ended while there was no daemon", heir.id, heir.pid)
+                self._dead.append(heir.id)
         if alive:
             self.heirs, self.paths = tuple(alive), tuple(paths)
             self._known = frozenset(path.id for path in paths)
             self._keep_terms(last)
         else:
             self.orphans = tuple(paths)
+
+    def take_over(self, paths: Iterable[KnownPath]) -> None:
+        """The daemon serves from here on, with these spill paths.
+
+        Raises StartupError where that cannot be written down and there are heirs; nothing has changed then.
+        """
+        known = tuple(paths)
+        if self._database is not None:
+            try:
+                with _transaction(self._database) as change:
+                    for session in self._dead:
+                        _delete_session(change, session)
+                    change("DELETE FROM daemon")
+                    change(
+                        "INSERT INTO daemon VALUES (?, ?, ?, ?, ?)",
+                        (_VERSION, _boot(), self.terms.chunk, self.terms.arena, self.terms.arenas),
+                    )
+                    _put_paths(change, known)
+            except (OSError, sqlite3.Error) as error:
+                if self.heirs:
+                    assert self._file is not None
+                    raise _startup_error(self._file, error) from error
+                self._give_up(error)
+        self._known = frozenset(path.id for path in known)
 
     def _keep_terms(self, last: Terms) -> None:
         """Whatever the settings are now, those who go on were told others."""
@@ -224,10 +309,27 @@ class Ledger:
                 len(self.heirs),
             )
 
+    def _let_go(self) -> None:
+        """Close the file and leave it as it is."""
+        database, self._database = self._database, None
+        fd, self.fd = self.fd, -1
+        try:
+            if database is not None:
+                database.close()
+        finally:
+            # Last, for this ends the locks that SQLite has on the file.
+            if fd >= 0:
+                os.close(fd)
+
     def _forget(self) -> None:
-        if self._database is not None:
-            self._database.close()
-            self._database = None
+        """Remove the file, if it is still the one that was opened."""
+        assert self._file is not None
+        ours = os.fstat(self.fd) if self.fd >= 0 else None
+        self._let_go()
+        with suppress(FileNotFoundError):
+            found = os.lstat(self._file)
+            if not stat.S_ISLNK(found.st_mode) and (ours is None or not os.path.samestat(found, ours)):
+                return  # another daemon's
         for suffix in _SUFFIXES:
             with suppress(FileNotFoundError):
                 os.unlink(f"{self._file}{suffix}")
@@ -249,13 +351,15 @@ class Ledger:
                 process_start(pid) == started or not pid
                 for pid, started in self._database.execute("SELECT pid, started FROM sessions")
             ):
-                self._database.close()
-                self._database = None
+                self._let_go()
                 _log.info("applications wait for the next daemon; what they have on NVMe stays for them")
                 return self._known
             self._forget()
         except (OSError, sqlite3.Error) as error:
-            self._give_up(error)
+            _log.error("%s cannot be read, and stays for the next daemon: %s", self._file, error)
+            with suppress(OSError, sqlite3.Error):
+                self._let_go()
+            return self._known
         return frozenset()
 
     # Changes
@@ -268,14 +372,15 @@ class Ledger:
         except sqlite3.Error as error:
             self._give_up(error)
 
-    def _change_many(self, sql: str, values: Iterable[Sequence[object]], *, first: str = "") -> None:
+    @contextmanager
+    def _changes(self) -> Iterator[Any]:
+        """What executes statements that are done together."""
         if self._database is None:
+            yield lambda *_: None
             return
         try:
             with _transaction(self._database) as change:
-                if first:
-                    change(first)
-                self._database.executemany(sql, values)
+                yield change
         except sqlite3.Error as error:
             self._give_up(error)
 
@@ -306,8 +411,8 @@ class Ledger:
 
     def end(self, session: int) -> None:
         """A session is over, and has no chunks any more."""
-        self._change("DELETE FROM chunks WHERE session = ?", (session,))
-        self._change("DELETE FROM sessions WHERE id = ?", (session,))
+        with self._changes() as change:
+            _delete_session(change, session)
 
     def store(self, session: int, chunk: int, place: Place | None) -> None:
         """T3 has the chunk there; None: the next daemon could not have it."""
@@ -322,20 +427,20 @@ class Ledger:
 
     def forget(self, session: int, chunks: Sequence[int]) -> None:
         """T3 no longer has these chunks; before their extents are anybody else's."""
-        self._change_many(
-            "DELETE FROM chunks WHERE session = ? AND chunk = ?", [(session, chunk) for chunk in chunks]
-        )
+        with self._changes() as change:
+            for chunk in chunks:
+                change("DELETE FROM chunks WHERE session = ? AND chunk = ?", (session, chunk))
 
     def set_paths(self, paths: Iterable[KnownPath]) -> None:
         """The spill paths that are open now."""
         known = tuple(paths)
         self._known = frozenset(path.id for path in known)
-        rows = [(p.id.bytes, p.path, p.size, p.generation, json.dumps(asdict(p.options))) for p in known]
         # At once, or a daemon that dies in between would have all chunks lost.
-        self._change_many("INSERT INTO paths VALUES (?, ?, ?, ?, ?)", rows, first="DELETE FROM paths")
+        with self._changes() as change:
+            _put_paths(change, known)
 
     def chunks(self, session: int) -> Mapping[int, Place]:
-        """What T3 had of a session's when it was written last."""
+        """What T3 had of a session's when it was written last. Raises StartupError."""
         if self._database is None:
             return {}
         try:
@@ -349,8 +454,52 @@ class Ledger:
                 for chunk, path, place, generation, checksum in rows
             }
         except (sqlite3.Error, ValueError, TypeError) as error:
-            self._give_up(error)
+            if isinstance(error, sqlite3.Error) and not _is_damaged(error):
+                assert self._file is not None
+                raise _startup_error(self._file, error) from error
+            _log.error("%s: what session %d has in T3 cannot be read: %s", self._file, session, error)
             return {}
+
+
+def _startup_error(file: Path, error: Exception) -> StartupError:
+    why = getattr(error, "strerror", None) or error
+    return StartupError(
+        f"ledger {file}: {why}; applications may wait to go on with what it says: see that its file system "
+        "has room and can be written, or remove it to give them up"
+    )
+
+
+def _is_damaged(error: sqlite3.Error) -> bool:
+    """Whether the file is at fault, and not the means to read it."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in _DAMAGED
+
+
+def _delete_session(change: Any, session: int) -> None:
+    change("DELETE FROM chunks WHERE session = ?", (session,))
+    change("DELETE FROM sessions WHERE id = ?", (session,))
+
+
+def _put_paths(change: Any, paths: Iterable[KnownPath]) -> None:
+    change("DELETE FROM paths")
+    for p in paths:
+        options = json.dumps(asdict(p.options))
+        change(
+            "INSERT INTO paths VALUES (?, ?, ?, ?, ?, ?)",
+            (p.id.bytes, os.fsencode(p.path), p.size, p.generation, options, p.draining),
+        )
+
+
+def _known_path(id: bytes, path: bytes, size: int, generation: int, options: str, draining: int) -> KnownPath:
+    """A row of `paths`."""
+    return KnownPath(
+        uuid.UUID(bytes=id),
+        os.fsdecode(path),
+        size,
+        generation,
+        SpillOptions(**json.loads(options)),
+        bool(draining),
+    )
 
 
 def _heir(*fields: Any) -> Heir:

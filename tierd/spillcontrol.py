@@ -24,7 +24,8 @@ class SpillControl:
     """Adds, drains and removes the spill paths of `tiers`. Raises ControlError."""
 
     def __init__(self, tiers: Tiers, *, ephemeral: bool, changed: Callable[[], None]) -> None:
-        """`changed` is told when there is one more, before anything can be stored there, or one less."""
+        """`changed` is told when there is one more, before anything can be stored there, or one less, and
+        when one begins or ceases to be emptied."""
         self._tiers = tiers
         self._changed = changed
         self._ephemeral = ephemeral
@@ -76,6 +77,7 @@ class SpillControl:
             )
         if not self._tiers.store.restore(path):
             raise ControlError("EIO", f"{path.name} has failed; remove it, and see the kernel log")
+        self._changed()
 
     def drain(self, name: str) -> SpillPath:
         """See server.Control; the path."""
@@ -90,6 +92,7 @@ class SpillControl:
                 refused.name,
                 f"{name} cannot be spared: {refused}; add another spill path first, or end an application",
             ) from refused
+        self._changed()
         return path
 
     async def remove(self, name: str) -> None:

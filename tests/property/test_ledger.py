@@ -41,6 +41,7 @@ class Daemons(RuleBasedStateMachine):
     def begin(self) -> None:
         self.folder = Path(tempfile.mkdtemp())
         self.ledger = Ledger(self.folder / "ledger", TERMS)
+        self.ledger.take_over(())
         self.heirs: dict[int, Heir] = {}
         self.places: dict[int, dict[int, Place]] = {}
         self.paths: tuple[KnownPath, ...] = ()
@@ -90,10 +91,13 @@ class Daemons(RuleBasedStateMachine):
         for chunk in gone:
             self.places.get(id, {}).pop(chunk, None)
 
-    @rule(names=st.lists(st.text("ab/", min_size=1), max_size=3), daily=st.none() | st.integers(1, 1 << 60))
+    @rule(
+        names=st.lists(st.text("ab/\udc80", min_size=1), max_size=3),
+        daily=st.none() | st.integers(1, 1 << 60),
+    )
     def set_paths(self, names: list[str], daily: int | None) -> None:
         options = SpillOptions(encrypt=bool(daily), daily_writes=daily)
-        self.paths = tuple(KnownPath(uuid.uuid4(), name, 1 << 40, 3, options) for name in names)
+        self.paths = tuple(KnownPath(uuid.uuid4(), name, 1 << 40, 3, options, bool(daily)) for name in names)
         self.ledger.set_paths(self.paths)
 
     @rule(killed=st.booleans())
@@ -117,6 +121,7 @@ class Daemons(RuleBasedStateMachine):
         assert set(self.ledger.paths) == (set(self.paths) if stays else set())
         assert set(self.ledger.orphans) == (set(self.paths) if killed and not stays else set())
         self.paths = self.paths if stays else ()
+        self.ledger.take_over(self.paths)
 
     @invariant()
     def what_was_written_is_read(self) -> None:

@@ -23,7 +23,7 @@ import trio.testing
 from tierd import reattach
 from tierd.arena import Arena, ArenaError, ArenaPool
 from tierd.config import Config, SpillSpec
-from tierd.daemon import MountError, SpillStartupError, serve
+from tierd.daemon import MountError, SpillStartupError, StartupError, serve
 from tierd.ledger import process_start
 from tierd.relief import Relief
 from tierd.wire import Connection, RemoteError, Sender, connect
@@ -559,13 +559,42 @@ async def test_a_path_that_was_added_is_opened_again_or_removed(
         assert not added.exists()
 
 
+async def test_a_path_goes_on_being_drained(tmp_path: Path, application: Application) -> None:
+    options = {"weight": 1000, "encrypt": 0, "daily_writes": 0, "deadline": 10000, "poll": "none"}
+    spill, added = str(tmp_path / "spill"), str(tmp_path / "added")
+
+    def drain() -> None:
+        with connect(socket_of(tmp_path)) as control:
+            control.call("spill_add", path=added, size=MIB + 8 * CHUNK, force=0, **options)
+            control.call("spill_drain", path=spill)
+
+    with daemon(tmp_path) as process:
+        await trio.to_thread.run_sync(drain)
+        async with application.connect(socket_of(tmp_path)) as shim:
+            process.kill()
+            await shim.ended.wait()
+    async with running(tmp_path) as conf, application.again(conf.socket):
+        states = {path["path"]: path["state"] for path in (await status(conf))["spill"]}
+        assert states == {spill: "draining", added: "active"}
+
+
 def in_vain(conf: Config, what: str) -> Config:
     if what == "mount":
         return replace(conf, view=conf.socket.parent / "nowhere" / "view")
+    if what == "ledger":
+        with sqlite3.connect(ledger_of(conf.socket.parents[1])) as database:
+            database.execute(
+                "CREATE TRIGGER IF NOT EXISTS full BEFORE DELETE ON paths "
+                "BEGIN SELECT RAISE(FAIL, 'full'); END"
+            )
+        database.close()
+        return conf
     return replace(conf, spill=(*conf.spill, SpillSpec(conf.socket / "nowhere", 8 * MIB, "test")))
 
 
-@pytest.mark.parametrize(("what", "error"), [("mount", MountError), ("spill", SpillStartupError)])
+@pytest.mark.parametrize(
+    ("what", "error"), [("mount", MountError), ("spill", SpillStartupError), ("ledger", StartupError)]
+)
 async def test_a_start_that_fails_leaves_everything_to_the_next(
     tmp_path: Path, application: Application, what: str, error: type[Exception]
 ) -> None:
@@ -574,6 +603,10 @@ async def test_a_start_that_fails_leaves_everything_to_the_next(
     for _ in range(2):
         with pytest.raises(error):
             await serve(in_vain(conf, what))
+    if what == "ledger":
+        with sqlite3.connect(ledger_of(tmp_path)) as database:
+            database.execute("DROP TRIGGER full")
+        database.close()
     async with running(tmp_path), application.again(conf.socket) as shim:
         assert await fetched(shim, 0) == content(1)
         assert await fetched(shim, 2) == b"\7" * CHUNK

@@ -68,6 +68,11 @@ class Health:
         """Whether the device has not answered for too long, whatever else is wrong with the path."""
         return self._stalled
 
+    @property
+    def draining(self) -> bool:
+        """Whether it is to be removed, whatever else is wrong with it."""
+        return self._draining
+
     def succeeded(self, *, write: bool) -> None:
         """A transfer went well."""
         if write:

@@ -12,7 +12,7 @@ import itertools
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from types import TracebackType
@@ -62,11 +62,14 @@ class SpillSet:
         chunk: int,
         entries: int = DEFAULT_ENTRIES,
         piece: int = DEFAULT_PIECE,
+        hold: int = -1,
     ) -> None:
+        """`hold` is an open file that each ring keeps open until the kernel has ended its last transfer."""
         self.chunk = chunk  #: bytes of an extent
         self.same_filled = 0  #: chunks that are stored as a word
         self._entries = entries
         self._piece = piece
+        self._hold = hold
         self._paths: list[SpillPath] = []
         self._arenas: dict[int, Arena] = {}
         self._nursery: trio.Nursery | None = None  # while it runs
@@ -113,6 +116,8 @@ class SpillSet:
             undo.callback(file.close)
             ring = Ring(entries=self._entries, piece=self._piece, poll=file.options.poll)
             undo.callback(ring.close)
+            if self._hold >= 0:
+                ring.add_file(self._hold)
             file.attach(ring)
             undo.callback(file.detach)
             for arena in self._arenas.values():
@@ -150,6 +155,11 @@ class SpillSet:
     def files(self) -> list[SpillFile]:
         """The files of all paths."""
         return [path.file for path in self._paths]
+
+    @property
+    def draining(self) -> frozenset[uuid.UUID]:
+        """The paths that are to be emptied."""
+        return frozenset(path.file.id for path in self._paths if path.health.draining)
 
     def find(self, name: str) -> SpillPath | None:
         """The path of that name."""
@@ -205,6 +215,12 @@ class SpillSet:
         path.health.drain(True)
         self._changed.tell()
         path.emptying.tell()
+
+    def drain_again(self, ids: Collection[uuid.UUID]) -> None:
+        """Drains those that the daemon before this one was emptying."""
+        for path in self._paths:
+            if path.file.id in ids:
+                self.drain(path)
 
     def restore(self, path: SpillPath) -> bool:
         """Calls a drain off; False if the path has failed, and is drained all the same."""
