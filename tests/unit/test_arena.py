@@ -7,11 +7,12 @@ import errno
 import fcntl
 import mmap
 import os
+from io import StringIO
 from typing import Any
 
 import pytest
 
-from tierd.arena import Arena, ArenaError, ArenaPool, open_pool
+from tierd.arena import Arena, ArenaError, ArenaPool, _exporter, open_pool
 
 pytestmark = pytest.mark.usefixtures("no_leaked_fds")
 
@@ -98,3 +99,11 @@ def test_the_pool_keeps_its_limit() -> None:
 def test_a_pool_of_nothing() -> None:
     with pytest.raises(ArenaError, match="all 0 arenas"):
         ArenaPool(limit=0, arena_bytes=CHUNK, chunk=CHUNK).create(1)
+
+
+def test_a_name_does_not_tell_who_made_a_buffer() -> None:
+    """Whoever has a DMA-BUF can name it, over several lines if they like."""
+    head = "pos:\t0\nflags:\t02\nsize:\t4096\ncount:\t1\n"
+    assert _exporter(StringIO(f"{head}exp_name:\tgreenboost\nname:\ta\n")) == "greenboost"
+    spoofed = f"{head}exp_name:\tudmabuf\nname:\ta\nexp_name:\tgreenboost\n"
+    assert _exporter(StringIO(spoofed)) == "udmabuf"
