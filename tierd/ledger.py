@@ -410,7 +410,7 @@ class Ledger:
         )
 
     def end(self, session: int) -> None:
-        """A session is over, and has no chunks any more."""
+        """A session is over, and T3 no longer has its chunks."""
         with self._changes() as change:
             _delete_session(change, session)
 

@@ -94,16 +94,20 @@ class Migrator:
         self._written += arena.chunk
 
     def inherit(self, stored: Mapping[int, Stored]) -> None:
-        """What T3 holds from before; each is counted as reserved."""
+        """What T3 holds from before, and is written down; each is counted as reserved."""
         for chunk, its in stored.items():
-            self._keep(chunk, its)
+            self._know(chunk, its)
         self._most_held = max(self._most_held, len(self._stored))
 
     def _keep(self, chunk: int, stored: Stored) -> None:
+        self._know(chunk, stored)
+        if self._records is not None:
+            self._records.store(chunk, stored)
+
+    def _know(self, chunk: int, stored: Stored) -> None:
         self._stored[chunk] = stored
         if self._records is not None:
             stored.moved = partial(self._records.store, chunk)
-            self._records.store(chunk, stored)
 
     @property
     def held(self) -> Iterable[int]:
@@ -173,9 +177,9 @@ class Migrator:
         self._give_back(held)
 
     def close(self) -> None:
-        """Give every extent back. Nothing may be under way."""
+        """Give every extent back; nothing of them is written down any more. Nothing may be under way."""
         assert not self._moving
-        self._give_back(list(self._stored))
+        self._return(list(self._stored))
 
     def _check_idle(self, chunk: int) -> None:
         if chunk in self._moving:
@@ -184,6 +188,9 @@ class Migrator:
     def _give_back(self, chunks: Sequence[int]) -> None:
         if self._records is not None and chunks:
             self._records.forget(chunks)
+        self._return(chunks)
+
+    def _return(self, chunks: Sequence[int]) -> None:
         for chunk in chunks:
             self._store.give_back(self._stored.pop(chunk))
         if chunks:

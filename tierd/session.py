@@ -240,8 +240,8 @@ class Session:
         absent, self._absent = self._absent, None
         still: Mapping[int, Stored] | None = None
         if self._gone or not self.who.key or (absent is None and self._has_hung_up()):
+            self._ledger.end(self.who.id)  # before its extents are anybody else's
             self._migrator.close()
-            self._ledger.end(self.who.id)
         else:
             still = self._migrator.leave()  # the daemon ends: its process goes on with the next
         for lent in self._lent.values():
@@ -498,7 +498,9 @@ class Session:
 
     def recall(self, arena: int) -> None:
         """Have `arena` given back; see tiers.Tenant."""
-        if self._nursery is not None:
+        if self._absent is not None:
+            self._absent.recall(arena)
+        elif self._nursery is not None:
             self._nursery.start_soon(self._recall, arena)
 
     async def _recall(self, id: int) -> None:

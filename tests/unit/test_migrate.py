@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import trio
 import trio.testing
 
 from tierd.arena import Arena, open_pool
-from tierd.migrate import Migrator
+from tierd.migrate import Migrator, Records
 from tierd.nvme.errors import SpillWriteError
 from tierd.nvme.spillfile import open_spill_files
 from tierd.nvme.spillset import SpillSet, Stored
@@ -52,11 +52,13 @@ def content(byte: int) -> bytes:
 class Bench:
     """A migrator with an arena and a spill file of EXTENTS chunks."""
 
-    def __init__(self, store: SpillSet, arena: Arena) -> None:
+    def __init__(self, store: SpillSet, arena: Arena, records: Records | None = None) -> None:
         self.store = store
         self.arena = arena
         self.held = Held()
-        self.migrator = Migrator(store, reserve=self.held.reserve, returned=self.held.returned)
+        self.migrator = Migrator(
+            store, reserve=self.held.reserve, returned=self.held.returned, records=records
+        )
 
     def fill(self, slot: int, byte: int) -> None:
         self.arena.memory[slot * CHUNK : (slot + 1) * CHUNK] = content(byte)
@@ -228,3 +230,38 @@ async def test_a_failing_device_is_an_error_and_loses_nothing(tmp_path: Path) ->
         assert it.held.count == 1
         await it.migrator.fetch(0, it.arena, 1)
         assert it.holds(1, 4)
+
+
+class Written:
+    """What is written down, change by change."""
+
+    def __init__(self) -> None:
+        self.changes: list[tuple[str, tuple[int, ...]]] = []
+
+    def store(self, chunk: int, stored: Stored) -> None:
+        self.changes.append(("store", (chunk,)))
+
+    def forget(self, chunks: Sequence[int]) -> None:
+        self.changes.append(("forget", tuple(chunks)))
+
+
+async def test_what_is_written_down_already_is_not_written_again(tmp_path: Path) -> None:
+    """Every row costs time of the thread that serves everybody, and T3 may have a million chunks."""
+    written = Written()
+    async with bench(tmp_path) as it:
+        it.fill(0, 1)
+        await it.migrator.spill(5, it.arena, 0)
+        await it.migrator.spill(6, it.arena, 0)
+        following = Bench(it.store, it.arena, written)
+        following.held.count = it.held.count
+        stored = it.migrator.leave()
+        it.held.count = 0
+        following.migrator.inherit(stored)
+        assert written.changes == []
+        moved = stored[5].moved
+        assert moved is not None
+        moved(stored[5])
+        following.migrator.drop(6)
+        following.migrator.close()  # which ends the session's part of it as a whole
+        assert written.changes == [("store", (5,)), ("forget", (6,))]
+        assert following.held.count == 0
