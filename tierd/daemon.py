@@ -23,7 +23,7 @@ from .arenasource import open_arena_source
 from .config import Config
 from .ledger import KnownPath, Ledger, Terms, open_ledger, process_start
 from .listener import SocketError, listening
-from .model import AllocationSnapshot, EndedSession, PressureSnapshot, Snapshot, printable
+from .model import AllocationSnapshot, EndedSession, PressureSnapshot, Snapshot, format_size, printable
 from .notify import notify
 from .nvme.errors import SpillPathError
 from .nvme.spillfile import SpillFile
@@ -169,6 +169,7 @@ def _open_spill(config: Config, ledger: Ledger, *, ephemeral: bool) -> Iterator[
             file.stays = file.inherits  # should anything fail before the daemon serves
             files.append(undo.enter_context(file))
 
+        _remove_orphans(config, ledger)
         for spec in config.spill:
             try:
                 keep(
@@ -186,12 +187,6 @@ def _open_spill(config: Config, ledger: Ledger, *, ephemeral: bool) -> Iterator[
                     keep(SpillFile.open(known.path, known.size, chunk, options=known.options))
                 except SpillPathError as error:
                     _log.error("what applications have there is lost: %s", error)
-        for known in ledger.orphans:
-            if known.path not in configured and os.path.isfile(known.path):
-                try:
-                    SpillFile.open(known.path, None, chunk).close()  # removed, if it was made by a daemon
-                except SpillPathError as error:
-                    _log.warning("it is left as it is: %s", error)
         try:
             store = SpillSet(files, chunk=chunk, hold=ledger.fd)
         except SpillPathError as error:
@@ -209,6 +204,28 @@ def _open_spill(config: Config, ledger: Ledger, *, ephemeral: bool) -> Iterator[
                 kept = ledger.close()
                 for file in store.files:
                     file.stays = file.id in kept
+                    if file.stays and file.made:
+                        _log.info(
+                            "%s (%s) stays for them: the next daemon removes it, or you do if none follows",
+                            file.path,
+                            format_size(file.size),
+                        )
+
+
+def _remove_orphans(config: Config, ledger: Ledger) -> None:
+    """Before anything is opened: they may have the room that it needs."""
+    configured = {str(spec.path) for spec in config.spill}
+    for known in ledger.orphans:
+        if known.path in configured or not os.path.isfile(known.path):
+            continue
+        try:
+            with SpillFile.open(known.path, None, ledger.terms.chunk) as file:
+                # Or another daemon has had it since, for whose applications it may be there.
+                file.stays = (file.id, file.generation) != (known.id, known.generation + 1)
+                if file.stays:
+                    _log.warning("%s is another daemon's by now, and is left as it is", known.path)
+        except SpillPathError as error:
+            _log.warning("it is left as it is: %s", error)
 
 
 class _Daemon:

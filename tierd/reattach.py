@@ -17,8 +17,8 @@ import trio
 
 from .ledger import Heir, Ledger
 from .nvme.spillset import SpillSet, Stored
-from .policy import Inherited
-from .tiers import Tiers
+from .policy import Inherited, RecallFailed
+from .tiers import RECALL_PATIENCE, Tiers
 
 __all__ = ["GRACE", "Absent", "Absentees", "SessionRecords"]
 
@@ -57,6 +57,7 @@ class Absent:
 
     def recall(self, arena: int) -> None:
         """See tiers.Tenant. Asked again when it is back."""
+        self._absentees.recall(self, arena)
 
     def settle(self, still: Mapping[int, Stored] | None) -> None:
         """It is back or has ended, with None; or it is away again, and this is what it has in T3."""
@@ -80,6 +81,8 @@ class Absentees:
         self._by_key: dict[str, Absent] = {}
         self._missing: dict[int, list[int]] = {}
         self._waiting = True
+        self._nursery: trio.Nursery | None = None
+        self._recalled: list[tuple[Absent, int]] = []  # before that was there
         places = {heir.id: ledger.chunks(heir.id) for heir in ledger.heirs}
         stored = store.inherit({id: list(chunks.values()) for id, chunks in places.items()})
         for heir in ledger.heirs:
@@ -110,11 +113,29 @@ class Absentees:
             _log.info("waiting for %d applications to go on", len(self._by_key))
         with trio.move_on_after(GRACE):
             async with trio.open_nursery() as nursery:
+                self._nursery = nursery
                 for absent in list(self._by_key.values()):
                     nursery.start_soon(self._watch, absent)
+                for recalled in self._recalled:
+                    nursery.start_soon(self._lose_patience, *recalled)
+        self._nursery = None
         self._waiting = False
         for absent in list(self._by_key.values()):
             self._give_up(absent, f"did not come back within {GRACE:g} s")
+
+    def recall(self, absent: Absent, arena: int) -> None:
+        """Nobody is there to give the arena back: others are not kept waiting longer than by who is."""
+        if self._nursery is None:
+            self._recalled.append((absent, arena))
+        else:
+            self._nursery.start_soon(self._lose_patience, absent, arena)
+
+    async def _lose_patience(self, absent: Absent, arena: int) -> None:
+        with trio.move_on_after(RECALL_PATIENCE):
+            await absent.over.wait()
+            return
+        if not absent.over.is_set() and arena in self._tiers.state.sessions[absent.heir.id].recalled:
+            self._tiers.apply(RecallFailed(absent.heir.id, arena))
 
     async def _watch(self, absent: Absent) -> None:
         """Until it is back or its process has ended."""

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import signal
 import socket
@@ -25,6 +27,7 @@ from tierd.arena import Arena, ArenaError, ArenaPool
 from tierd.config import Config, SpillSpec
 from tierd.daemon import MountError, SpillStartupError, StartupError, serve
 from tierd.ledger import process_start
+from tierd.nvme.spillfile import SpillFile
 from tierd.relief import Relief
 from tierd.wire import Connection, RemoteError, Sender, connect
 
@@ -557,6 +560,77 @@ async def test_a_path_that_was_added_is_opened_again_or_removed(
     assert added.exists()
     async with running(tmp_path, conf):
         assert not added.exists()
+
+
+async def test_nobody_waits_for_an_arena_of_one_that_is_not_back(
+    tmp_path: Path, application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tierd.tiers.RECALL_PATIENCE", math.inf)
+    monkeypatch.setattr(reattach, "RECALL_PATIENCE", 0)
+    with daemon(tmp_path) as process:
+        async with application.connect(socket_of(tmp_path)) as shim:
+            await application.alloc(shim, 0, 2)
+            for _ in range(4):
+                await application.arena(shim)
+            process.kill()
+            await shim.ended.wait()
+    other = Application(new_state())
+    async with running(tmp_path) as conf:
+        async with other.connect(conf.socket, key="") as newcomer:
+            await newcomer.alloc(0, 2)
+            with pytest.raises(RemoteError, match="no other session gave an arena back"):
+                await newcomer.arena()
+        async with application.again(conf.socket):
+            pass
+    os.close(other.state)
+
+
+async def leave_orphan(directory: Path) -> Path:
+    """A spill file of a daemon that died, and of nobody else."""
+    added = directory / "added"
+
+    def add() -> None:
+        options = {"weight": 1000, "encrypt": 0, "daily_writes": 0, "deadline": 10000, "poll": "none"}
+        with connect(socket_of(directory)) as control:
+            control.call("spill_add", path=str(added), size=MIB + 8 * CHUNK, force=0, **options)
+
+    with daemon(directory) as process:
+        await trio.to_thread.run_sync(add)
+        process.kill()
+        process.wait()
+    return added
+
+
+async def test_what_nobody_needs_is_removed_before_a_start_can_fail(tmp_path: Path) -> None:
+    """It may be why there is no room."""
+    added = await leave_orphan(tmp_path)
+    with pytest.raises(SpillStartupError):
+        await serve(in_vain(settings(tmp_path, ram="16MiB", arena="4MiB", extents=8), "spill"))
+    assert not added.exists()
+
+
+async def test_what_another_daemon_has_left_there_stays(tmp_path: Path) -> None:
+    added = await leave_orphan(tmp_path)
+    with SpillFile.open(str(added), None, CHUNK) as file:
+        file.stays = True
+    async with running(tmp_path):
+        assert added.exists()
+        added.unlink()
+
+
+async def test_files_that_stay_are_named(
+    tmp_path: Path, application: Application, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever removes the ledger, as a reboot may, has to know of them."""
+    caplog.set_level(logging.INFO)
+    await begin(application, tmp_path)
+    conf = settings(tmp_path, ram="16MiB", arena="4MiB", extents=8)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve, conf)
+        nursery.cancel_scope.cancel()
+    assert f"{tmp_path / 'spill'} (17.0 MiB) stays for them" in caplog.text
+    async with running(tmp_path), application.again(conf.socket):
+        pass
 
 
 async def test_a_path_goes_on_being_drained(tmp_path: Path, application: Application) -> None:

@@ -86,6 +86,11 @@ class SpillFile:
         """The open file; -1 once closed."""
         return self._fd
 
+    @property
+    def made(self) -> bool:
+        """Whether a daemon made it, so that one also removes it."""
+        return self._superblock.created and self._named
+
     def close(self) -> None:
         """Lets go of the path; a file that a daemon created is removed unless it `stays`.
 
@@ -101,7 +106,7 @@ class SpillFile:
             if self.stays:
                 pass
             elif self._superblock.created:
-                if self._named and is_same_file(self.path, fd):
+                if self.made and is_same_file(self.path, fd):
                     os.unlink(self.path)
             else:
                 self._write_last(fd)
