@@ -39,6 +39,16 @@ static struct pending *find_pending(struct client *client, uint64_t id)
 	return NULL;
 }
 
+/* In the lock. */
+static void cannot_follow(struct client *client)
+{
+	if (*client->key)
+		log_warn(
+			"no memory or no file to remember what another daemon has to be told; this "
+			"program cannot go on without this one");
+	*client->key = 0;
+}
+
 /* Take the request's entry out of the table; done is called without the lock. */
 static void complete(struct client *client, uint64_t id, const struct reply *reply)
 {
@@ -53,11 +63,10 @@ static void complete(struct client *client, uint64_t id, const struct reply *rep
 		arg = found->arg;
 		found->id = 0;
 		pthread_cond_broadcast(&client->room);
-		/* The only answer with a file and a number: the next daemon must be told of it.
-		 * Without memory or a file for that there is no going on with that one. */
+		/* The only answer with a file and a number: the next daemon must be told of it. */
 		if (reply->fd >= 0 && !reply->error && *client->key &&
 		    !held_add_arena(&client->held, reply->arena, reply->fd))
-			*client->key = 0;
+			cannot_follow(client);
 	}
 	pthread_mutex_unlock(&client->lock);
 	if (done)
@@ -204,8 +213,10 @@ bool client_attach(struct client *client, int socket)
 		}
 		pthread_mutex_unlock(&client->lock);
 		last = next;
-		if (next && attached)
-			send_pending(client, next);
+		/* What cannot be sent must not be waited for: another try then, as with a daemon
+		 * that is gone. */
+		if (next && attached && send_pending(client, next))
+			shutdown(client->fd, SHUT_RDWR);
 	} while (next);
 	pthread_mutex_unlock(&client->sending);
 	return attached;
@@ -297,7 +308,7 @@ static void alloc_done(void *arg, const struct reply *reply)
 	if (!reply->error) {
 		pthread_mutex_lock(&client->lock);
 		if (!held_add_allocation(&client->held, call->allocation))
-			*client->key = 0;
+			cannot_follow(client);
 		pthread_mutex_unlock(&client->lock);
 	}
 	call_done(arg, reply);
@@ -315,23 +326,31 @@ int client_alloc(struct client *client, struct held_allocation allocation, struc
 	return call_and_wait(client, &request, alloc_done, &call, reply);
 }
 
-void client_free(struct client *client, uint64_t first)
-{
-	struct message request;
-	struct reply reply;
-
-	pthread_mutex_lock(&client->lock);
-	held_remove_allocation(&client->held, first);
-	pthread_mutex_unlock(&client->lock);
-	client_request(&request, "free");
-	message_uint(&request, "first", first);
-	client_call(client, &request, &reply);
-}
-
-static void return_done(void *arg, const struct reply *reply)
+static void given_back(void *arg, const struct reply *reply)
 {
 	(void)arg;
 	(void)reply; /* at worst it counts as this session's until the end */
+}
+
+void client_free(struct client *client, uint64_t first)
+{
+	bool attached, told;
+	struct message request;
+	struct reply reply;
+
+	pthread_mutex_lock(&client->sending);
+	pthread_mutex_lock(&client->lock);
+	held_remove_allocation(&client->held, first);
+	attached = client->attached;
+	told = attached || client->telling;
+	pthread_mutex_unlock(&client->lock);
+	pthread_mutex_unlock(&client->sending);
+	client_request(&request, "free");
+	message_uint(&request, "first", first);
+	if (attached)
+		client_call(client, &request, &reply);
+	else if (told)
+		client_post(client, &request, given_back, NULL);
 }
 
 void client_return(struct client *client, uint64_t arena)
@@ -343,7 +362,7 @@ void client_return(struct client *client, uint64_t arena)
 	pthread_mutex_unlock(&client->lock);
 	client_request(&request, "return");
 	message_uint(&request, "arena", arena);
-	client_post(client, &request, return_done, NULL);
+	client_post(client, &request, given_back, NULL);
 }
 
 void client_answer_recall(struct client *client, uint64_t token, uint64_t arena, int error)
@@ -408,6 +427,11 @@ void client_close(struct client *client)
 {
 	atomic_store(&client->closing, true);
 	shutdown(client->fd, SHUT_RDWR);
+	/* Also where the next daemon is being asked. */
+	pthread_mutex_lock(&client->lock);
+	if (client->dialled >= 0)
+		shutdown(client->dialled, SHUT_RDWR);
+	pthread_mutex_unlock(&client->lock);
 }
 
 void client_forget(struct client *client)

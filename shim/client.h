@@ -38,7 +38,6 @@ struct client {
 	char path[108], name[64], key[WIRE_KEY + 1];
 	uint64_t chunk, arena; /* bytes, as the first daemon said */
 	unsigned int patience; /* seconds to wait for another daemon */
-	int dialled, shown; /* what reattach.c has open for a moment; -1: nothing */
 	pthread_t thread;
 	atomic_bool closing; /* the session is over, and no other daemon is wanted */
 
@@ -50,6 +49,8 @@ struct client {
 	pthread_cond_t room; /* a pending entry became free */
 	struct pending pending[CLIENT_MAX_PENDING];
 	uint64_t next_id;
+	int dialled, shown; /* what reattach.c has open for a moment; -1: nothing */
+	bool telling; /* what is in held is being told to the next daemon */
 	bool lost; /* the daemon is gone for good; every request fails with EPIPE */
 	struct held held;
 
@@ -80,6 +81,7 @@ int client_call(struct client *client, struct message *request, struct reply *re
 
 /* The requests that change what the session has. */
 int client_alloc(struct client *client, struct held_allocation allocation, struct reply *reply);
+/* While there is no daemon it is not waited for. */
 void client_free(struct client *client, uint64_t first);
 void client_return(struct client *client, uint64_t arena);
 

@@ -19,7 +19,7 @@ void residency_daemon_gone(void *arg)
 	struct device *device = arg;
 
 	pthread_mutex_lock(&device->lock);
-	device->doubt = true;
+	device->doubt = device->untold = true;
 	/* Its recalls are void: the next one has its own. */
 	device->recall_count = 0;
 	for (uint32_t i = 0; i < device->mover.arena_count; i++) {
@@ -51,6 +51,7 @@ int residency_counted_on(void *arg)
 	 * is, and fetched again.
 	 */
 	pthread_mutex_lock(&device->lock);
+	device->untold = false;
 	for (uint32_t i = 0; i < device->map.count; i++) {
 		const struct allocation *a = device->map.sorted[i];
 

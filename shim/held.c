@@ -7,6 +7,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#define OWN_LEAST 512
+
 bool held_add_arena(struct held *held, uint64_t id, int fd)
 {
 	struct held_arena *grown =
@@ -16,7 +18,11 @@ bool held_add_arena(struct held *held, uint64_t id, int fd)
 	if (!grown)
 		return false;
 	held->arenas = grown;
-	own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	/* Low numbers are for the program, which may select() on them, and 1024 is often the limit.
+	 */
+	own = fcntl(fd, F_DUPFD_CLOEXEC, OWN_LEAST);
+	if (own < 0)
+		own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
 	if (own < 0)
 		return false;
 	held->arenas[held->arena_count++] = (struct held_arena){ id, own };

@@ -486,6 +486,8 @@ struct ram_place lower_make_ram(struct device *device)
 		}
 		if (!device->spills && get_arena_at_times(device))
 			continue;
+		if (device->doubt)
+			continue; /* by now */
 		if (device->spill_error == ENOSPC && give_up_extents(device)) {
 			device->spill_error = 0;
 			continue;

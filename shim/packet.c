@@ -66,7 +66,8 @@ size_t packet_receive(int socket, unsigned char *buffer, int *fd)
 	ssize_t n;
 
 	*fd = -1;
-	/* A daemon that died with a request unread: that is said once, before what it had answered. */
+	/* A daemon that died with a request unread: that is said once, before what it had answered.
+	 */
 	do {
 		n = recvmsg(socket, &header, MSG_CMSG_CLOEXEC);
 	} while (n < 0 && (errno == EINTR || errno == ECONNRESET));

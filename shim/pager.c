@@ -264,10 +264,10 @@ static bool look_further(struct device *device)
 	device->prefetch = false;
 	if (device->maps)
 		return false; /* all is where it stays */
+	vram_see_what_is_over(device);
 	if (device->doubt)
 		return false; /* or what is only ahead would wait for a daemon, and launches for it
 			       */
-	vram_see_what_is_over(device);
 	moved = look_ahead(device);
 	return moved || device->prefetch;
 }

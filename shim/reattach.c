@@ -120,7 +120,9 @@ static int resume(struct client *client, int socket, struct reply *reply)
 	client->shown = counted_on;
 	client_request(&request, "resume");
 	error = ask(socket, &request, counted_on, reply);
-	if (!error)
+	if (error)
+		client->gone(client->arg); /* this one too */
+	else
 		client->settled(client->arg, counted_on);
 	client->shown = -1;
 	close(counted_on);
@@ -161,6 +163,7 @@ static int go_on_with(struct client *client, int socket, struct reply *reply)
 
 	pthread_mutex_lock(&client->lock);
 	whole = held_copy(&client->held, &held);
+	client->telling = whole;
 	pthread_mutex_unlock(&client->lock);
 	if (!whole) {
 		snprintf(reply->message, sizeof(reply->message), "no memory to tell it");
@@ -175,6 +178,9 @@ static int go_on_with(struct client *client, int socket, struct reply *reply)
 			(unsigned long long)reply->lost, (unsigned long long)client->chunk);
 	if (!error && !client_attach(client, socket))
 		error = ECANCELED;
+	pthread_mutex_lock(&client->lock);
+	client->telling = false;
+	pthread_mutex_unlock(&client->lock);
 	return error;
 }
 
@@ -191,6 +197,16 @@ unsigned int client_patience(void)
 		return (unsigned int)seconds;
 	log_warn("GREENBOOST_REATTACH=%s is no number of seconds; using %d", text, PATIENCE);
 	return PATIENCE;
+}
+
+/* Says to client_close() what to shut down. */
+static void dialled(struct client *client, int fd)
+{
+	pthread_mutex_lock(&client->lock);
+	client->dialled = fd;
+	if (fd >= 0 && atomic_load(&client->closing))
+		shutdown(fd, SHUT_RDWR);
+	pthread_mutex_unlock(&client->lock);
 }
 
 static double now(void)
@@ -222,9 +238,9 @@ bool client_reattach(struct client *client)
 		struct reply reply = { 0 };
 		int fd = client_dial(client);
 
-		client->dialled = fd;
+		dialled(client, fd);
 		error = fd < 0 ? EPIPE : go_on_with(client, fd, &reply);
-		client->dialled = -1;
+		dialled(client, -1);
 		if (fd >= 0)
 			close(fd);
 		if (error && error != EPIPE && error != ECANCELED && !(passes(error) && said)) {

@@ -200,6 +200,15 @@ static void drop_done(void *arg, const struct reply *reply)
 
 void residency_drop_extents(struct device *device, const uint32_t *dropped, uint32_t count)
 {
+	bool untold;
+
+	pthread_mutex_lock(&device->lock);
+	untold = device->untold;
+	pthread_mutex_unlock(&device->lock);
+	/* The next daemon will not be told that they are counted on. There is room for few requests
+	 * that wait for it. */
+	if (untold)
+		return;
 	for (uint32_t i = 0; i < count; i++) {
 		struct message request;
 

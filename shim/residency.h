@@ -150,6 +150,7 @@ struct device {
 	uint32_t departures; /* spills under way that empty a recalled arena */
 	bool doubt; /* there is no daemon, and what T3 has is not known: its copies are not relied
 		       on */
+	bool untold; /* nor has the next one been told what of T3's is counted on */
 	bool relying; /* a chunk is leaving VRAM that has no other copy */
 	int spill_error; /* of the last spill that failed, errno value */
 	uint32_t mapped; /* chunks that are read in place */

@@ -276,6 +276,46 @@ def test_launches_go_on_and_the_rest_waits(
     assert os.listdir(daemons.folder) == []
 
 
+GIVES_BACK = (
+    BEGIN
+    + """
+held = [c_uint64() for _ in range(120)]
+for i, address in enumerate(held):
+    assert cuda.cuMemAlloc_v2(byref(address), c_size_t(2 * MIB)) == 0
+    fill(address, 1000 * i)
+print("filled", flush=True)
+sys.stdin.readline()
+# First what is in VRAM, so that there is room.
+for address in held[112:]:
+    assert cuda.cuMemFree_v2(address) == 0
+for i, address in enumerate(held[:96]):
+    assert cuda.cuMemsetD32_v2(address, c_uint(i), c_size_t(512 << 10)) == 0
+    assert (read(address) == i).all()
+    assert cuda.cuMemFree_v2(address) == 0
+print("goes on", flush=True)
+assert all(right(held[i], 1000 * i) for i in range(96, 112))
+print("right")
+"""
+)
+
+
+def test_what_is_overwritten_or_freed_waits_for_nobody(runner: Runner, shim: Path, daemons: Daemons) -> None:
+    """More often than requests can wait for a daemon."""
+    daemons.spill = 257
+    daemons.start()
+    with program(runner, shim, daemons, "-c", GIVES_BACK) as process:
+        assert said(process) == "filled"
+        daemons.end(signal.SIGKILL)
+        noticed(process)
+        say(process)
+        assert said(process) == "goes on"
+        daemons.start()
+        out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out) == (0, "right\n"), err
+    daemons.end()
+    assert os.listdir(daemons.folder) == []
+
+
 @pytest.mark.parametrize(
     ("patience", "message"),
     [("1", "no daemon came back within 1 s"), ("0", "GREENBOOST_REATTACH says not to wait")],
