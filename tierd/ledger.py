@@ -145,7 +145,7 @@ class Ledger:
         self.heirs: tuple[Heir, ...] = ()
         self.paths: tuple[KnownPath, ...] = ()
         self.orphans: tuple[KnownPath, ...] = ()  #: paths in which nobody has anything any more
-        self.fd = -1  #: the locked file, for every ring to hold; -1 without a file
+        self.fd = -1  #: the locked file, for every ring to hold, until close(); -1 without a file
         self._known: frozenset[uuid.UUID] = frozenset()  # the paths that are in the file
         self._dead: list[int] = []  # sessions in the file that have ended
         self._file = file
@@ -181,6 +181,7 @@ class Ledger:
             _log.warning("%s cannot be read and is not used: %s", file, error)
 
     def _create(self, file: Path) -> None:
+        self._close_file()
         self.fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._connect(file).executescript(f"BEGIN; {_SCHEMA} COMMIT")
@@ -309,23 +310,29 @@ class Ledger:
                 len(self.heirs),
             )
 
+    def _close_database(self) -> None:
+        database, self._database = self._database, None
+        if database is not None:
+            database.close()
+
     def _let_go(self) -> None:
         """Close the file and leave it as it is."""
-        database, self._database = self._database, None
-        fd, self.fd = self.fd, -1
         try:
-            if database is not None:
-                database.close()
+            self._close_database()
         finally:
-            # Last, for this ends the locks that SQLite has on the file.
-            if fd >= 0:
-                os.close(fd)
+            self._close_file()
+
+    def _close_file(self) -> None:
+        """After the database: this ends the locks that SQLite has on it."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def _forget(self) -> None:
-        """Remove the file, if it is still the one that was opened."""
+        """Remove the file, if it is still the one that was opened, which stays open."""
         assert self._file is not None
         ours = os.fstat(self.fd) if self.fd >= 0 else None
-        self._let_go()
+        self._close_database()
         with suppress(FileNotFoundError):
             found = os.lstat(self._file)
             if not stat.S_ISLNK(found.st_mode) and (ours is None or not os.path.samestat(found, ours)):
@@ -345,21 +352,22 @@ class Ledger:
         The file stays too then. It is removed if there is nobody. Closing twice is allowed.
         """
         if self._database is None:
+            self._close_file()
             return frozenset()
         try:
             if any(
                 process_start(pid) == started or not pid
                 for pid, started in self._database.execute("SELECT pid, started FROM sessions")
             ):
-                self._let_go()
                 _log.info("applications wait for the next daemon; what they have on NVMe stays for them")
                 return self._known
             self._forget()
         except (OSError, sqlite3.Error) as error:
             _log.error("%s cannot be read, and stays for the next daemon: %s", self._file, error)
+            return self._known
+        finally:
             with suppress(OSError, sqlite3.Error):
                 self._let_go()
-            return self._known
         return frozenset()
 
     # Changes

@@ -109,6 +109,17 @@ def test_what_is_another_daemons_by_now_is_not_removed(tmp_path: Path) -> None:
     third.close()
 
 
+def test_one_that_is_given_up_stays_open_for_rings_to_come(tmp_path: Path) -> None:
+    with open_ledger(tmp_path / "ledger", TERMS) as it:
+        it.take_over(())
+        before = os.fstat(it.fd)
+        with no_room(tmp_path):
+            it.session(HEIR)
+        assert not it.kept
+        assert os.listdir(tmp_path) == []
+        assert os.path.samestat(os.fstat(it.fd), before)
+
+
 def test_rings_keep_the_lock_of_a_daemon_that_died(tmp_path: Path) -> None:
     """A directory's file has no name by which the next daemon could wait for the last one's transfers."""
     (tmp_path / "spill").mkdir()
