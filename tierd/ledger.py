@@ -114,6 +114,10 @@ class KnownPath:
     draining: bool = False  #: it was to be emptied
 
 
+_Change = tuple[str, Sequence[Sequence[object]]]
+"""A statement, and the values of each time that it is executed."""
+
+
 class _NotOurs(Exception):
     """What is there is no ledger that this program has written."""
 
@@ -197,7 +201,7 @@ class Ledger:
             except OSError as error:
                 if os.path.islink(file):
                     raise _NotOurs("it is a symbolic link") from None
-                raise error
+                raise
             try:
                 while True:
                     try:
@@ -279,15 +283,14 @@ class Ledger:
         known = tuple(paths)
         if self._database is not None:
             try:
-                with _transaction(self._database) as change:
-                    for session in self._dead:
-                        _delete_session(change, session)
-                    change("DELETE FROM daemon")
-                    change(
-                        "INSERT INTO daemon VALUES (?, ?, ?, ?, ?)",
-                        (_VERSION, _boot(), self.terms.chunk, self.terms.arena, self.terms.arenas),
-                    )
-                    _put_paths(change, known)
+                terms = (_VERSION, _boot(), self.terms.chunk, self.terms.arena, self.terms.arenas)
+                changes = [
+                    *_end(self._dead),
+                    ("DELETE FROM daemon", [()]),
+                    ("INSERT INTO daemon VALUES (?, ?, ?, ?, ?)", [terms]),
+                    *_put(known),
+                ]
+                _execute(self._database, changes)
             except (OSError, sqlite3.Error) as error:
                 if self.heirs:
                     assert self._file is not None
@@ -380,15 +383,12 @@ class Ledger:
         except sqlite3.Error as error:
             self._give_up(error)
 
-    @contextmanager
-    def _changes(self) -> Iterator[Any]:
-        """What executes statements that are done together."""
+    def _change_many(self, changes: Iterable[_Change]) -> None:
+        """All of them or none."""
         if self._database is None:
-            yield lambda *_: None
             return
         try:
-            with _transaction(self._database) as change:
-                yield change
+            _execute(self._database, changes)
         except sqlite3.Error as error:
             self._give_up(error)
 
@@ -419,8 +419,7 @@ class Ledger:
 
     def end(self, session: int) -> None:
         """A session is over, and T3 no longer has its chunks."""
-        with self._changes() as change:
-            _delete_session(change, session)
+        self._change_many(_end([session]))
 
     def store(self, session: int, chunk: int, place: Place | None) -> None:
         """T3 has the chunk there; None: the next daemon could not have it."""
@@ -435,17 +434,15 @@ class Ledger:
 
     def forget(self, session: int, chunks: Sequence[int]) -> None:
         """T3 no longer has these chunks; before their extents are anybody else's."""
-        with self._changes() as change:
-            for chunk in chunks:
-                change("DELETE FROM chunks WHERE session = ? AND chunk = ?", (session, chunk))
+        rows = [(session, chunk) for chunk in chunks]
+        self._change_many([("DELETE FROM chunks WHERE session = ? AND chunk = ?", rows)])
 
     def set_paths(self, paths: Iterable[KnownPath]) -> None:
         """The spill paths that are open now."""
         known = tuple(paths)
         self._known = frozenset(path.id for path in known)
         # At once, or a daemon that dies in between would have all chunks lost.
-        with self._changes() as change:
-            _put_paths(change, known)
+        self._change_many(_put(known))
 
     def chunks(self, session: int) -> Mapping[int, Place]:
         """What T3 had of a session's when it was written last. Raises StartupError."""
@@ -479,23 +476,21 @@ def _startup_error(file: Path, error: Exception) -> StartupError:
 
 def _is_damaged(error: sqlite3.Error) -> bool:
     """Whether the file is at fault, and not the means to read it."""
-    code = getattr(error, "sqlite_errorcode", None)
-    return code is not None and code & 0xFF in _DAMAGED
+    code = getattr(error, "sqlite_errorcode", None)  # Python's own have none: text that is not UTF-8
+    return code is None or code & 0xFF in _DAMAGED
 
 
-def _delete_session(change: Any, session: int) -> None:
-    change("DELETE FROM chunks WHERE session = ?", (session,))
-    change("DELETE FROM sessions WHERE id = ?", (session,))
+def _end(sessions: Sequence[int]) -> list[_Change]:
+    rows = [(session,) for session in sessions]
+    return [("DELETE FROM chunks WHERE session = ?", rows), ("DELETE FROM sessions WHERE id = ?", rows)]
 
 
-def _put_paths(change: Any, paths: Iterable[KnownPath]) -> None:
-    change("DELETE FROM paths")
-    for p in paths:
-        options = json.dumps(asdict(p.options))
-        change(
-            "INSERT INTO paths VALUES (?, ?, ?, ?, ?, ?)",
-            (p.id.bytes, os.fsencode(p.path), p.size, p.generation, options, p.draining),
-        )
+def _put(paths: Iterable[KnownPath]) -> list[_Change]:
+    rows = [
+        (p.id.bytes, os.fsencode(p.path), p.size, p.generation, json.dumps(asdict(p.options)), p.draining)
+        for p in paths
+    ]
+    return [("DELETE FROM paths", [()]), ("INSERT INTO paths VALUES (?, ?, ?, ?, ?, ?)", rows)]
 
 
 def _known_path(id: bytes, path: bytes, size: int, generation: int, options: str, draining: int) -> KnownPath:
@@ -523,11 +518,13 @@ def open_ledger(file: Path | None, terms: Terms) -> Iterator[Ledger]:
         yield ledger
 
 
-@contextmanager
-def _transaction(database: sqlite3.Connection) -> Iterator[Any]:
+def _execute(database: sqlite3.Connection, changes: Iterable[_Change]) -> None:
+    """All of them or none. Raises sqlite3.Error."""
     database.execute("BEGIN")
     try:
-        yield database.execute
+        for sql, rows in changes:
+            if rows:
+                database.executemany(sql, rows)
     except BaseException:
         database.execute("ROLLBACK")
         raise
