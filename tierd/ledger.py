@@ -198,7 +198,7 @@ class Ledger:
                 fd = os.open(file, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
             except FileNotFoundError:
                 return False
-            except OSError as error:
+            except OSError:
                 if os.path.islink(file):
                     raise _NotOurs("it is a symbolic link") from None
                 raise
