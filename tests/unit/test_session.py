@@ -17,7 +17,8 @@ from tests.unit.fake_shim import connect_shim, new_state
 from tierd import session, tiers
 from tierd.arena import Arena
 from tierd.nvme.spillset import SpillSet, Stored
-from tierd.wire import Connection, Disconnected, RemoteError, Request, WireError
+from tierd.wire import Disconnected, RemoteError, Request, WireError
+from tierd.wire.connection import Connection
 
 pytestmark = pytest.mark.usefixtures("no_leaked_fds")
 
