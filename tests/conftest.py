@@ -33,6 +33,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
     return Scheduling(config, log)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # In guests, that plugin is left out, and importing what it is for takes seconds.
+    if config.pluginmanager.hasplugin("hypothesispytest"):
+        from hypothesis import settings
+
+        # How long an example takes is the machine's affair, and what else runs there.
+        settings.register_profile("greenboost", deadline=None)
+        settings.load_profile("greenboost")
+
+
 def _open_files() -> dict[int, str]:
     files = {}
     for name in os.listdir("/proc/self/fd"):
