@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What tests of several directories share."""
+"""What tests of several directories share, and which must not run at the same time."""
 
 from __future__ import annotations
 
@@ -8,8 +8,39 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadScopeScheduling
+
+_ONE_PROCESS = ("tests/vm/", "tests/gpu/", "tests/e2e/test_demo.py::")
+"""What pytest-xdist is to leave together: guests enough to keep all processors busy are started there anyway,
+there is one GPU, and there may be one demo at a time in a checkout. The largest of them begins first."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    # The mark xdist_group is of no use with pytest 9.2: https://github.com/pytest-dev/pytest-xdist/issues/1386
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc] # it ships no types
+        def _split_scope(self, nodeid: str) -> str:
+            return next((part for part in _ONE_PROCESS if nodeid.startswith(part)), nodeid)
+
+    return Scheduling(config, log)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # In guests, that plugin is left out, and importing what it is for takes seconds.
+    if config.pluginmanager.hasplugin("hypothesispytest"):
+        from hypothesis import settings
+
+        # How long an example takes is the machine's affair, and what else runs there.
+        settings.register_profile("greenboost", deadline=None)
+        settings.load_profile("greenboost")
 
 
 def _open_files() -> dict[int, str]:

@@ -37,7 +37,8 @@ from .spillcontrol import SpillControl
 from .startup import MountError, SpillStartupError, StartupError
 from .statemap import StateError, StateMap
 from .tiers import Tiers
-from .wire import Connection, Request
+from .wire import Request
+from .wire.connection import Connection
 
 __all__ = ["MountError", "SocketError", "SpillStartupError", "StartupError", "serve"]
 

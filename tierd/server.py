@@ -19,15 +19,8 @@ from typing import Protocol
 
 import trio
 
-from .wire import (
-    PROTOCOL_VERSION,
-    Connection,
-    Disconnected,
-    Request,
-    Sender,
-    WireError,
-    close_fds,
-)
+from .wire import PROTOCOL_VERSION, Disconnected, Request, Sender, WireError, close_fds
+from .wire.connection import Connection
 
 __all__ = ["Control", "ControlError", "Peer", "serve_connections"]
 

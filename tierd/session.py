@@ -39,13 +39,13 @@ from .tiers import RECALL_PATIENCE, Tiers
 from .wire import (
     MAX_STATE_CHUNKS,
     MAX_UNDER_WAY,
-    Connection,
     Disconnected,
     RemoteError,
     Request,
     WireError,
     close_fds,
 )
+from .wire.connection import Connection
 
 __all__ = ["Identity", "Session"]
 

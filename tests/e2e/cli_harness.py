@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import select
@@ -36,6 +37,16 @@ int cuGetErrorName(int e, const char **s) { (void)e; *s = "CUDA_ERROR_NO_DEVICE"
 """A CUDA driver with one device, as far as doctor asks; INIT is what cuInit returns."""
 
 
+@functools.cache
+def _compiled(source: str) -> bytes:
+    """The shared library of this source in C, made once for all tests that have it."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "library.so")
+        command = ["cc", "-shared", "-fPIC", "-w", "-x", "c", "-o", str(path), "-"]
+        subprocess.run(command, input=source, text=True, check=True)
+        return path.read_bytes()
+
+
 class Cli:
     """greenboost with a shim and a driver of the test's; `tmp` is its TMPDIR, `home` for files."""
 
@@ -58,8 +69,7 @@ class Cli:
 
     def library(self, name: str, source: str) -> Path:
         path = self.home / name
-        command = ["cc", "-shared", "-fPIC", "-w", "-x", "c", "-o", str(path), "-"]
-        subprocess.run(command, input=source, text=True, check=True)
+        path.write_bytes(_compiled(source))
         return path
 
     def command(self, *arguments: str | Path) -> list[str]:

@@ -18,6 +18,8 @@ pytest.importorskip("transformers", reason="no transformers here")
 if not torch.cuda.is_available():
     pytest.skip("no NVIDIA GPU here", allow_module_level=True)
 
+pytestmark = pytest.mark.gpu
+
 
 def test_quick(tmp_path: Path) -> None:
     file = tmp_path / "bench.json"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Programs nobody changed, on a real GPU: the same bits with VRAM to spare and with half of what they need.
 
-Run with ``tools/test --gpu`` on a machine with an NVIDIA GPU and PyTorch.
+Run with ``tools/test tests/gpu`` on a machine with an NVIDIA GPU and PyTorch.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="no PyTorch here")
 if not torch.cuda.is_available():
     pytest.skip("no NVIDIA GPU here", allow_module_level=True)
+
+pytestmark = pytest.mark.gpu
 
 PROGRAMS = Path(__file__).parent / "programs"
 MIB = 1 << 20

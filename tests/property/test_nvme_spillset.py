@@ -181,7 +181,7 @@ async def history(sizes: Sequence[int], plans: Sequence[Sequence[Step]], changes
                         for path in spill._paths
                     )
 
-                with trio.fail_after(10):
+                with trio.fail_after(60):
                     while not drained():
                         await trio.lowlevel.checkpoint()
                 held = [stored for owner in owners for stored in owner.holds]
@@ -192,7 +192,7 @@ async def history(sizes: Sequence[int], plans: Sequence[Sequence[Step]], changes
                 for stored in held:
                     spill.give_back(stored)
                 # A chunk may be on its way between two paths: it is gone when it arrives.
-                with trio.fail_after(10):
+                with trio.fail_after(60):
                     while any(path.used for path in spill.snapshot()):
                         await trio.lowlevel.checkpoint()
                 background.cancel_scope.deadline = trio.current_time() + 10

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 from pathlib import Path
 
@@ -14,16 +15,19 @@ from .tiers import Runner
 SOFTCUDA = Path(__file__).parents[2] / "tools" / "softcuda"
 
 
-def make(folder: Path) -> None:
-    command = ["make", "-C", str(folder), *sanitizer.make_arguments()]
-    made = subprocess.run(command, capture_output=True, text=True, check=False)
+def make(folder: Path, *arguments: str) -> None:
+    """make in the folder; another process of this test run may want the same."""
+    with open(folder / "Makefile") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        command = ["make", "-C", str(folder), *arguments]
+        made = subprocess.run(command, capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stderr
 
 
 @pytest.fixture(scope="session")
 def softcuda() -> Path:
     """The software device's libcuda.so.1, up to date."""
-    make(SOFTCUDA)
+    make(SOFTCUDA, *sanitizer.make_arguments())
     return sanitizer.build_folder(SOFTCUDA, "/") / "libcuda.so.1"
 
 
@@ -31,7 +35,7 @@ def softcuda() -> Path:
 def shim(softcuda: Path) -> Path:
     """The shim, built to stand for the software device's functions."""
     folder = Path(__file__).parents[2] / "shim"
-    make(folder)
+    make(folder, *sanitizer.make_arguments())
     return sanitizer.build_folder(folder, "-") / "libgreenboost_cuda.so"
 
 

@@ -10,17 +10,15 @@ from pathlib import Path
 import pytest
 
 from . import sanitizer
+from .conftest import SOFTCUDA, make
 from .tiers import Runner
 
 ROOT = Path(__file__).parents[2]
-SOFTCUDA = ROOT / "tools" / "softcuda"
 
 
 def build(sanitizer: str, folder: Path) -> Path:
     """stress.c and the device, instrumented."""
-    subprocess.run(
-        ["make", "-s", "-C", SOFTCUDA, f"SANITIZE={sanitizer}", "CFLAGS=-O1 -g"], check=True, text=True
-    )
+    make(SOFTCUDA, f"SANITIZE={sanitizer}", "CFLAGS=-O1 -g")
     library = SOFTCUDA / "build" / sanitizer.split(",")[0] / "libcuda.so.1"
     program = folder / "stress"
     source = Path(__file__).parent / "softcuda" / "stress.c"

@@ -21,8 +21,8 @@ __all__ = ["CHUNK", "MIB", "RawPeer", "running", "settings", "status", "wait_unt
 
 MIB = 1 << 20
 CHUNK = 2 * MIB
-_PATIENCE = 5.0
-"""Seconds after which something hangs; the promise for giving everything back is one second."""
+_PATIENCE = 60.0
+"""Seconds after which something hangs."""
 
 
 def settings(directory: Path, *, ram: str, arena: str | None, extents: int) -> Config:

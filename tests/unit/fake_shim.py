@@ -25,11 +25,11 @@ from tierd.wire import (
     STATE_HEADER_BYTES,
     STATE_MAGIC,
     STATE_VERSION,
-    Connection,
     Disconnected,
     Request,
     Sender,
 )
+from tierd.wire.connection import Connection
 
 __all__ = ["FakeArena", "FakeShim", "connect_shim", "new_state"]
 

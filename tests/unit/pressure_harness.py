@@ -77,7 +77,7 @@ def fake_source(monkeypatch: pytest.MonkeyPatch) -> FakeSource:
 
 async def until(conf: Config, **expected: int | str) -> None:
     """Until the daemon shows these of its pressure, or `arenas`."""
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while True:
             now = await status(conf)
             now["pressure"]["arenas"] = now["arenas"]

@@ -366,7 +366,7 @@ async def test_a_path_that_fails_is_set_aside_and_drained(tmp_path: Path, arena:
             with pytest.raises(NoSpace):
                 await spill.store(arena, 0)
             await spill.add(opened(tmp_path / "1", 8))
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 while used(spill) != [0, 3]:
                     await trio.lowlevel.checkpoint()
             for each in stored:
@@ -455,7 +455,7 @@ async def test_a_drain_waits_for_room_and_can_be_called_off(tmp_path: Path, aren
 
                 nursery.start_soon(remove)
                 spill.give_back(next(each for each in stored if each.path is second))
-                with trio.fail_after(5):
+                with trio.fail_after(60):
                     while used(spill) != [3, 4]:
                         await trio.lowlevel.checkpoint()
                 assert spill.restore(first)
@@ -486,7 +486,7 @@ async def test_given_back_while_it_is_moved(
             spill.give_back(stored)
             go_on.set()
             await spill.remove(old)
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 while used(spill) != [0]:
                     await trio.lowlevel.checkpoint()
 
@@ -500,7 +500,7 @@ async def test_a_chunk_that_cannot_be_moved_stays_for_its_owner(tmp_path: Path, 
             corrupt(tmp_path / "0", bad)
             await spill.add(opened(tmp_path / "1", 4))
             spill.drain(old)
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 while used(spill) != [1, 1]:
                     await trio.lowlevel.checkpoint()
             with pytest.raises(OSError, match="other bytes"):
@@ -571,7 +571,7 @@ def gated(patch: pytest.MonkeyPatch, transfer: str, name: Path) -> Iterator[tupl
 
 
 async def until(true: Callable[[], bool]) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         while not true():
             await trio.lowlevel.checkpoint()
 
@@ -607,7 +607,7 @@ async def test_a_path_is_added_while_another_stalls(
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(spill.store, arena, 0)
                 await until(lambda: states(spill) == ["stalled"])
-                with trio.fail_after(5):
+                with trio.fail_after(60):
                     await spill.add(opened(tmp_path / "1", 4))
                     await spill.store(arena, 0)
                 assert used(spill) == [1, 1]
@@ -624,7 +624,7 @@ async def test_a_path_is_added_while_a_drain_waits_for_a_device_that_stalls(
             assert 0 < used(spill)[0] < 8
             spill.drain(path_of(spill, tmp_path / "0"))
             await came.wait()
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 await spill.add(opened(tmp_path / "2", 8))
                 other = path_of(spill, tmp_path / "1")
                 spill.drain(other)
@@ -639,7 +639,7 @@ async def test_a_drain_while_the_speed_is_measured(
         monkeypatch.setattr(probe, "_SECONDS", 0.3)
         old = path_of(spill, tmp_path / "0")
         old.rate = None
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(spill.add, opened(tmp_path / "2", 4))
                 await until(lambda: any(each is not None for each in old.owners))
@@ -696,7 +696,7 @@ async def test_a_chunk_that_cannot_be_written_yet_is_not_lost(
                 await spill.add(opened(tmp_path / name, 8))
             monkeypatch.setattr(SpillFile, "write", failing)
             spill.drain(old)
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 await spill.remove(old)
             await spill.load(stored, arena, 1)
             assert arena[1] == arena[0]
@@ -774,7 +774,7 @@ async def test_a_path_with_chunks_that_cannot_be_read_is_removed(tmp_path: Path,
             await spill.add(opened(tmp_path / "1", 4))
             spill.drain(old)
             await until(lambda: used(spill) == [1, 1])
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 await spill.remove(old)
             assert used(spill) == [1]
             with pytest.raises(OSError, match="was lost with its spill path"):

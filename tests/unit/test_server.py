@@ -22,7 +22,8 @@ from tests.unit.fake_shim import new_state
 from tierd import server, wire
 from tierd.listener import SocketError, listening
 from tierd.server import ControlError, Peer, serve_connections
-from tierd.wire import Connection, Request
+from tierd.wire import Request
+from tierd.wire.connection import Connection
 
 pytestmark = pytest.mark.usefixtures("no_leaked_fds")
 

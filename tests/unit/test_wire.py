@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tierd import wire
-from tierd.wire import OPS, Connection, Disconnected, Op, RemoteError, Sender, WireError, codec, packet
+from tierd.wire import OPS, Disconnected, Op, RemoteError, Sender, WireError, codec, packet
+from tierd.wire.connection import Connection
 
 pytestmark = pytest.mark.usefixtures("no_leaked_fds")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm.conftest import Start
+from tests.vm.conftest import PYTEST, Start
 from vmhost import BUILD, ROOT
 from vmhost.kernel import SERIES
 
@@ -46,10 +46,6 @@ def left_over() -> list[str]:
         if f"{BUILD}/run-" in words:
             found.append(words)
     return found
-
-
-# The hypothesis plugin alone takes seconds to import there.
-PYTEST = (".venv/bin/python", "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:hypothesispytest")
 
 
 # What devices do is the same on each kernel; io_uring, and what ends while it waits for them, is not.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm.conftest import Start
+from tests.vm.conftest import PYTEST, Start
 from vmhost import BUILD, ROOT
 from vmhost.kernel import SERIES
 
@@ -24,8 +24,6 @@ pytestmark = [
 ]
 
 TESTS = ROOT / "tests" / "vm" / "guest" / "kmod"
-# The hypothesis plugin alone takes seconds to import there.
-PYTEST = (".venv/bin/python", "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:hypothesispytest")
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from tests.vm.conftest import Start
+from tests.vm.conftest import PYTEST, Start
 from vmhost import BUILD, ROOT
 from vmhost.kernel import SERIES
 
@@ -21,9 +21,6 @@ pytestmark = [
         reason="no kernels in build/vm (tools/setup vm fetches them): nothing in a VM is tested",
     ),
 ]
-
-# The hypothesis plugin alone takes seconds to import there.
-PYTEST = (".venv/bin/python", "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:hypothesispytest")
 
 
 # On 6.1 io_uring does not register the module's memory, so arenas are memfds there.

@@ -4,16 +4,19 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import signal
 import sys
 from collections.abc import Sequence
 from typing import Never
 
 from .. import __version__
-from . import bench, config, daemon, doctor, mount, run, spill, status
 from .errors import CommandError
 
 __all__ = ["main"]
+
+_COMMANDS = ("run", "daemon", "status", "spill", "doctor", "mount", "config", "bench")
+"""Each is a module of this package, and its add_to() says what it takes."""
 
 _EXAMPLES = """\
 examples:
@@ -30,7 +33,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"greenboost: {message}; see '{self.prog} --help'\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(commands: Sequence[str]) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="greenboost",
         description="Let a GPU use system RAM and NVMe as one memory with its VRAM.",
@@ -39,15 +42,19 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"greenboost {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (run, daemon, status, spill, doctor, mount, config, bench):
-        command.add_to(commands)
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in commands:
+        importlib.import_module(f".{command}", __package__).add_to(subparsers)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that `arguments` (sys.argv without the first) name; its exit status."""
-    options = _parser().parse_args(arguments)
+    if arguments is None:
+        arguments = sys.argv[1:]
+    # Only what is named is imported: all together take longer than most commands do.
+    named = [word for word in arguments[:1] if word in _COMMANDS]
+    options = _parser(named or _COMMANDS).parse_args(arguments)
     try:
         status: int = options.command(options)
         # Here and not at exit, where a closed pipe could only be reported, not handled.

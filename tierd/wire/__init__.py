@@ -3,12 +3,11 @@
 
 schema declares it as data, codec turns messages into packets, packet moves packets and file
 descriptors over a socket, connection is the daemon's side in trio and client the blocking one of the
-command line.
+command line. connection is imported by its own name: most commands would load trio for nothing.
 """
 
 from .client import PATIENCE, Client, NoDaemonError, connect
 from .codec import Answer, RemoteError, Request, WireError
-from .connection import Connection
 from .packet import Disconnected, close_fds
 from .schema import (
     COUNTERS,
@@ -40,7 +39,6 @@ __all__ = [
     "STATE_VERSION",
     "Answer",
     "Client",
-    "Connection",
     "Disconnected",
     "Field",
     "NoDaemonError",

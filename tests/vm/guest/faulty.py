@@ -97,7 +97,7 @@ def states(spill: SpillSet) -> list[str]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    with trio.fail_after(30):
+    with trio.fail_after(300):
         while not condition():  # noqa: ASYNC110 - the kernel sets no trio.Event
             await trio.sleep(0.01)
 

@@ -85,13 +85,13 @@ async def paths(conf: Config) -> dict[str, dict[str, Any]]:
 
 async def until(conf: Config, condition: Callable[[dict[str, Any]], bool]) -> None:
     """Waits for a status of the daemon."""
-    with trio.fail_after(30):
+    with trio.fail_after(300):
         while not condition(await status(conf)):
             pass
 
 
 async def until_exists(path: Path) -> None:
-    with trio.fail_after(60):
+    with trio.fail_after(300):
         while not os.path.lexists(path):  # noqa: ASYNC110, ASYNC240 - somebody else makes it
             await trio.sleep(0.05)
 

@@ -61,7 +61,7 @@ def mapped(size: int) -> Iterator[tuple[mmap.mmap, int]]:
 
 def wait_until_unused() -> None:
     """What has a descriptor or mapping may be worked off a little later, by a thread of the kernel's."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while attribute("used_bytes") and time.monotonic() < deadline:
         time.sleep(0.01)
     assert attribute("used_bytes") == 0

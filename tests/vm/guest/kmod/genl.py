@@ -55,7 +55,7 @@ class Family:
         self.socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_GENERIC
         )
-        self.socket.settimeout(60)
+        self.socket.settimeout(300)
         self.socket.bind((0, 0))
         self._seq = 0
         name = attribute(_FAMILY_NAME, b"greenboost\0")
