@@ -107,6 +107,7 @@ def live(folder: str, spill: int, encrypt: bool, life: int) -> None:
         (connection, "send_packet"),
         (Ledger, "_change"),
         (Ledger, "_change_many"),
+        (Ledger, "take_over"),
     )
     for owner, name in steps:
         setattr(owner, name, mortal(getattr(owner, name)))
