@@ -29,7 +29,8 @@ from tierd.daemon import MountError, SpillStartupError, StartupError, serve
 from tierd.ledger import process_start
 from tierd.nvme.spillfile import SpillFile
 from tierd.relief import Relief
-from tierd.wire import Connection, RemoteError, Sender, connect
+from tierd.wire import RemoteError, Sender, connect
+from tierd.wire.connection import Connection
 
 from .daemon_harness import CHUNK, MIB, settings, status, wait_until
 from .fake_shim import FakeArena, FakeShim, new_state
