@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/socket.h>
@@ -11,6 +12,9 @@
 
 #include "log.h"
 #include "thread.h"
+
+/* How soon what could not be sent is sent again. */
+#define AGAIN_MS 10
 
 /* What a recall is called here: the daemon's id of it, and which daemon's it is. */
 #define TOKEN_BITS 40
@@ -180,7 +184,14 @@ static int send_pending(struct client *client, uint64_t id)
 	pthread_mutex_unlock(&client->lock);
 	/* The answer may come, and the entry be gone, before sendmsg returns. */
 	error = send ? packet_send(client->fd, &message, -1) : 0;
-	return is_gone(error) ? 0 : error;
+	if (!error || is_gone(error))
+		return 0;
+	pthread_mutex_lock(&client->lock);
+	found = find_pending(client, id);
+	if (found)
+		found->sent = false;
+	pthread_mutex_unlock(&client->lock);
+	return error;
 }
 
 bool client_attach(struct client *client, int socket)
@@ -213,10 +224,10 @@ bool client_attach(struct client *client, int socket)
 		}
 		pthread_mutex_unlock(&client->lock);
 		last = next;
-		/* What cannot be sent must not be waited for: another try then, as with a daemon
-		 * that is gone. */
-		if (next && attached && send_pending(client, next))
-			shutdown(client->fd, SHUT_RDWR);
+		/* Nobody else would send it: what the kernel has no memory for, in a moment. */
+		while (next && attached && send_pending(client, next) &&
+		       !atomic_load(&client->closing))
+			poll(NULL, 0, AGAIN_MS);
 	} while (next);
 	pthread_mutex_unlock(&client->sending);
 	return attached;

@@ -224,7 +224,12 @@ def _remove_orphans(config: Config, ledger: Ledger) -> None:
                 # Or another daemon has had it since, for whose applications it may be there.
                 file.stays = (file.id, file.generation) != (known.id, known.generation + 1)
                 if file.stays:
-                    _log.warning("%s is another daemon's by now, and is left as it is", known.path)
+                    _log.warning(
+                        "%s (%s) has been opened by another daemon since, and is left as it is; remove it if "
+                        "none uses it",
+                        known.path,
+                        format_size(file.size),
+                    )
         except SpillPathError as error:
             _log.warning("it is left as it is: %s", error)
 

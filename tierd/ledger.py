@@ -201,6 +201,8 @@ class Ledger:
             except OSError:
                 if os.path.islink(file):
                     raise _NotOurs("it is a symbolic link") from None
+                if os.lstat(file).st_uid != os.geteuid():
+                    raise _NotOurs("it is another user's") from None
                 raise
             try:
                 while True:
@@ -526,7 +528,8 @@ def _execute(database: sqlite3.Connection, changes: Iterable[_Change]) -> None:
             if rows:
                 database.executemany(sql, rows)
     except BaseException:
-        database.execute("ROLLBACK")
+        if database.in_transaction:  # SQLite itself rolls back what a full disk has stopped
+            database.execute("ROLLBACK")
         raise
     database.execute("COMMIT")
 

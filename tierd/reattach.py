@@ -108,17 +108,23 @@ class Absentees:
             self._ledger.forget(session, chunks)  # their extents may be others' soon
 
     async def run(self) -> None:
-        """Give up those that do not come back; returns when there is none left."""
+        """Give up those that do not come back; until it is cancelled."""
         if self._by_key:
             _log.info("waiting for %d applications to go on", len(self._by_key))
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            for recalled in self._recalled:
+                nursery.start_soon(self._lose_patience, *recalled)
+            await self.wait()
+            # Those who are just coming back may still be asked for arenas.
+            await trio.sleep_forever()
+
+    async def wait(self) -> None:
+        """Until nobody is waited for any more."""
         with trio.move_on_after(GRACE):
             async with trio.open_nursery() as nursery:
-                self._nursery = nursery
                 for absent in list(self._by_key.values()):
                     nursery.start_soon(self._watch, absent)
-                for recalled in self._recalled:
-                    nursery.start_soon(self._lose_patience, *recalled)
-        self._nursery = None
         self._waiting = False
         for absent in list(self._by_key.values()):
             self._give_up(absent, f"did not come back within {GRACE:g} s")

@@ -754,13 +754,13 @@ async def test_who_breaks_off_and_is_not_waited_for_any_more_is_given_up(
 ) -> None:
     monkeypatch.setattr(reattach, "GRACE", 0.2)
     over = trio.Event()
-    real = reattach.Absentees.run
+    real = reattach.Absentees.wait
 
-    async def run(self: reattach.Absentees) -> None:
+    async def wait(self: reattach.Absentees) -> None:
         await real(self)
         over.set()
 
-    monkeypatch.setattr(reattach.Absentees, "run", run)
+    monkeypatch.setattr(reattach.Absentees, "wait", wait)
     await begin(application, tmp_path)
     async with running(tmp_path) as conf:
         async with application.connect(conf.socket):
