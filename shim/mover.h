@@ -69,7 +69,8 @@ struct mover {
 	CUdeviceptr reserved; /* where the next range is looked for, if piecemeal */
 	CUdeviceptr alias; /* slot n is at alias + n * chunk */
 	uint32_t slots; /* entries of vram; how many of them exist changes */
-	uint32_t slots_existing;
+	_Atomic uint32_t slots_existing; /* changes with the device unlocked, while one slot is made
+					    or given up */
 	struct vram_slot *vram;
 	struct arena *arenas;
 	uint32_t arena_count; /* entries ever used */
