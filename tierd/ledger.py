@@ -24,7 +24,6 @@ import logging
 import os
 import sqlite3
 import stat
-import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -32,6 +31,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from .filelock import lock_file
 from .model import Decisions, SpillOptions
 from .nvme.path import Place
 from .startup import StartupError
@@ -99,7 +99,7 @@ class Heir:
     @property
     def lives(self) -> bool:
         """Whether its process may still run."""
-        return self.pid == 0 or process_start(self.pid) == self.started
+        return _may_run(self.pid, self.started)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +131,10 @@ def process_start(pid: int) -> int:
     state, *fields = text[text.rindex(")") + 2 :].split()  # the name before it may have blanks
     # Its first thread is a zombie too while others go on.
     return 0 if state in "ZX" and int(fields[16]) <= 1 else int(fields[18])
+
+
+def _may_run(pid: int, started: int) -> bool:
+    return pid == 0 or process_start(pid) == started
 
 
 class Ledger:
@@ -192,7 +196,6 @@ class Ledger:
 
     def _lock(self, file: Path) -> bool:
         """Have the file to ourselves; False if there is none."""
-        until = time.monotonic() + _LOCK_PATIENCE
         while True:
             try:
                 fd = os.open(file, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -205,17 +208,11 @@ class Ledger:
                     raise _NotOurs("it is another user's") from None
                 raise
             try:
-                while True:
-                    try:
-                        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        break
-                    except BlockingIOError:
-                        if time.monotonic() > until:
-                            raise StartupError(
-                                f"ledger {file}: another daemon has it, or a device has not ended a transfer "
-                                "of the last one's: stop that daemon, or try again when the device answers"
-                            ) from None
-                        time.sleep(0.01)
+                if not lock_file(fd, patience=_LOCK_PATIENCE):
+                    raise StartupError(
+                        f"ledger {file}: another daemon has it, or a device has not ended a transfer of the "
+                        "last one's: stop that daemon, or try again when the device answers"
+                    )
                 with suppress(FileNotFoundError):  # whoever had it removed it at its end
                     if os.path.samestat(os.lstat(file), os.fstat(fd)):
                         self.fd, fd = fd, -1
@@ -361,7 +358,7 @@ class Ledger:
             return frozenset()
         try:
             if any(
-                process_start(pid) == started or not pid
+                _may_run(pid, started)
                 for pid, started in self._database.execute("SELECT pid, started FROM sessions")
             ):
                 _log.info("applications wait for the next daemon; what they have on NVMe stays for them")

@@ -28,7 +28,7 @@ TIERD: Layers = (
     ("reattach",),
     ("migrate tiers", "ledger", "statemap", "pressure", "arenasource"),
     ("policy capacity", "watermark", "arena", "nvme", "wire", "config tomlfile", "startup", "notify"),
-    ("memory", "device", "pins"),
+    ("memory", "device", "pins", "filelock"),
     ("model",),
     ("__init__",),
 )

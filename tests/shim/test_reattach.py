@@ -50,6 +50,11 @@ class Daemons:
         now, self._now = self._now, None
         return 0 if now is None else now.end(number)
 
+    def end_and_leave_nothing(self) -> None:
+        """End it in order, when it is the last."""
+        self.end()
+        assert os.listdir(self.folder) == []
+
 
 @pytest.fixture(scope="module")
 def nursery() -> Iterator[Nursery]:
@@ -124,8 +129,7 @@ def test_results_are_right_whenever_the_daemon_dies(
     assert deaths >= 3
     if daemon.ended():
         daemons.start()
-    daemons.end()
-    assert os.listdir(daemons.folder) == []
+    daemons.end_and_leave_nothing()
 
 
 BEGIN = """
@@ -149,6 +153,18 @@ def read(address):
     got = np.zeros(512 << 10, dtype=np.uint32)
     assert cuda.cuMemcpyDtoH_v2(c_void_p(got.ctypes.data), address, c_size_t(got.nbytes)) == 0
     return got
+
+def allocated(count):
+    "So many chunks, the i-th filled with 1000 * i."
+    held = [c_uint64() for _ in range(count)]
+    for i, address in enumerate(held):
+        assert cuda.cuMemAlloc_v2(byref(address), c_size_t(2 * MIB)) == 0
+        fill(address, 1000 * i)
+    return held
+
+def pause(word):
+    print(word, flush=True)
+    sys.stdin.readline()
 
 def right(address, value):
     got = read(address)
@@ -225,12 +241,8 @@ def test_every_tier_is_full(runner: Runner, shim: Path, daemons: Daemons) -> Non
 WAITS = (
     BEGIN
     + """
-held = [c_uint64() for _ in range(40)]
-for i, address in enumerate(held):
-    assert cuda.cuMemAlloc_v2(byref(address), c_size_t(2 * MIB)) == 0
-    fill(address, 1000 * i)
-print("filled", flush=True)
-sys.stdin.readline()
+held = allocated(40)
+pause("filled")
 # The last is in VRAM: what needs nothing of the daemon goes on.
 assert launch(b"fill_u32", held[-1], c_uint64(1), c_uint(1000 * 39)) == 0
 assert right(held[-1], 1000 * 39)
@@ -272,19 +284,14 @@ def test_launches_go_on_and_the_rest_waits(
     assert (process.returncode, out) == (0, "right\n"), err
     assert "the daemon is gone; what needs it waits up to 120 s for another" in err
     assert "the daemon is back; this program goes on" in err
-    daemons.end()
-    assert os.listdir(daemons.folder) == []
+    daemons.end_and_leave_nothing()
 
 
 GIVES_BACK = (
     BEGIN
     + """
-held = [c_uint64() for _ in range(120)]
-for i, address in enumerate(held):
-    assert cuda.cuMemAlloc_v2(byref(address), c_size_t(2 * MIB)) == 0
-    fill(address, 1000 * i)
-print("filled", flush=True)
-sys.stdin.readline()
+held = allocated(120)
+pause("filled")
 # First what is in VRAM, so that there is room.
 for address in held[112:]:
     assert cuda.cuMemFree_v2(address) == 0
@@ -312,8 +319,7 @@ def test_what_is_overwritten_or_freed_waits_for_nobody(runner: Runner, shim: Pat
         daemons.start()
         out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (0, "right\n"), err
-    daemons.end()
-    assert os.listdir(daemons.folder) == []
+    daemons.end_and_leave_nothing()
 
 
 @pytest.mark.parametrize(
@@ -334,8 +340,7 @@ def test_a_daemon_that_does_not_come_back_is_an_error(
     assert message in err
     # Its process is gone, so nobody is waited for.
     daemons.start()
-    daemons.end()
-    assert os.listdir(daemons.folder) == []
+    daemons.end_and_leave_nothing()
 
 
 def test_a_program_of_a_daemon_that_knows_nothing_of_it_is_told(
@@ -352,22 +357,17 @@ def test_a_program_of_a_daemon_that_knows_nothing_of_it_is_told(
         _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert "the new daemon does not go on with this program" in err
-    daemons.end()
-    assert os.listdir(daemons.folder) == []
+    daemons.end_and_leave_nothing()
 
 
 LOSES = (
     BEGIN
     + """
-held = [c_uint64() for _ in range(40)]
-for i, address in enumerate(held):
-    assert cuda.cuMemAlloc_v2(byref(address), c_size_t(2 * MIB)) == 0
-    fill(address, 1000 * i)
+held = allocated(40)
 for i, address in enumerate(held):
     assert right(address, 1000 * i)  # so that what is in VRAM has copies below
 (state,) = (fd for fd, what in files().items() if "greenboost-state" in what)
-print("filled", flush=True)
-sys.stdin.readline()
+pause("filled")
 letters = os.pread(state, 40, 4096)
 here = [i for i in range(40) if letters[i] in b"12v"]
 assert len(here) >= 8, letters
@@ -403,25 +403,19 @@ def test_what_is_not_in_t3_alone_outlives_t3(runner: Runner, shim: Path, daemons
         out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (0, "right\n"), err
     assert "that were on NVMe are lost with the daemon" in err
-    daemons.end()
-    assert os.listdir(daemons.folder) == []
+    daemons.end_and_leave_nothing()
 
 
 SHORT_OF_FILES = (
     BEGIN
     + """
 import resource
-held = [c_uint64() for _ in range(40)]
-for i, address in enumerate(held):
-    assert cuda.cuMemAlloc_v2(byref(address), c_size_t(2 * MIB)) == 0
-    fill(address, 1000 * i)
+held = allocated(40)
 first, second = sorted(set(range(4096)) - set(files()))[:2]  # which is when nothing else is opened
-print("filled", flush=True)
-sys.stdin.readline()
+pause("filled")
 before = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (second, before[1]))  # one more: enough for a socket
-print("short", flush=True)
-sys.stdin.readline()
+pause("short")
 resource.setrlimit(resource.RLIMIT_NOFILE, before)
 assert all(right(address, 1000 * i) for i, address in enumerate(held))
 print("right")
@@ -443,8 +437,7 @@ def test_who_can_open_no_file_tries_again(runner: Runner, shim: Path, daemons: D
         say(process)
         out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (0, "right\n"), err
-    daemons.end()
-    assert os.listdir(daemons.folder) == []
+    daemons.end_and_leave_nothing()
 
 
 FORKS = (
@@ -453,12 +446,8 @@ FORKS = (
 def ours():
     return sorted(what for what in files().values() if what.startswith("socket:") or "greenboost" in what)
 
-held = [c_uint64() for _ in range(20)]
-for i, address in enumerate(held):
-    assert cuda.cuMemAlloc_v2(byref(address), c_size_t(2 * MIB)) == 0
-    fill(address, 1000 * i)
-print("filled", flush=True)
-sys.stdin.readline()
+held = allocated(20)
+pause("filled")
 # The socket of before and the one that is tried, the state, and arenas.
 assert len(ours()) > 3, ours()
 child = os.fork()
@@ -492,8 +481,7 @@ def test_a_daemon_that_breaks_off_and_a_child_of_that_moment(
         daemons.start()
         out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (0, "right\n"), err
-    daemons.end()
-    assert os.listdir(daemons.folder) == []
+    daemons.end_and_leave_nothing()
 
 
 TWO_DEVICES = (
@@ -506,8 +494,7 @@ for i in range(32):
     held.append(c_uint64())
     assert cuda.cuMemAlloc_v2(byref(held[-1]), c_size_t(2 * MIB)) == 0
     fill(held[-1], 1000 * i)
-print("filled", flush=True)
-sys.stdin.readline()
+pause("filled")
 for i, address in enumerate(held):
     assert cuda.cuCtxSetCurrent((context, second)[i % 2]) == 0
     assert right(address, 1000 * i), i
@@ -526,8 +513,7 @@ def test_each_device_of_a_program_goes_on(runner: Runner, shim: Path, daemons: D
         out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (0, "right\n"), err
     assert err.count("the daemon is back") == 2
-    daemons.end()
-    assert os.listdir(daemons.folder) == []
+    daemons.end_and_leave_nothing()
 
 
 def test_two_programs_one_of_which_dies_meanwhile(runner: Runner, shim: Path, daemons: Daemons) -> None:
@@ -546,8 +532,7 @@ def test_two_programs_one_of_which_dies_meanwhile(runner: Runner, shim: Path, da
         out, err = other.communicate(timeout=PATIENCE)
         assert (other.returncode, out) == (0, "goes on\nright\n"), err
         one.communicate()
-    daemons.end()
-    assert os.listdir(daemons.folder) == []
+    daemons.end_and_leave_nothing()
 
 
 def test_a_model_gives_the_same_numbers(runner: Runner, shim: Path, daemons: Daemons, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -62,10 +62,10 @@ DAEMON = """
 
 
 @contextmanager
-def daemon(directory: Path, *, encrypt: bool = False) -> Iterator[subprocess.Popen[str]]:
-    """A daemon that serves, a process of its own; killed at the end if it still runs."""
+def ready(code: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A process of its own that has said so; killed at the end if it still runs."""
     with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(DAEMON), str(directory), str(encrypt)],
+        [sys.executable, "-c", textwrap.dedent(code), *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
@@ -76,6 +76,11 @@ def daemon(directory: Path, *, encrypt: bool = False) -> Iterator[subprocess.Pop
             yield process
         finally:
             process.kill()
+
+
+def daemon(directory: Path, *, encrypt: bool = False) -> AbstractContextManager[subprocess.Popen[str]]:
+    """A daemon that serves."""
+    return ready(DAEMON, str(directory), str(encrypt))
 
 
 @dataclass
@@ -420,21 +425,9 @@ DOOMED = """
 """
 
 
-@contextmanager
-def doomed(path: Path) -> Iterator[subprocess.Popen[str]]:
-    """An application with 4 chunks in T3, a process of its own."""
-    with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(DOOMED), str(path)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-            yield process
-        finally:
-            process.kill()
+def doomed(path: Path) -> AbstractContextManager[subprocess.Popen[str]]:
+    """An application with 4 chunks in T3."""
+    return ready(DOOMED, str(path))
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -23,6 +23,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
+from tierd.filelock import lock_file
 from tierd.model import format_size
 
 from ._uring import lib
@@ -274,25 +275,16 @@ def _cannot_open(wanted: _Wanted, error: OSError) -> SpillPathError:
 
 
 def _lock(wanted: _Wanted, fd: int) -> None:
-    """Keeps every other daemon out for as long as the descriptor is open.
-
-    A daemon that was killed has its lock a little longer than its life: the kernel takes its rings,
-    which hold the file, apart in the background.
-    """
-    patience = time.monotonic() + _LOCK_PATIENCE
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > patience:
-                raise wanted.refuse(
-                    "is in use by this or another GreenBoost daemon",
-                    "name another path, or take it out of use there with 'greenboost spill remove'",
-                ) from None
-            time.sleep(0.01)
-        except OSError as error:
-            raise wanted.refuse(f"cannot be locked ({error.strerror})", "name another path") from error
+    """Keeps every other daemon out for as long as the descriptor is open."""
+    try:
+        locked = lock_file(fd, patience=_LOCK_PATIENCE)
+    except OSError as error:
+        raise wanted.refuse(f"cannot be locked ({error.strerror})", "name another path") from error
+    if not locked:
+        raise wanted.refuse(
+            "is in use by this or another GreenBoost daemon",
+            "name another path, or take it out of use there with 'greenboost spill remove'",
+        )
 
 
 def is_same_file(path: str, fd: int) -> bool:
