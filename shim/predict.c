@@ -14,8 +14,7 @@
 #define LEAD 32 /* is looked ahead; whatever comes earlier takes the place of others for longer */
 #define LAST 32 /* a victim is sought among those due last */
 #define FARTHER 4 /* times as far if none of them is good */
-#define ASTRAY 16 /* the program was not found in the log: nothing is brought in ahead */
-#define LOST 4 /* nor after that: the log is not followed any more */
+#define LOST 4 /* not found in it for so long, the program does not follow the log any more */
 
 /* Not brought in ahead any more, as experts that tokens are seldom routed to. */
 #define DOUBTFUL 2
@@ -233,7 +232,7 @@ uint32_t predict_next(struct predictor *p, enum predict_place place, bool room,
 	uint64_t at = p->ahead[place], end;
 
 	/* What the program does now has nothing to do with what came next there. */
-	if (!p->cursor || p->head - p->found > predict_span(p) / ASTRAY)
+	if (!p->cursor || p->head - p->found > predict_span(p) / PREDICT_STRAY)
 		return PREDICT_NONE;
 	if (at < p->cursor)
 		at = p->cursor;

@@ -3,9 +3,7 @@
 
 #include <string.h>
 
-/* The program may stray so far from the log and still be followed: a share of a pass, to divide by.
- */
-#define STRAY 16
+/* However long a pass is, the program may not stray farther from the log than this. */
 #define STRAY_MOST 8192
 
 /* Launches that must agree before the cursor is moved to the latest uses: if it is lost, if not. */
@@ -17,7 +15,8 @@
 
 uint64_t predict_stray(const struct predictor *p)
 {
-	uint64_t most = predict_span(p) / STRAY, least = p->head - p->begun[PREDICT_RECENT - 1];
+	uint64_t least = p->head - p->begun[PREDICT_RECENT - 1];
+	uint64_t most = predict_span(p) / PREDICT_STRAY;
 
 	if (most > STRAY_MOST)
 		most = STRAY_MOST;

@@ -8,6 +8,9 @@
 /* A chunk's uses to look at when asking where something is. */
 #define PREDICT_OCCURRENCES 8
 
+/* The program may stray so far from the log and still be followed: a share of a pass. */
+#define PREDICT_STRAY 16
+
 /* A place of the log that is kept and belongs to the past of the current launch. */
 static inline bool predict_kept(const struct predictor *p, uint64_t at)
 {
