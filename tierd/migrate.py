@@ -114,10 +114,6 @@ class Migrator:
         """The chunks that T3 holds."""
         return self._stored.keys()
 
-    def drop_all(self, chunks: Sequence[int]) -> None:
-        """Forget what T3 holds of these chunks, none of which is being moved."""
-        self._give_back(chunks)
-
     def leave(self) -> Mapping[int, Stored]:
         """Everything stays where it is, and is the caller's. Nothing may be under way."""
         assert not self._moving
@@ -137,11 +133,8 @@ class Migrator:
                 raise Refused("EIO", f"chunk {chunk} could not be written: {error.strerror}") from error
             raise
 
-    async def fetch(self, chunk: int, arena: Arena, slot: int, *, keep: bool = False) -> None:
-        """Read `chunk` into the slot and, unless it is to `keep` it, give its extent back.
-
-        Raises Refused: EBUSY, ENOENT when T3 does not hold it, EIO (T3 then still holds it).
-        """
+    async def fetch(self, chunk: int, arena: Arena, slot: int) -> None:
+        """Read `chunk` into the slot; T3 holds it still. Raises Refused: EBUSY, ENOENT, EIO."""
         self._check_idle(chunk)
         stored = self._stored.get(chunk)
         if stored is None:
@@ -154,14 +147,12 @@ class Migrator:
         finally:
             self._moving.discard(chunk)
         self._read += arena.chunk
-        if not keep:
-            self._give_back([chunk])
 
     def drop(self, chunk: int) -> None:
         """Forget what T3 holds of `chunk`, if anything. Raises Refused: EBUSY."""
         self._check_idle(chunk)
         if chunk in self._stored:
-            self._give_back([chunk])
+            self.drop_all([chunk])
 
     def drop_range(self, first: int, chunks: int) -> None:
         """Forget what T3 holds of a freed allocation. Raises Refused: EBUSY; nothing is forgotten then."""
@@ -174,7 +165,13 @@ class Migrator:
         for chunk in self._moving:
             if first <= chunk < after:
                 raise Refused("EBUSY", f"chunk {chunk} is being moved")
-        self._give_back(held)
+        self.drop_all(held)
+
+    def drop_all(self, chunks: Sequence[int]) -> None:
+        """Forget what T3 holds of these chunks: it holds them, and none is being moved."""
+        if self._records is not None and chunks:
+            self._records.forget(chunks)
+        self._return(chunks)
 
     def close(self) -> None:
         """Give every extent back; nothing of them is written down any more. Nothing may be under way."""
@@ -184,11 +181,6 @@ class Migrator:
     def _check_idle(self, chunk: int) -> None:
         if chunk in self._moving:
             raise Refused("EBUSY", f"chunk {chunk} is being moved")
-
-    def _give_back(self, chunks: Sequence[int]) -> None:
-        if self._records is not None and chunks:
-            self._records.forget(chunks)
-        self._return(chunks)
 
     def _return(self, chunks: Sequence[int]) -> None:
         for chunk in chunks:

@@ -452,7 +452,7 @@ class Session:
                 answer = {}
             else:
                 keep = bool(request.uint("keep")) and self._may_keep()
-                await self._migrator.fetch(chunk, lent.arena, slot, keep=True)
+                await self._migrator.fetch(chunk, lent.arena, slot)
                 answer = {"kept": int(keep)}
         finally:
             lent.done(slot)

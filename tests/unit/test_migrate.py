@@ -99,6 +99,7 @@ async def test_there_and_back(tmp_path: Path) -> None:
         assert it.held.count == EXTENTS
         for chunk in reversed(range(EXTENTS)):
             await it.migrator.fetch(chunk, it.arena, chunk % 2)
+            it.migrator.drop(chunk)
             assert it.holds(chunk % 2, 10 + chunk)
             assert it.held.count == chunk
         statistics = it.migrator.statistics()
