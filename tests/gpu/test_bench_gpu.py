@@ -13,17 +13,14 @@ from pathlib import Path
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="no PyTorch here")
-pytest.importorskip("transformers", reason="no transformers here")
-if not torch.cuda.is_available():
-    pytest.skip("no NVIDIA GPU here", allow_module_level=True)
+from .conftest import PYTHON
 
 pytestmark = pytest.mark.gpu
 
 
 def test_quick(tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
-    command = [sys.executable, "-m", "tierd.cli", "bench", "gpu", "--quick", "--python", sys.executable]
+    command = [sys.executable, "-m", "tierd.cli", "bench", "gpu", "--quick", "--python", PYTHON]
     command += ["--spill", str(tmp_path), "--json", str(file), "--timeout", "100"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=550)
     print(done.stdout, done.stderr)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A small Llama of transformers with random weights: a forward pass and greedy decoding.
 
-    llama.py OUT.pt
+    llama.py OUT.npz
 
 Knows nothing of GreenBoost.
 """
@@ -11,6 +11,7 @@ import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -27,7 +28,6 @@ config = LlamaConfig(
 model = LlamaForCausalLM(config).to(torch.bfloat16).eval().cuda()
 tokens = torch.randint(0, 32000, (2, 128)).cuda()
 with torch.no_grad():
-    logits = [model(tokens).logits.float().cpu() for _ in range(2)]
-    generated = model.generate(tokens, max_new_tokens=16, do_sample=False, pad_token_id=0).cpu()
-print(f"allocated {torch.cuda.memory_allocated()}", flush=True)
-torch.save({"first": logits[0], "second": logits[1], "generated": generated}, sys.argv[1])
+    logits = [model(tokens).logits.float().cpu().numpy() for _ in range(2)]
+    generated = model.generate(tokens, max_new_tokens=16, do_sample=False, pad_token_id=0).cpu().numpy()
+np.savez(sys.argv[1], *logits, generated=generated)

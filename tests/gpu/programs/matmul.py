@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A chain of PyTorch matrix products over many operands; knows nothing of GreenBoost.
 
-    matmul.py OUT.pt [COUNT] [SIZE]
+    matmul.py OUT.npz [COUNT] [SIZE]
 
 Holds COUNT matrices of SIZE x SIZE float32 on the GPU and goes over them twice.
 """
 
 import sys
 
+import numpy as np
 import torch
 
 out, count, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -18,7 +19,4 @@ x = torch.randn(size, size).cuda()
 for _ in range(2):
     for w in weights:
         x = torch.tanh(x @ w)
-torch.cuda.synchronize()
-free, total = torch.cuda.mem_get_info()
-print(f"allocated {torch.cuda.memory_allocated()} total {total} free {free}", flush=True)
-torch.save(x.cpu(), out)
+np.savez(out, x.cpu().numpy())
