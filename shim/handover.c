@@ -72,9 +72,13 @@ static void lose_copies(struct device *device, const struct allocation *a, int c
 		struct chunk *chunk = &device->chunks[a->first + i];
 
 		if (i % PIECE == 0) {
-			memset(there, 0, sizeof(there));
-			if (counted_on >= 0)
-				pread(counted_on, there, sizeof(there), a->first + i);
+			ssize_t got = counted_on < 0 ? 0
+						     : pread(counted_on, there, sizeof(there),
+							     a->first + i);
+
+			if (got < 0)
+				got = 0;
+			memset(there + got, 0, sizeof(there) - got);
 		}
 		/* What has no other copy is found to be lost when it is fetched. */
 		if (!there[i % PIECE] && chunk->home != HOME_T3)
