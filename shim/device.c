@@ -231,7 +231,7 @@ static bool activate(struct device *device)
 			 (unsigned long long)device->limit, LEAST_SLOTS, device->chunk);
 		return false;
 	}
-	device->maps = device->mover.piecemeal = paging_wanted() == PAGING_MAPPED;
+	device->maps = device->mover.maps = paging_wanted() == PAGING_MAPPED;
 	result = mover_init(&device->mover, device->ordinal, device->context, device->chunk, slots);
 	if (result) {
 		log_warn("no memory beyond VRAM: %s", driver_error(result));

@@ -87,88 +87,37 @@ CUresult mover_destroy_slot(struct mover *mover, uint32_t slot)
 	return result;
 }
 
-/*
- * Addresses below which and far above which nobody looks for free ones, so that a
- * place that is let go for a moment is not somebody else's: the kernel gives out
- * addresses from the top, programs lie above, the driver's own below.
- */
-#define RANGE_LOW 0x400000000000u
-#define RANGE_HIGH 0x540000000000u
-#define RANGE_STEP 0x010000000000u
-
-static bool keep_free(CUdeviceptr address, size_t bytes, int how)
-{
-	void *place = mmap((void *)address, bytes, PROT_NONE,
-			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | how, -1, 0);
-
-	if (place == MAP_FAILED)
-		return false;
-	if (place == (void *)address)
-		return true;
-	munmap(place, bytes); /* a kernel that does not know MAP_FIXED_NOREPLACE */
-	return false;
-}
-
 CUresult mover_reserve(struct mover *mover, CUdeviceptr *base, uint64_t chunks)
 {
-	const size_t bytes = chunks * mover->chunk;
-
-	if (!mover->piecemeal)
-		return driver.cuMemAddressReserve(base, bytes, mover->chunk, 0, 0);
-	for (CUdeviceptr low = RANGE_LOW; low < RANGE_HIGH; low += RANGE_STEP) {
-		CUdeviceptr at = low + mover->reserved % RANGE_STEP;
-
-		if (!keep_free(at, bytes, MAP_FIXED_NOREPLACE))
-			continue;
-		/* On from there, so that a freed address is not soon somebody else's. */
-		mover->reserved = at - RANGE_LOW + bytes;
-		*base = at;
-		return CUDA_SUCCESS;
-	}
-	return CUDA_ERROR_OUT_OF_MEMORY;
+	return driver.cuMemAddressReserve(base, chunks * mover->chunk, mover->chunk, 0, 0);
 }
 
 void mover_unreserve(struct mover *mover, CUdeviceptr base, uint64_t chunks)
 {
-	if (mover->piecemeal)
-		munmap((void *)base, chunks * mover->chunk);
-	else
-		driver.cuMemAddressFree(base, chunks * mover->chunk);
+	driver.cuMemAddressFree(base, chunks * mover->chunk);
 }
 
 CUresult mover_map(struct mover *mover, CUdeviceptr address, uint32_t slot)
 {
-	CUdeviceptr got = 0;
-	CUresult result;
-
-	if (!mover->piecemeal)
-		return map_at(mover, address, mover->vram[slot].handle);
-	munmap((void *)address, mover->chunk);
-	result = driver.cuMemAddressReserve(&got, mover->chunk, mover->chunk, address, 0);
-	if (!result && got == address)
-		result = map_at(mover, address, mover->vram[slot].handle);
-	else if (!result)
-		result = CUDA_ERROR_OUT_OF_MEMORY; /* of addresses: this one is taken */
-	if (result) {
-		if (got)
-			driver.cuMemAddressFree(got, mover->chunk);
-		keep_free(address, mover->chunk, MAP_FIXED_NOREPLACE);
-	}
-	return result;
+	return map_at(mover, address, mover->vram[slot].handle);
 }
 
 CUresult mover_unmap(struct mover *mover, CUdeviceptr address)
 {
-	CUresult result = driver.cuMemUnmap(address, mover->chunk);
-
-	if (result || !mover->piecemeal)
-		return result;
-	result = driver.cuMemAddressFree(address, mover->chunk);
-	if (!result && !keep_free(address, mover->chunk, MAP_FIXED_NOREPLACE))
-		result = CUDA_ERROR_OUT_OF_MEMORY;
-	return result;
+	return driver.cuMemUnmap(address, mover->chunk);
 }
 
+/* As the driver leaves the pages of what is reserved. */
+static void clear(struct mover *mover, CUdeviceptr address)
+{
+	mmap((void *)address, mover->chunk, PROT_NONE,
+	     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+}
+
+/*
+ * Inside of what is reserved: registered memory is at its own address for the device, too,
+ * and the driver reserves the pages of the process that go with its addresses.
+ */
 CUresult mover_map_ram(struct mover *mover, CUdeviceptr address, struct ram_place place)
 {
 	const struct arena *arena = &mover->arenas[place.arena];
@@ -181,7 +130,7 @@ CUresult mover_map_ram(struct mover *mover, CUdeviceptr address, struct ram_plac
 					     CU_MEMHOSTREGISTER_PORTABLE |
 						     CU_MEMHOSTREGISTER_DEVICEMAP);
 	if (result)
-		keep_free(address, mover->chunk, MAP_FIXED);
+		clear(mover, address);
 	return result;
 }
 
@@ -189,7 +138,7 @@ CUresult mover_unmap_ram(struct mover *mover, CUdeviceptr address)
 {
 	CUresult result = driver.cuMemHostUnregister((void *)address);
 
-	keep_free(address, mover->chunk, MAP_FIXED);
+	clear(mover, address);
 	return result;
 }
 
@@ -245,7 +194,7 @@ bool mover_open_arena(struct mover *mover, uint64_t id, int fd, size_t bytes, st
 		return false;
 	}
 	arena->base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	if (mover->piecemeal)
+	if (mover->maps)
 		arena->fd = fd;
 	else
 		close(fd); /* the mapping keeps the memory */

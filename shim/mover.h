@@ -39,7 +39,7 @@ struct arena {
 	unsigned char *base;
 	uint32_t slots;
 	uint32_t used;
-	int fd; /* where slots are mapped at the application's addresses too; else -1 */
+	int fd; /* if the mover maps; else -1 */
 	bool leaving; /* recalled: takes no new tenants */
 	int stays; /* why it cannot leave, errno value */
 	struct ram_slot *slot;
@@ -61,12 +61,10 @@ struct mover {
 	CUdevice device;
 	CUcontext context;
 	size_t chunk; /* bytes */
-	bool piecemeal; /* a chunk's addresses may also be RAM's: each chunk is reserved by itself
-			 */
+	bool maps; /* RAM slots, too, are put at the application's addresses */
 	CUstream up, down; /* T2 to T1, T1 to T2 */
 	CUstream join; /* waits for others, and runs nothing */
 	struct timing timing; /* of copies, where that is asked for */
-	CUdeviceptr reserved; /* where the next range is looked for, if piecemeal */
 	CUdeviceptr alias; /* slot n is at alias + n * chunk */
 	uint32_t slots; /* entries of vram; how many of them exist changes */
 	_Atomic uint32_t slots_existing; /* changes with the device unlocked, while one slot is made
@@ -94,8 +92,8 @@ CUresult mover_map(struct mover *mover, CUdeviceptr address, uint32_t slot);
 CUresult mover_unmap(struct mover *mover, CUdeviceptr address);
 
 /*
- * The same with a RAM slot, which is then read in place; only where piecemeal. Nothing
- * may use the slot. Taking it away waits for whatever runs on the device.
+ * The same with a RAM slot, which is then read in place; only where the mover maps.
+ * Nothing may use the slot. Taking it away waits for whatever runs on the device.
  */
 CUresult mover_map_ram(struct mover *mover, CUdeviceptr address, struct ram_place place);
 CUresult mover_unmap_ram(struct mover *mover, CUdeviceptr address);
