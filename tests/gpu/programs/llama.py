@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A small Llama of transformers with random weights: a forward pass and greedy decoding.
+"""A small Llama of transformers with random weights: a forward pass and greedy decoding, a line a token.
 
     llama.py OUT.npz
 
@@ -15,6 +15,17 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+
+class Lines:
+    """A streamer."""
+
+    def put(self, tokens: torch.Tensor) -> None:
+        print("tokens", tuple(tokens.shape), flush=True)
+
+    def end(self) -> None:
+        pass
+
+
 torch.manual_seed(0)
 config = LlamaConfig(
     hidden_size=1024,
@@ -29,5 +40,8 @@ model = LlamaForCausalLM(config).to(torch.bfloat16).eval().cuda()
 tokens = torch.randint(0, 32000, (2, 128)).cuda()
 with torch.no_grad():
     logits = [model(tokens).logits.float().cpu().numpy() for _ in range(2)]
+    streamed = model.generate(
+        tokens[:1], max_new_tokens=24, do_sample=False, pad_token_id=0, streamer=Lines()
+    )
     generated = model.generate(tokens, max_new_tokens=16, do_sample=False, pad_token_id=0).cpu().numpy()
-np.savez(sys.argv[1], *logits, generated=generated)
+np.savez(sys.argv[1], *logits, generated=generated, streamed=streamed.cpu().numpy())

@@ -37,7 +37,7 @@ SAYS = os.fdopen(os.dup(1), "w", buffering=1)
 os.dup2(2, 1)
 
 import torch  # noqa: E402
-from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel  # noqa: E402
 
 LAUNCHES = 2000
 """Empty launches in one measurement of what a launch costs."""
@@ -59,7 +59,8 @@ def skip_init() -> None:
     """Make models without drawing weights that would be replaced."""
     for one in (torch.nn.Linear, torch.nn.Embedding):
         one.reset_parameters = lambda self: None
-    LlamaForCausalLM._init_weights = lambda self, module: None
+    for one in (LlamaModel, LlamaForCausalLM):
+        one._init_weights = lambda self, module: None
 
 
 def drawn(model: Any, seed: int, device: str) -> Iterator[tuple[str, Any, Any]]:
@@ -263,6 +264,9 @@ def main() -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     # It would write to all memory that is asked for, once more.
     torch.utils.deterministic.fill_uninitialized_memory = False
+    # It makes a plan for each new length of the cache: 30 to 50 ms of every token, on the host, in which
+    # no mode can do anything.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     config = LlamaConfig(
         hidden_size=options.hidden,
         intermediate_size=options.intermediate,
