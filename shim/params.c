@@ -71,16 +71,27 @@ static struct layout *ask_as(CUfunction f, bool kernel)
 	return layout;
 }
 
+/* INVALID_VALUE is the driver's way to say that there are no more, or none at all. */
+static bool answered(const struct layout *layout)
+{
+	return layout->end == CUDA_ERROR_INVALID_VALUE;
+}
+
 static struct layout *ask(CUfunction f)
 {
-	struct layout *layout = ask_as(f, true);
+	struct layout *layout = ask_as(f, true), *other;
 
-	if (layout && !layout->count) {
+	if (!layout || layout->count)
+		return layout;
+	other = ask_as(f, false);
+	/* A kernel without parameters has none by either question, and one of them is wrong. */
+	if (other && (other->count || !answered(layout))) {
 		free(layout);
-		layout = ask_as(f, false);
+		layout = other;
+	} else {
+		free(other);
 	}
-	/* INVALID_VALUE is the driver's way to say that there are no more. */
-	if (layout && layout->end != CUDA_ERROR_INVALID_VALUE)
+	if (!answered(layout))
 		log_warn("the driver does not tell a kernel's parameters (%s): what it reads "
 			 "cannot be seen",
 			 driver_error(layout->end));

@@ -82,6 +82,28 @@ def test_a_full_t3_refuses_and_loses_nothing(runner: Runner) -> None:
     assert 40 + 16 + 64 - 16 <= int(result.out) <= 40 + 16 + 64
 
 
+BARE_KERNEL = (
+    BEGIN
+    + """
+library, kernel, address = c_void_p(), c_void_p(), c_uint64()
+assert cuda.cuLibraryLoadData(byref(library), b"softcuda", None, None, 0, None, None, 0) == 0
+assert cuda.cuLibraryGetKernel(byref(kernel), library, sys.argv[1].encode()) == 0
+for i in range(12):  # more than VRAM: launches are looked at
+    assert cuda.cuMemAlloc_v2(byref(address), c_size_t(4 << 20)) == 0
+    assert cuda.cuMemsetD8_v2(address, 1, c_size_t(4 << 20)) == 0
+assert cuda.cuLaunchKernel(kernel, 1, 1, 1, 1, 1, 1, 0, None, (c_void_p * 1)(), None) == 0
+assert cuda.cuCtxSynchronize() == 0
+"""
+)
+
+
+def test_a_kernel_without_parameters_is_no_riddle(runner: Runner) -> None:
+    result = runner.tiered(SMALL, "-c", BARE_KERNEL, "noop")
+    assert result.status == 0, result.err
+    assert result.counters["launches"] == 1
+    assert "parameters" not in result.err
+
+
 ORPHAN = (
     BEGIN
     + """
