@@ -10,7 +10,7 @@ import signal
 from ctypes import c_uint32, c_uint64
 from pathlib import Path
 
-from .softcuda.driver import READ, UNIT, Driver
+from .softcuda.driver import ILLEGAL_ADDRESS, READ, UNIT, Driver
 from .softcuda.harness import Body, Gate, run
 
 
@@ -144,3 +144,19 @@ def fault_of_the_host(driver: Driver) -> None:
 def test_a_fault_outside_the_device_is_not_spoken_for(softcuda: Path) -> None:
     ended = run(softcuda, fault_of_the_host, {})
     assert (ended.status, ended.stderr) == (-signal.SIGSEGV, "")
+
+
+def spoil(driver: Driver) -> None:
+    address, good = driver.reserve(UNIT), driver.alloc(UNIT)
+    event, stream = driver.event(), driver.stream()
+    fill(driver, address, stream)
+    driver("cuEventRecord", event, stream)
+    assert driver.result("cuStreamSynchronize", stream) == ILLEGAL_ADDRESS
+    for call in (("cuCtxSynchronize",), ("cuEventQuery", event), ("cuMemFree_v2", good)):
+        assert driver.result(*call) == ILLEGAL_ADDRESS
+
+
+def test_a_fault_spoils_the_context_where_that_is_asked_for(softcuda: Path) -> None:
+    ended = run(softcuda, spoil, {"SPOIL": "1"})
+    assert ended.status == 0, ended.stderr
+    assert re.fullmatch(r"softcuda: kernel fill_u32 touched 0x[0-9a-f]+, which is not mapped\n", ended.stderr)

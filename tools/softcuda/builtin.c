@@ -84,6 +84,33 @@ static void tile_u32(const struct softcuda_launch *launch, void **params)
 	**(uint32_t **)params[2] = data[*(uint64_t *)params[1]];
 }
 
+/* point(u64 *table, u64 base, u64 step, u64 count): what comes before a grouped product */
+static void point(const struct softcuda_launch *launch, void **params)
+{
+	uint64_t *table = *(uint64_t **)params[0];
+	uint64_t base = *(uint64_t *)params[1], step = *(uint64_t *)params[2];
+
+	(void)launch;
+	for (uint64_t i = 0; i < *(uint64_t *)params[3]; i++)
+		table[i] = base + i * step;
+}
+
+/* follow_u32(u32 *dst, const u32 *const *table, u64 count, u64 n): the sum of what a table points
+ * to */
+static void follow_u32(const struct softcuda_launch *launch, void **params)
+{
+	uint32_t *dst = *(uint32_t **)params[0];
+	const uint32_t *const *table = *(const uint32_t *const **)params[1];
+	uint64_t count = *(uint64_t *)params[2], n = *(uint64_t *)params[3];
+
+	(void)launch;
+	for (uint64_t i = 0; i < n; i++) {
+		dst[i] = 0;
+		for (uint64_t t = 0; t < count; t++)
+			dst[i] += table[t][i];
+	}
+}
+
 /* What shim/kernels/checksum.ptx does; all of it as the first block's. */
 static void greenboost_checksum(const struct softcuda_launch *launch, void **params)
 {
@@ -104,6 +131,8 @@ const struct builtin builtins[] = {
 	{ "spin_ns", spin_ns, 1, { 8 } },
 	{ "texture_u32", texture_u32, 3, { 8, 8, 8 } },
 	{ "tile_u32", tile_u32, 3, { 128, 8, 8 } },
+	{ "point", point, 4, { 8, 8, 8, 8 } },
+	{ "follow_u32", follow_u32, 4, { 8, 8, 8, 8 } },
 	{ CHECKSUM_ENTRY, greenboost_checksum, 3, { 8, 8, 8 } },
 	{ 0 },
 };

@@ -93,7 +93,14 @@ CUresult entry_check(enum need need)
 		return CUDA_ERROR_INVALID_CONTEXT;
 	if (context_current()->destroyed)
 		return CUDA_ERROR_CONTEXT_IS_DESTROYED;
+	if (fault_error())
+		return fault_error();
 	return need == NEED_UNCAPTURED ? capture_forbids() : CUDA_SUCCESS;
+}
+
+CUresult entry_result(enum need need, CUresult result)
+{
+	return result || need < NEED_CONTEXT ? result : fault_error();
 }
 
 CUresult entry_unsupported(const char *name, atomic_flag *said)

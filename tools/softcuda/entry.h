@@ -15,6 +15,9 @@ enum need { NEED_NOTHING, NEED_INIT, NEED_CONTEXT, NEED_UNCAPTURED };
 
 CUresult entry_check(enum need need);
 
+/* And last: a kernel that was waited for may have spoilt the context. */
+CUresult entry_result(enum need need, CUresult result);
+
 /* Says once that a program asked for something, by name, that is not implemented. */
 CUresult entry_unsupported(const char *name, atomic_flag *said);
 

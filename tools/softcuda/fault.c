@@ -1,15 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "fault.h"
 
+#include <setjmp.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "settings.h"
 #include "work.h"
 
 static struct sigaction previous;
+static atomic_bool spoilt;
+/* initial-exec: reading it in a signal handler must not allocate. */
+static __thread sigjmp_buf *back __attribute__((tls_model("initial-exec")));
 
 /* Only what is safe in a signal handler from here on. */
 
@@ -68,6 +74,10 @@ static void on_fault(int signal, siginfo_t *info, void *context)
 	/* A signal that was sent by somebody has no address. */
 	if (work && info->si_code > 0)
 		report(work, (uintptr_t)info->si_addr);
+	if (back && info->si_code > 0) {
+		spoilt = true;
+		siglongjmp(*back, 1);
+	}
 	if (previous.sa_flags & SA_SIGINFO) {
 		previous.sa_sigaction(signal, info, context);
 		return;
@@ -80,6 +90,27 @@ static void on_fault(int signal, siginfo_t *info, void *context)
 	sigaction(signal, &(struct sigaction){ .sa_handler = SIG_DFL }, NULL);
 	if (info->si_code <= 0)
 		raise(signal);
+}
+
+void fault_run(softcuda_kernel_fn fn, const struct softcuda_launch *launch, void **params)
+{
+	sigjmp_buf here;
+
+	if (spoilt)
+		return;
+	if (settings.spoil) {
+		back = &here;
+		if (!sigsetjmp(here, 1))
+			fn(launch, params);
+		back = NULL;
+	} else {
+		fn(launch, params);
+	}
+}
+
+CUresult fault_error(void)
+{
+	return spoilt ? CUDA_ERROR_ILLEGAL_ADDRESS : CUDA_SUCCESS;
 }
 
 void fault_init(void)

@@ -89,7 +89,7 @@ def entries(functions: list[Function], stubs: list[str]) -> str:
                 f"EXPORT CUresult {name}({f.params})",
                 "{",
                 f"\tCUresult refused = entry_check({NEEDS[f.need]});",
-                f"\treturn refused ? refused : do_{f.name}({args});",
+                f"\treturn refused ? refused : entry_result({NEEDS[f.need]}, do_{f.name}({args}));",
                 "}",
                 "",
             ]

@@ -6,6 +6,7 @@
 
 #include "api.gen.h"
 #include "device.h"
+#include "fault.h"
 #include "kernel.h"
 #include "stream.h"
 
@@ -24,7 +25,7 @@ static void launch_run(struct work *work, const struct place *place)
 
 	info.device = place->device;
 	info.stream = place->stream;
-	launch->fn(&info, launch->params);
+	fault_run(launch->fn, &info, launch->params);
 }
 
 static void launch_release(struct work *work)

@@ -13,6 +13,7 @@ struct settings {
 	size_t vram_bytes; /* SOFTCUDA_VRAM, of each device */
 	int devices; /* SOFTCUDA_DEVICES */
 	bool poison; /* SOFTCUDA_POISON */
+	bool spoil; /* SOFTCUDA_SPOIL */
 	bool late; /* SOFTCUDA_LATE */
 	uint64_t late_limit; /* SOFTCUDA_LATE_MS, in ns */
 };
