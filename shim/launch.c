@@ -37,6 +37,7 @@ CUresult launch_begin(struct launch *launch, struct device *device, struct span 
 	}
 	/* Handles are addresses; neighbours differ in the middle bits. */
 	launch->hold.tag = (uint32_t)((uintptr_t)launch->function * 0x9e3779b97f4a7c15u >> 33);
+	launch->hold.few = launch->function && launch->few;
 	result = residency_hold(device, spans, count, &launch->hold);
 	if (result)
 		goto out;
@@ -150,8 +151,8 @@ static void say_too_large(const struct device *device, const struct span *spans,
 }
 
 /* Find what the parameters name and hold it, for a stream or (graph) for good. */
-static CUresult begin_kernel(struct launch *launch, CUfunction f, void **params, void **extra,
-			     CUstream stream, unsigned int variant, bool graph)
+static CUresult begin_kernel(struct launch *launch, CUfunction f, uint64_t threads, void **params,
+			     void **extra, CUstream stream, unsigned int variant, bool graph)
 {
 	struct device *device = device_paging();
 	struct named named = { .addresses = named.in_place, .room = 128 };
@@ -165,6 +166,7 @@ static CUresult begin_kernel(struct launch *launch, CUfunction f, void **params,
 	if (!device)
 		return CUDA_SUCCESS;
 	launch->function = f;
+	launch->few = threads <= GRACE_THREADS;
 	device_count(device, COUNTER_LAUNCHES, 1);
 	params_scan(f, params, extra, __atomic_load_n(&device->map.low, __ATOMIC_RELAXED),
 		    __atomic_load_n(&device->map.high, __ATOMIC_RELAXED), named_found, &named);
@@ -188,6 +190,13 @@ static CUresult begin_kernel(struct launch *launch, CUfunction f, void **params,
 	return result;
 }
 
+/* Those of a launch that the driver refuses may be any number. */
+static uint64_t threads(unsigned int gx, unsigned int gy, unsigned int gz, unsigned int bx,
+			unsigned int by, unsigned int bz)
+{
+	return (uint64_t)gx * gy * gz * bx * by * bz;
+}
+
 CUresult hook_cuLaunchKernel(unsigned int variant, CUfunction f, unsigned int gx, unsigned int gy,
 			     unsigned int gz, unsigned int bx, unsigned int by, unsigned int bz,
 			     unsigned int shared, CUstream stream, void **params, void **extra)
@@ -201,7 +210,8 @@ CUresult hook_cuLaunchKernel(unsigned int variant, CUfunction f, unsigned int gx
 		gate_leave();
 		return result;
 	}
-	result = begin_kernel(&launch, f, params, extra, stream, variant, false);
+	result = begin_kernel(&launch, f, threads(gx, gy, gz, bx, by, bz), params, extra, stream,
+			      variant, false);
 	if (result)
 		return result;
 	result = driver.cuLaunchKernel[variant](f, gx, gy, gz, bx, by, bz, shared, stream, params,
@@ -224,7 +234,8 @@ CUresult hook_cuLaunchCooperativeKernel(unsigned int variant, CUfunction f, unsi
 		gate_leave();
 		return result;
 	}
-	result = begin_kernel(&launch, f, params, NULL, stream, variant, false);
+	result = begin_kernel(&launch, f, threads(gx, gy, gz, bx, by, bz), params, NULL, stream,
+			      variant, false);
 	if (result)
 		return result;
 	result = driver.cuLaunchCooperativeKernel[variant](f, gx, gy, gz, bx, by, bz, shared,
@@ -244,8 +255,12 @@ CUresult hook_cuLaunchKernelEx(unsigned int variant, const CUlaunchConfig *confi
 		gate_leave();
 		return result;
 	}
-	result = begin_kernel(&launch, f, params, extra, config ? config->hStream : NULL, variant,
-			      false);
+	if (!config) /* the driver says so */
+		return driver.cuLaunchKernelEx[variant](config, f, params, extra);
+	result = begin_kernel(&launch, f,
+			      threads(config->gridDimX, config->gridDimY, config->gridDimZ,
+				      config->blockDimX, config->blockDimY, config->blockDimZ),
+			      params, extra, config->hStream, variant, false);
 	if (result)
 		return result;
 	result = driver.cuLaunchKernelEx[variant](config, f, params, extra);
@@ -318,7 +333,7 @@ CUresult launch_fix_kernel(const CUDA_KERNEL_NODE_PARAMS *params)
 {
 	struct launch launch;
 	CUresult result =
-		begin_kernel(&launch, params->func ? params->func : (CUfunction)params->kern,
+		begin_kernel(&launch, params->func ? params->func : (CUfunction)params->kern, 0,
 			     params->kernelParams, params->extra, NULL, 0, true);
 
 	if (!result)

@@ -20,6 +20,7 @@ struct launch {
 	struct record *record; /* NULL: it is not recorded */
 	struct trace_launch *trace; /* NULL: nothing is traced */
 	CUfunction function; /* set by the caller; NULL: a copy or memset */
+	bool few; /* set by the caller, of a kernel: see struct hold */
 	bool captured; /* set by the caller: the work goes into a graph, what it names is fixed for
 			  good */
 };

@@ -180,6 +180,7 @@ static void end_allocation(struct device *device)
 		predict_forget(&device->predictor, c);
 		__atomic_store_n(&device->state_map[c], STATE_FREE, __ATOMIC_RELAXED);
 	}
+	grace_forget(device, a->first, a->chunks);
 	let_go(device);
 	mover_unreserve(&device->mover, a->base, a->chunks);
 	take_back(device);

@@ -72,7 +72,7 @@ struct choice {
 /* The order of enum predict_leave, but in a hurry what can leave now goes before what cannot. */
 static int worth(enum predict_leave leave, enum predict_haste haste)
 {
-	if (haste == HASTE_AHEAD && (predict_busy(leave) || leave == LEAVE_LAST))
+	if (haste == HASTE_AHEAD && (predict_busy(leave) || leave <= LEAVE_LAST))
 		return LEAVE_NOT;
 	if (haste == HASTE_HURRY && leave == LEAVE_BUSY)
 		return LEAVE_NEW;
@@ -188,10 +188,10 @@ uint32_t predict_victim(struct predictor *p, enum predict_place place, enum pred
 		weigh_unknown(p, place, true, &choice);
 	if (place == PLACE_VRAM && p->cursor)
 		p->forced++;
-	if (choice.chunk != PREDICT_NONE || haste == HASTE_AHEAD)
+	if (choice.leave > LEAVE_LAST || haste == HASTE_AHEAD)
 		return choice.chunk;
 	weigh_known(p, place, true, &choice);
-	for (uint32_t i = 0; i < p->arrivals_count && choice.chunk == PREDICT_NONE; i++) {
+	for (uint32_t i = 0; i < p->arrivals_count && choice.leave <= LEAVE_LAST; i++) {
 		uint32_t chunk = p->arrivals[(p->arrivals_first + i) % PREDICT_UNREAD].chunk;
 
 		if (p->chunks[chunk].unread && p->chunks[chunk].place == place)

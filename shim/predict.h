@@ -26,10 +26,11 @@ enum predict_place { PLACE_AWAY, PLACE_RAM, PLACE_VRAM, PLACES };
  * How well a chunk could leave, the later the better. Busy: the device still uses it.
  * Dirty: it was changed before it left the last time. New: there never was a copy
  * below, so it has to be written, perhaps for the only time. Last: only if nothing
- * else can.
+ * else can; grace: nor even one of those.
  */
 enum predict_leave {
 	LEAVE_NOT,
+	LEAVE_GRACE,
 	LEAVE_LAST,
 	LEAVE_BUSY_DIRTY,
 	LEAVE_DIRTY,

@@ -404,9 +404,7 @@ CUresult residency_begin_captured(struct hold *hold)
 	return result;
 }
 
-/* The chunk must not leave before the ticket: one place a stream, as later work there is done
- * later. False: there is no place. */
-static bool chunk_add_use(struct chunk *chunk, struct ticket *ticket)
+bool residency_add_use(struct chunk *chunk, struct ticket *ticket)
 {
 	uint64_t key = atomic_load(&ticket->stream);
 	int place = -1;
@@ -438,7 +436,7 @@ static bool chunk_add_use(struct chunk *chunk, struct ticket *ticket)
 static void chunk_join_uses(struct device *device, struct chunk *chunk, struct ticket *ticket)
 {
 	ticket = ticket_get(ticket);
-	while (!chunk_add_use(chunk, ticket)) {
+	while (!residency_add_use(chunk, ticket)) {
 		struct ticket *other = chunk->uses[0], *both = NULL;
 		CUstream join = device->mover.join;
 
@@ -499,12 +497,14 @@ void residency_release(struct device *device, struct hold *hold, CUstream stream
 	for (uint32_t i = 0; i < hold->count; i++) {
 		struct chunk *chunk = &device->chunks[hold->chunks[i]];
 
-		if (ticket && !chunk_add_use(chunk, ticket))
+		if (ticket && !residency_add_use(chunk, ticket))
 			chunk_join_uses(device, chunk, ticket);
 		chunk->holds--;
 	}
 	if (ticket)
 		note_recent(device, ticket);
+	if (ticket && hold->tag && !device->maps)
+		grace_launched(device, hold, ticket);
 	device->prefetch = true;
 	pthread_cond_signal(&device->work);
 	pthread_cond_broadcast(&device->changed);

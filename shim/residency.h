@@ -23,6 +23,7 @@
 #include "alloc_map.h"
 #include "checksum.h"
 #include "client.h"
+#include "grace.h"
 #include "mover.h"
 #include "pins.h"
 #include "predict.h"
@@ -44,6 +45,7 @@ struct chunk {
 	bool fixed; /* a captured graph names it, or it is pinned: never leaves */
 	bool pinned;
 	bool sticky; /* its address was copied to the device: leaves when nothing else can */
+	uint8_t grace; /* launches, over or not, for which it stays (grace.h) */
 	uint16_t holds; /* launches and copies being prepared that name it */
 	uint32_t slot; /* its VRAM slot, NO_SLOT if none */
 	struct ram_place ram; /* its RAM slot; while it is in VRAM, that of a copy; MAPPED: there it
@@ -84,6 +86,8 @@ struct hold {
 	uint32_t absent,
 		arriving; /* of chunks: waited for on the host, to be waited for on the device */
 	uint32_t tag; /* set by the caller: what kind of launch it is, 0 for a copy */
+	bool few; /* set by the caller: a kernel of so few threads that it may write pointers to
+		     what it names, for others */
 };
 
 /* Launches whose end the pager has not seen yet; of more the oldest are taken for over. */
@@ -167,6 +171,7 @@ struct device {
 	bool prefetch; /* chunks were used: look ahead */
 	struct ticket *recent[RECENT_MOST]; /* a ring, in the order of launches */
 	uint32_t recent_first, recent_count;
+	struct grace grace;
 	struct ticket *awaits[AWAITS_MOST]; /* done when a stream has waited for its value */
 	atomic_bool paging; /* some chunk is or was absent: launches are looked at */
 	atomic_bool quiet; /* work from before paging began has been waited for */
@@ -215,6 +220,12 @@ CUresult residency_begin_captured(struct hold *hold);
 /* The work has been given to the stream: what it names may leave once it is done. */
 void residency_release(struct device *device, struct hold *hold, CUstream stream,
 		       unsigned int variant);
+
+/*
+ * The chunk must not leave before the ticket: one place a stream, as later work there is done
+ * later. False: there is no place. In the lock.
+ */
+bool residency_add_use(struct chunk *chunk, struct ticket *ticket);
 
 /* The work is part of a graph and may run at any time: what it names stays. */
 void residency_fix(struct device *device, struct hold *hold);

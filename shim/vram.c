@@ -162,36 +162,45 @@ void vram_see_what_is_over(struct device *device)
 	}
 }
 
+/* Does the device still use it, as far as is known? */
+static bool busy(const struct chunk *chunk)
+{
+	bool used = false;
+
+	for (int i = 0; i < CHUNK_USES; i++) {
+		if (!ticket_done(chunk->uses[i]))
+			return true;
+		used = used || chunk->uses[i];
+	}
+	/* Uses wait for the arrival, and only of those is it noticed when they end. */
+	return !used && !ticket_done(chunk->arrival);
+}
+
 /* As far as is known: whether it was changed is found out when it leaves. */
 static enum predict_leave may_leave(void *arg, uint32_t index)
 {
 	const struct device *device = arg;
 	const struct chunk *chunk = &device->chunks[index];
-	bool busy = false, used = false;
 
 	if (chunk->state != RESIDENT || chunk->holds || chunk->fixed)
 		return LEAVE_NOT;
+	if (chunk->grace)
+		return LEAVE_GRACE;
 	if (chunk->sticky)
 		return LEAVE_LAST;
-	for (int i = 0; i < CHUNK_USES; i++) {
-		used = used || chunk->uses[i];
-		busy = busy || !ticket_done(chunk->uses[i]);
-	}
-	/* Uses wait for the arrival, and only of those is it noticed when they end. */
-	busy = busy || (!used && !ticket_done(chunk->arrival));
 	if (device->predictor.chunks[index].changes)
-		return busy ? LEAVE_BUSY_DIRTY : LEAVE_DIRTY;
+		return busy(chunk) ? LEAVE_BUSY_DIRTY : LEAVE_DIRTY;
 	if (!chunk->summed || (ram_none(chunk->ram) && !extent_holds(device, chunk)))
-		return busy ? LEAVE_BUSY_NEW : LEAVE_NEW;
-	return busy ? LEAVE_BUSY : LEAVE_CLEAN;
+		return busy(chunk) ? LEAVE_BUSY_NEW : LEAVE_NEW;
+	return busy(chunk) ? LEAVE_BUSY : LEAVE_CLEAN;
 }
 
 /* Nor, meanwhile, what is used behind a wait that the program itself has to end. */
 static enum predict_leave may_leave_at_once(void *arg, uint32_t index)
 {
-	enum predict_leave leave = may_leave(arg, index);
+	const struct device *device = arg;
 
-	return predict_busy(leave) ? LEAVE_NOT : leave;
+	return busy(&device->chunks[index]) ? LEAVE_NOT : may_leave(arg, index);
 }
 
 /* Not only up to the first that is not over: its stream may wait for the program. */

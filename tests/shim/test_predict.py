@@ -217,6 +217,22 @@ def test_pinned_by_address_leaves_last_of_all() -> None:
     cache.grades[3] = lib.LEAVE_LAST
     assert cache.victim(lib.HASTE_HURRY) in range(4)
     assert cache.victim(lib.HASTE_AHEAD) == NONE
+    cache.grades = dict.fromkeys(range(4), lib.LEAVE_GRACE)
+    assert cache.victim(lib.HASTE_HURRY) in range(4)
+    assert cache.victim(lib.HASTE_AHEAD) == NONE
+    cache.grades[2] = lib.LEAVE_LAST
+    assert cache.victim(lib.HASTE_HURRY) == 2
+
+
+def test_what_came_ahead_leaves_before_what_must_only_leave_last() -> None:
+    """It costs a copy, and the other perhaps a fault."""
+    cache = Cache(4, 10)
+    for chunk in range(3):
+        cache.use(chunk)
+    cache.arrive(5, True)
+    assert cache.victim(lib.HASTE_HURRY) in range(3)
+    cache.grades = {0: lib.LEAVE_GRACE, 1: lib.LEAVE_LAST, 2: lib.LEAVE_LAST}
+    assert cache.victim(lib.HASTE_HURRY) == 5
 
 
 def test_what_is_not_used_when_it_is_due_is_not_brought_in_for_ever() -> None:

@@ -24,7 +24,7 @@ SHIM = HERE.parents[1] / "shim"
 OWN = ("replay", "machine", "bound", "untraced")
 SHIMS = (
     *("residency", "pager", "vram", "lower", "mover", "ticket", "timing"),
-    *("predict", "predict_log", "predict_plan", "alloc_map", "pins"),
+    *("predict", "predict_log", "predict_plan", "grace", "alloc_map", "pins"),
 )
 """The shim's own files: what it decides, and in which order, is decided by them here too."""
 

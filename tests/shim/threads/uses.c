@@ -23,8 +23,8 @@ int main(void)
 	};
 	struct chunk chunk = { .slot = 0 };
 
-	chunk_add_use(&chunk, &tickets[1]);
-	chunk_add_use(&chunk, &tickets[0]);
+	residency_add_use(&chunk, &tickets[1]);
+	residency_add_use(&chunk, &tickets[0]);
 	if (chunk.uses[0] == &tickets[1] && !chunk.uses[1])
 		return 0;
 	puts("the chunk may leave once the earlier of its uses is over");
