@@ -49,7 +49,7 @@ CUresult summer_take(struct summer *summer, CUdeviceptr data, size_t bytes, stru
 					 1, 0, summer->stream, params, NULL);
 
 	if (!result)
-		result = driver.cuStreamSynchronize(summer->stream);
+		result = driver.cuStreamSynchronize[0](summer->stream);
 	*sum = (struct checksum){ { 0, 0 } };
 	for (int i = 0; i < CHECKSUM_BLOCKS && !result; i++) {
 		sum->sum[0] += summer->blocks[i].sum[0];

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "device.h"
+#include "fault.h"
 #include "gate.h"
 #include "launch.h"
 
@@ -257,11 +258,11 @@ static CUresult copy(const struct copy *c)
 	if (gate_enter()) {
 		result = issue(c, 0, c->bytes);
 		gate_leave();
-		return result;
+		return fault_check(result);
 	}
 	if (!c->bytes || (!ends[0].device && !ends[1].device))
-		return issue(c, 0, c->bytes);
-	return copy_in_pieces(c, ends);
+		return fault_check(issue(c, 0, c->bytes));
+	return fault_check(copy_in_pieces(c, ends));
 }
 
 CUresult hook_cuMemcpy(unsigned int variant, CUdeviceptr dst, CUdeviceptr src, size_t bytes)

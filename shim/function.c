@@ -2,6 +2,7 @@
 #include "function.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,6 +11,13 @@
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* guards what follows */
 static struct function *functions[BUCKETS];
 static uint32_t count;
+
+/* A ring. Threads that launch at once may mix up an entry; nothing but a line depends on it. */
+static struct {
+	_Atomic(CUfunction) function;
+	_Atomic(CUstream) stream;
+} launches[FUNCTIONS_LAST];
+static atomic_uint next_launch;
 
 static struct function **bucket_of(CUfunction f)
 {
@@ -56,8 +64,28 @@ struct function *function_of(CUfunction f)
 	return known ? known : made;
 }
 
+void functions_note(CUfunction f, CUstream stream)
+{
+	unsigned int n =
+		atomic_fetch_add_explicit(&next_launch, 1, memory_order_relaxed) % FUNCTIONS_LAST;
+
+	atomic_store_explicit(&launches[n].function, f, memory_order_relaxed);
+	atomic_store_explicit(&launches[n].stream, stream, memory_order_relaxed);
+}
+
+const struct function *functions_last(unsigned int n, CUstream *stream)
+{
+	unsigned int at = (atomic_load(&next_launch) - 1 - n) % FUNCTIONS_LAST;
+	CUfunction f = atomic_load(&launches[at].function);
+
+	*stream = atomic_load(&launches[at].stream);
+	return f ? function_of(f) : NULL;
+}
+
 void functions_forget(void)
 {
+	for (unsigned int n = 0; n < FUNCTIONS_LAST; n++)
+		atomic_store(&launches[n].function, NULL);
 	pthread_mutex_lock(&lock);
 	for (uint32_t i = 0; i < BUCKETS; i++)
 		for (struct function *f = functions[i]; f; f = f->next)

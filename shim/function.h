@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The names of the functions that a program launches, for those who write them down. */
+/* The names of the functions that a program launches, and the last ones, for those who write them
+ * down. */
 #ifndef GREENBOOST_FUNCTION_H
 #define GREENBOOST_FUNCTION_H
 
@@ -19,6 +20,13 @@ struct function {
 
 /* Lives as long as the process. NULL: no memory. */
 struct function *function_of(CUfunction f);
+
+/* A kernel is about to be launched. */
+void functions_note(CUfunction f, CUstream stream);
+
+/* The launches before now, from the latest (0) to FUNCTIONS_LAST - 1. NULL: there is none. */
+#define FUNCTIONS_LAST 8
+const struct function *functions_last(unsigned int n, CUstream *stream);
 
 /* Handles may come to mean something else. */
 void functions_forget(void);

@@ -45,6 +45,10 @@ class Function:
         return ", ".join(re.findall(r"(\w+)\s*$", param)[0] for param in self.params.split(","))
 
     @property
+    def hook_params(self) -> str:
+        return "unsigned int variant" + ("" if self.params == "void" else f", {self.params}")
+
+    @property
     def variants(self) -> tuple[str, ...]:
         return (self.name, self.name + self.suffix) if self.suffix else (self.name,)
 
@@ -86,7 +90,7 @@ def header(functions: list[Function]) -> str:
     lines += ["};", ""]
     for f in functions:
         if f.kind == "hook":
-            lines.append(f"CUresult hook_{f.name}(unsigned int variant, {f.params});")
+            lines.append(f"CUresult hook_{f.name}({f.hook_params});")
     return "\n".join([*lines, "", "#endif", ""])
 
 
@@ -98,7 +102,7 @@ def entries(functions: list[Function], stubs: list[str]) -> str:
         for variant, name in enumerate(f.variants):
             lines.append(f"CUresult {name}({f.params});")
             lines.append(f'__attribute__((visibility("default"))) CUresult {name}({f.params})')
-            lines.append(f"{{\n\treturn hook_{f.name}({variant}, {f.args});\n}}\n")
+            lines.append(f"{{\n\treturn hook_{f.name}({variant}{f.args and ', '}{f.args});\n}}\n")
     lines.append("const struct driver_entry driver_entries[] = {")
     for f in functions:
         for variant, name in enumerate(f.variants):

@@ -7,6 +7,8 @@
 #include <string.h>
 
 #include "device.h"
+#include "fault.h"
+#include "function.h"
 #include "gate.h"
 #include "log.h"
 #include "params.h"
@@ -168,6 +170,7 @@ static CUresult begin_kernel(struct launch *launch, CUfunction f, uint64_t threa
 	launch->function = f;
 	launch->few = threads <= GRACE_THREADS;
 	device_count(device, COUNTER_LAUNCHES, 1);
+	functions_note(f, stream);
 	params_scan(f, params, extra, __atomic_load_n(&device->map.low, __ATOMIC_RELAXED),
 		    __atomic_load_n(&device->map.high, __ATOMIC_RELAXED), named_found, &named);
 	if (named.count > 128)
@@ -217,7 +220,7 @@ CUresult hook_cuLaunchKernel(unsigned int variant, CUfunction f, unsigned int gx
 	result = driver.cuLaunchKernel[variant](f, gx, gy, gz, bx, by, bz, shared, stream, params,
 						extra);
 	launch_end(&launch);
-	return result;
+	return fault_check(result);
 }
 
 CUresult hook_cuLaunchCooperativeKernel(unsigned int variant, CUfunction f, unsigned int gx,
@@ -241,7 +244,7 @@ CUresult hook_cuLaunchCooperativeKernel(unsigned int variant, CUfunction f, unsi
 	result = driver.cuLaunchCooperativeKernel[variant](f, gx, gy, gz, bx, by, bz, shared,
 							   stream, params);
 	launch_end(&launch);
-	return result;
+	return fault_check(result);
 }
 
 CUresult hook_cuLaunchKernelEx(unsigned int variant, const CUlaunchConfig *config, CUfunction f,
@@ -265,7 +268,7 @@ CUresult hook_cuLaunchKernelEx(unsigned int variant, const CUlaunchConfig *confi
 		return result;
 	result = driver.cuLaunchKernelEx[variant](config, f, params, extra);
 	launch_end(&launch);
-	return result;
+	return fault_check(result);
 }
 
 /* ---- captures: what goes into a graph is fixed, as nobody sees when it runs ---- */

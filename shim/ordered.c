@@ -163,7 +163,7 @@ static void free_behind(struct device *device, struct allocation *allocation, CU
 	struct ticket *ticket = freed ? ticket_record(stream, variant) : NULL;
 
 	if (!ticket)
-		driver.cuStreamSynchronize(!stream && variant ? CU_STREAM_PER_THREAD : stream);
+		driver.cuStreamSynchronize[variant](stream);
 	pthread_mutex_lock(&device->allocate);
 	if (freed) {
 		*freed = (struct freed){ .allocation = allocation, .ticket = ticket };

@@ -9,6 +9,7 @@
 
 #include <time.h>
 
+#include "fault.h"
 #include "log.h"
 #include "thread.h"
 
@@ -40,6 +41,8 @@ void pager_stop(struct device *device, const char *what, CUresult error)
 	if (!device->stopped && error != CUDA_ERROR_DEINITIALIZED)
 		log_warn("%s failed: %s; paging on this device has stopped", what,
 			 driver_error(error));
+	if (error == CUDA_ERROR_ILLEGAL_ADDRESS)
+		fault_say(device);
 	if (!device->stopped)
 		device->stop_error = error;
 	device->stopped = true;

@@ -81,6 +81,7 @@ static struct layout *ask(CUfunction f)
 {
 	struct layout *layout = ask_as(f, true), *other;
 
+	function_of(f); /* its name may be wanted when the driver answers nothing any more */
 	if (!layout || layout->count)
 		return layout;
 	other = ask_as(f, false);

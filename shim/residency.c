@@ -492,7 +492,7 @@ void residency_release(struct device *device, struct hold *hold, CUstream stream
 	 * another context than the current one: copies are allowed that.
 	 */
 	if (!ticket)
-		driver.cuStreamSynchronize(!stream && variant ? CU_STREAM_PER_THREAD : stream);
+		driver.cuStreamSynchronize[variant](stream);
 	pthread_mutex_lock(&device->lock);
 	for (uint32_t i = 0; i < hold->count; i++) {
 		struct chunk *chunk = &device->chunks[hold->chunks[i]];

@@ -16,6 +16,14 @@ static struct ticket *pool;
 static _Atomic uint64_t sequence;
 static struct ticket **all;
 static size_t all_count, all_room;
+atomic_bool tickets_spoilt;
+
+static CUresult spoils(CUresult result)
+{
+	if (result == CUDA_ERROR_ILLEGAL_ADDRESS)
+		atomic_store(&tickets_spoilt, true);
+	return result;
+}
 
 uint64_t stream_key(CUstream stream, unsigned int variant)
 {
@@ -87,7 +95,7 @@ struct ticket *ticket_record(CUstream stream, unsigned int variant)
 	atomic_store(&ticket->references, 1);
 	atomic_store(&ticket->stream, stream_key(stream, variant));
 	ticket->sequence = atomic_fetch_add(&sequence, 1);
-	if (driver_event_record(ticket->event, stream, variant)) {
+	if (spoils(driver_event_record(ticket->event, stream, variant))) {
 		ticket_recycle(ticket);
 		return NULL;
 	}
@@ -111,7 +119,7 @@ bool ticket_poll(struct ticket *ticket)
 {
 	if (ticket_done(ticket))
 		return true;
-	if (driver.cuEventQuery(ticket->event))
+	if (spoils(driver.cuEventQuery(ticket->event)))
 		return false;
 	atomic_store_explicit(&ticket->done, true, memory_order_release);
 	return true;
@@ -123,7 +131,7 @@ CUresult ticket_wait(struct ticket *ticket)
 
 	if (ticket_done(ticket))
 		return result;
-	result = driver.cuEventSynchronize(ticket->event);
+	result = spoils(driver.cuEventSynchronize(ticket->event));
 	if (result == CUDA_SUCCESS)
 		atomic_store_explicit(&ticket->done, true, memory_order_release);
 	return result;

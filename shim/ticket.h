@@ -33,6 +33,9 @@ uint64_t stream_key(CUstream stream, unsigned int variant);
 /* Record a place in the stream. Returns one reference, or NULL: the driver refused. */
 struct ticket *ticket_record(CUstream stream, unsigned int variant);
 
+/* Set when a kernel has gone wrong: no ticket of its context is ever done. */
+extern atomic_bool tickets_spoilt;
+
 struct ticket *ticket_get(struct ticket *ticket);
 void ticket_put(struct ticket *ticket); /* NULL is allowed */
 

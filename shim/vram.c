@@ -6,6 +6,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "fault.h"
 #include "log.h"
 #include "trace.h"
 
@@ -160,6 +161,8 @@ void vram_see_what_is_over(struct device *device)
 		if (!over)
 			break;
 	}
+	if (atomic_load_explicit(&tickets_spoilt, memory_order_relaxed))
+		fault_say(device);
 }
 
 /* Does the device still use it, as far as is known? */

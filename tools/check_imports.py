@@ -38,7 +38,7 @@ SHIM: Layers = (
     ("interpose", "copy copy_rows", "graph", "handles", "memop", "refuse", "memory ordered room"),
     ("ranges",),
     ("launch",),
-    ("residency grace pager lower vram handover device record trace",),
+    ("residency grace pager lower vram handover device fault record trace",),
     ("predict predict_log predict_plan", "mover", "client reattach", "alloc_map", "params"),
     ("packet", "held", "ticket", "gate", "timing", "function", "spool", "checksum", "pins"),
     ("wire",),

@@ -241,7 +241,7 @@ static const struct driver numbers = {
 	.cuMemcpyDtoHAsync_v2 = { copy_down },
 	.cuMemcpyHtoDAsync_v2 = { copy_up },
 	.cuStreamCreate = stream_create,
-	.cuStreamSynchronize = stream_synchronize,
+	.cuStreamSynchronize = { stream_synchronize },
 	.cuStreamWaitEvent = stream_wait,
 };
 

@@ -27,6 +27,11 @@ const char *driver_error(CUresult error)
 	return "";
 }
 
+void fault_say(struct device *locked)
+{
+	(void)locked; /* no kernel goes wrong */
+}
+
 struct ram_place lower_make_ram(struct device *d)
 {
 	(void)d;
