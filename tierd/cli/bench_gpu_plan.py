@@ -96,7 +96,7 @@ class Limits:
     """Bytes that the modes may use. The RAM is what holds chunks or weights, not the process's."""
 
     vram: int  #: for all modes but vram and shim
-    ram: int  #: where all that VRAM does not hold goes to RAM
+    ram: int  #: where all that VRAM does not hold goes to RAM: the model has room there
     ram_nvme: int  #: where a part of it goes on to NVMe or disk
     spill: int  #: room needed on NVMe or disk then
 
@@ -182,7 +182,8 @@ def choose_limits(
         raise UsageError(f"--ram: {format_size(ram)} is less than 8 chunks of {format_size(chunk)}")
     return Limits(
         vram=vram,
-        ram=_chunks(overflow + besides, chunk),
+        # Enough for copies of what is in VRAM: without, chunks that did not change are written again.
+        ram=_chunks(weights + besides, chunk),
         ram_nvme=_chunks(ram, chunk),
         spill=_chunks(overflow - ram + besides + _MIB, chunk),
     )
