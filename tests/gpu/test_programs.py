@@ -31,28 +31,34 @@ CASES = {  # what it imports, and the command
     "llama": ("transformers", ["llama.py"]),
     "moe": ("transformers", ["moe.py"]),
     "train": ("transformers", ["train.py"]),
+    "train in segments that grow": ("transformers", ["train.py"]),
     "triton": ("triton", ["with_triton.py"]),
     "cupy": ("cupy", ["with_cupy.py"]),
     "jax": ("jax", ["with_jax.py"]),
     "numba": ("numba", ["with_numba.py"]),
 }
 ENVIRONMENT = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+# Memory that PyTorch maps itself.
+SEGMENTS = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 
 
-def start(command: list[str], *flags: str, report: Path) -> subprocess.CompletedProcess[str]:
+def start(
+    command: list[str], *flags: str, report: Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run it, under `greenboost run` if there are flags."""
     if flags:
         command = [sys.executable, "-m", "tierd.cli", "run", "--json", str(report), *flags, "--", *command]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=500)
+    environment = {**ENVIRONMENT, **environment}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
     print(done.stdout, done.stderr)
     return done
 
 
-def run(program: list[str], out: Path, *flags: str) -> dict[str, Any]:
+def run(program: list[str], out: Path, *flags: str, **environment: str) -> dict[str, Any]:
     """Returns what was written of it, nothing without flags."""
     report = out.with_suffix(".json")
     name, *arguments = program
-    done = start([PYTHON, str(PROGRAMS / name), str(out), *arguments], *flags, report=report)
+    done = start([PYTHON, str(PROGRAMS / name), str(out), *arguments], *flags, report=report, **environment)
     assert done.returncode == 0, done.stderr
     return json.loads(report.read_text()) if flags else {}
 
@@ -76,15 +82,17 @@ def test_same_numbers(name: str, chunk: str, tmp_path: Path) -> None:
     module, program = CASES[name]
     if subprocess.run([PYTHON, "-c", f"import {module}"], capture_output=True).returncode:
         pytest.skip(f"no {module} in {PYTHON}: {name} is NOT tested")
-    bare = start(
-        [PYTHON, str(PROGRAMS / program[0]), str(tmp_path / "bare.npz"), *program[1:]], report=tmp_path
-    )
+    environment = SEGMENTS if "segments" in name else {}
+    script, *arguments = program
+    command = [PYTHON, str(PROGRAMS / script), str(tmp_path / "bare.npz"), *arguments]
+    bare = start(command, report=tmp_path, **environment)
     if bare.returncode:
         pytest.skip(f"{name} is NOT tested, it fails without GreenBoost: {bare.stderr.splitlines()[-1:]}")
-    spare = run(program, tmp_path / "spare.npz", "--chunk", chunk, "--vram", "8GiB", "--ram", "6GiB")
+    tiers = ["--ram", "6GiB", "--chunk", chunk]
+    spare = run(program, tmp_path / "spare.npz", "--vram", "8GiB", *tiers, **environment)
     assert same(tmp_path / "bare.npz", tmp_path / "spare.npz")
     third = needed(spare) // 3 // MIB
-    capped = run(program, tmp_path / "third.npz", "--chunk", chunk, "--vram", f"{third}MiB", "--ram", "6GiB")
+    capped = run(program, tmp_path / "third.npz", "--vram", f"{third}MiB", *tiers, **environment)
     assert same(tmp_path / "bare.npz", tmp_path / "third.npz")
     assert capped["total"]["counters"]["d2h_bytes"] > 0
 
