@@ -9,7 +9,7 @@
 #include "driver.h"
 
 struct function {
-	CUfunction handle; /* NULL: it may mean something else by now */
+	CUfunction handle; /* NULL: it may mean something else by now, or is none */
 	struct function *next; /* in its bucket */
 	uint32_t number; /* how many were known before it */
 	bool recorded; /* the recorder's: its name is in the file */
@@ -19,6 +19,10 @@ struct function {
 
 /* Lives as long as the process. NULL: no memory. */
 struct function *function_of(CUfunction f);
+
+/* Something launched that is no function, by this name. Lives as long as the process. NULL: no
+ * memory. */
+struct function *function_named(const char *name);
 
 /* Handles may come to mean something else. */
 void functions_forget(void);
