@@ -152,7 +152,7 @@ static CUresult begin_piece(struct launch held[2], const struct end ends[2], con
 		held[e].device = NULL;
 		held[e].record = NULL;
 		held[e].trace = NULL;
-		held[e].function = NULL;
+		held[e].what = (struct launched){ 0 };
 	}
 	held[0].captured = held[1].captured = launch_captured(stream, variant);
 	if (ends[0].device && ends[0].device == ends[1].device) {

@@ -10,7 +10,7 @@
 #include "driver.h"
 
 struct function {
-	CUfunction handle; /* NULL: it may mean something else by now */
+	CUfunction handle; /* NULL: it may mean something else by now, or is none */
 	struct function *next; /* in its bucket */
 	uint32_t number; /* how many were known before it */
 	bool recorded; /* the recorder's: its name is in the file */
@@ -27,6 +27,10 @@ void functions_note(CUfunction f, CUstream stream);
 /* The launches before now, from the latest (0) to FUNCTIONS_LAST - 1. NULL: there is none. */
 #define FUNCTIONS_LAST 8
 const struct function *functions_last(unsigned int n, CUstream *stream);
+
+/* Something launched that is no function, by this name. Lives as long as the process. NULL: no
+ * memory. */
+struct function *function_named(const char *name);
 
 /* Handles may come to mean something else. */
 void functions_forget(void);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* Kernel launches and captures: finding what they name. */
+/* Launches of kernels: finding what they name. Captures: when there is one. */
 #define _GNU_SOURCE
 #include "launch.h"
 
@@ -28,18 +28,22 @@ CUresult launch_begin(struct launch *launch, struct device *device, struct span 
 	launch->record = NULL;
 	launch->stream = stream;
 	launch->variant = variant;
-	launch->trace = trace_launch_begin(device, launch->function, stream, variant);
+	launch->trace = trace_launch_begin(device, launch->what.function, launch->what.shown,
+					   stream, variant);
 	if (!count) {
 		if (launch->trace)
 			trace_launch_issue(launch->trace, NULL, launch->captured);
 		/* Its time is a part of the pass all the same. */
-		launch->record = record_begin(device, launch->function, spans, 0, stream, variant,
-					      launch->captured);
+		launch->record = record_begin(device, launch->what.function, launch->what.shown,
+					      spans, 0, stream, variant, launch->captured);
 		return CUDA_SUCCESS;
 	}
 	/* Handles are addresses; neighbours differ in the middle bits. */
-	launch->hold.tag = (uint32_t)((uintptr_t)launch->function * 0x9e3779b97f4a7c15u >> 33);
-	launch->hold.few = launch->function && launch->few;
+	launch->hold.tag = (uint32_t)((launch->what.graph ? (uintptr_t)launch->what.graph
+							  : (uintptr_t)launch->what.function) *
+					      0x9e3779b97f4a7c15u >>
+				      33);
+	launch->hold.few = launch->what.few;
 	result = residency_hold(device, spans, count, &launch->hold);
 	if (result)
 		goto out;
@@ -50,8 +54,8 @@ CUresult launch_begin(struct launch *launch, struct device *device, struct span 
 		goto out;
 	}
 	launch->device = device;
-	launch->record = record_begin(device, launch->function, spans, count, stream, variant,
-				      launch->captured);
+	launch->record = record_begin(device, launch->what.function, launch->what.shown, spans,
+				      count, stream, variant, launch->captured);
 	if (launch->trace)
 		trace_launch_issue(launch->trace, &launch->hold, launch->captured);
 	return CUDA_SUCCESS;
@@ -109,34 +113,60 @@ static void named_free(struct named *named)
 		free(named->addresses);
 }
 
-/* The objects that the addresses name; spans has room for all. Returns how many spans there are. */
-static uint32_t objects(struct device *device, const struct named *named, struct span *spans)
+/*
+ * The objects that the addresses name; spans has room for all. Returns how many spans
+ * there are. In the lock.
+ */
+static uint32_t find_objects(struct device *device, const uint64_t *addresses, uint32_t n,
+			     struct span *spans)
 {
 	uint32_t count = 0;
 
-	pthread_mutex_lock(&device->lock);
 	/* Twice: an address may be the start that ends the object of one before it. */
 	for (int pass = 0; pass < 2; pass++) {
 		count = 0;
-		for (uint32_t i = 0; i < named->count; i++) {
-			struct allocation *a = alloc_map_find(&device->map, named->addresses[i]);
+		for (uint32_t i = 0; i < n; i++) {
+			struct allocation *a = alloc_map_find(&device->map, addresses[i]);
 			struct span *span = &spans[count];
 			bool known;
 
 			if (!a || !a->chunks || a->leaving)
 				continue;
-			*span = (struct span){ .allocation = a };
-			alloc_object(a, named->addresses[i] - a->base, &span->begin, &span->end,
-				     &known);
+			*span = (struct span){ .allocation = a, .guest = true };
+			alloc_object(a, addresses[i] - a->base, &span->begin, &span->end, &known);
 			span->open = !known;
-			span->named = named->addresses[i] - a->base;
-			span->guest = true;
-			a->guests += pass;
+			span->named = addresses[i] - a->base;
 			count++;
 		}
 	}
-	pthread_mutex_unlock(&device->lock);
 	return count;
+}
+
+static int by_place(const void *left, const void *right)
+{
+	const struct span *a = left, *b = right;
+
+	if (a->allocation->base != b->allocation->base)
+		return a->allocation->base < b->allocation->base ? -1 : 1;
+	return a->begin < b->begin ? -1 : a->begin > b->begin;
+}
+
+/* Make one of those that share a chunk, which none of them then does. Returns how many are left. */
+static uint32_t merge(const struct device *device, struct span *spans, uint32_t count)
+{
+	uint32_t kept = 0;
+
+	qsort(spans, count, sizeof(*spans), by_place);
+	for (uint32_t i = 0; i < count; i++) {
+		struct span *last = kept ? &spans[kept - 1] : NULL;
+
+		if (!last || last->allocation != spans[i].allocation ||
+		    spans[i].begin / device->chunk > (last->end - 1) / device->chunk)
+			spans[kept++] = spans[i];
+		else if (spans[i].end > last->end)
+			last->end = spans[i].end;
+	}
+	return kept;
 }
 
 static void say_too_large(const struct device *device, const struct span *spans, uint32_t count)
@@ -152,12 +182,9 @@ static void say_too_large(const struct device *device, const struct span *spans,
 		 (unsigned long long)((uint64_t)residency_capacity(device) * device->chunk >> 20));
 }
 
-/* Find what the parameters name and hold it, for a stream or (graph) for good. */
-static CUresult begin_kernel(struct launch *launch, CUfunction f, uint64_t threads, void **params,
-			     void **extra, CUstream stream, unsigned int variant, bool graph)
+CUresult launch_begin_named(struct launch *launch, struct device *device, const uint64_t *addresses,
+			    uint32_t n, bool whole, CUstream stream, unsigned int variant)
 {
-	struct device *device = device_paging();
-	struct named named = { .addresses = named.in_place, .room = 128 };
 	struct span few[128], *spans = few;
 	CUresult result = CUDA_SUCCESS;
 	uint32_t count = 0;
@@ -165,30 +192,85 @@ static CUresult begin_kernel(struct launch *launch, CUfunction f, uint64_t threa
 	launch->device = NULL;
 	launch->record = NULL;
 	launch->trace = NULL;
-	if (!device)
-		return CUDA_SUCCESS;
-	launch->function = f;
-	launch->few = threads <= GRACE_THREADS;
-	device_count(device, COUNTER_LAUNCHES, 1);
-	functions_note(f, stream);
-	params_scan(f, params, extra, __atomic_load_n(&device->map.low, __ATOMIC_RELAXED),
-		    __atomic_load_n(&device->map.high, __ATOMIC_RELAXED), named_found, &named);
-	if (named.count > 128)
-		spans = malloc(named.count * sizeof(*spans));
-	if (named.failed || !spans)
-		result = CUDA_ERROR_OUT_OF_MEMORY;
-	else if (named.count)
-		count = objects(device, &named, spans);
-	launch->captured = graph || ((count || atomic_load(&record_on) || atomic_load(&trace_on)) &&
-				     launch_captured(stream, variant));
-	if (count)
-		device_count(device, COUNTER_LAUNCHES_PAGED, 1);
-	if (!result)
+	if (n > 128)
+		spans = malloc(n * sizeof(*spans));
+	if (!spans)
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	if (n) {
+		pthread_mutex_lock(&device->lock);
+		count = find_objects(device, addresses, n, spans);
+		if (whole) {
+			for (uint32_t i = 0; i < count; i++)
+				spans[i].open = false;
+			count = merge(device, spans, count);
+			if (!residency_fits(device, spans, count))
+				result = CUDA_ERROR_OUT_OF_MEMORY;
+		}
+		for (uint32_t i = 0; !result && i < count; i++)
+			spans[i].allocation->guests++;
+		pthread_mutex_unlock(&device->lock);
+	}
+	if (!result) {
+		if (count)
+			device_count(device, COUNTER_LAUNCHES_PAGED, 1);
 		result = launch_begin(launch, device, spans, count, stream, variant);
-	if (count && result == CUDA_ERROR_OUT_OF_MEMORY)
+	}
+	if (count && !whole && result == CUDA_ERROR_OUT_OF_MEMORY)
 		say_too_large(device, spans, count);
 	if (spans != few)
 		free(spans);
+	return result;
+}
+
+bool launch_can_fit(struct device *device, const uint64_t *addresses, uint32_t n)
+{
+	struct span few[128], *spans = n > 128 ? malloc(n * sizeof(*spans)) : few;
+	uint32_t count;
+	bool fits;
+
+	if (!spans)
+		return false;
+	pthread_mutex_lock(&device->lock);
+	count = find_objects(device, addresses, n, spans);
+	for (uint32_t i = 0; i < count; i++) {
+		if (!spans[i].open)
+			continue;
+		spans[i].begin = spans[i].named;
+		spans[i].end = spans[i].named + 1;
+	}
+	fits = residency_fits(device, spans, merge(device, spans, count));
+	pthread_mutex_unlock(&device->lock);
+	if (spans != few)
+		free(spans);
+	return fits;
+}
+
+/* Find what the parameters name and hold it for the stream. */
+static CUresult begin_kernel(struct launch *launch, CUfunction f, uint64_t threads, void **params,
+			     void **extra, CUstream stream, unsigned int variant)
+{
+	struct device *device = device_paging();
+	struct named named = { .addresses = named.in_place, .room = 128 };
+	CUresult result;
+
+	launch->device = NULL;
+	launch->record = NULL;
+	launch->trace = NULL;
+	if (!device)
+		return CUDA_SUCCESS;
+	launch->what = (struct launched){ .function = f, .few = threads <= GRACE_THREADS };
+	functions_note(f, stream);
+	device_count(device, COUNTER_LAUNCHES, 1);
+	params_scan(f, params, extra, __atomic_load_n(&device->map.low, __ATOMIC_RELAXED),
+		    __atomic_load_n(&device->map.high, __ATOMIC_RELAXED), named_found, &named);
+	launch->captured = (named.count || atomic_load(&record_on) || atomic_load(&trace_on)) &&
+			   launch_captured(stream, variant);
+	/* It does not run now; graph_exec.c sees to what it names when its graph is launched. */
+	if (launch->captured)
+		named.count = 0;
+	result = named.failed ? CUDA_ERROR_OUT_OF_MEMORY
+			      : launch_begin_named(launch, device, named.addresses, named.count,
+						   false, stream, variant);
 	named_free(&named);
 	return result;
 }
@@ -214,7 +296,7 @@ CUresult hook_cuLaunchKernel(unsigned int variant, CUfunction f, unsigned int gx
 		return result;
 	}
 	result = begin_kernel(&launch, f, threads(gx, gy, gz, bx, by, bz), params, extra, stream,
-			      variant, false);
+			      variant);
 	if (result)
 		return result;
 	result = driver.cuLaunchKernel[variant](f, gx, gy, gz, bx, by, bz, shared, stream, params,
@@ -238,7 +320,7 @@ CUresult hook_cuLaunchCooperativeKernel(unsigned int variant, CUfunction f, unsi
 		return result;
 	}
 	result = begin_kernel(&launch, f, threads(gx, gy, gz, bx, by, bz), params, NULL, stream,
-			      variant, false);
+			      variant);
 	if (result)
 		return result;
 	result = driver.cuLaunchCooperativeKernel[variant](f, gx, gy, gz, bx, by, bz, shared,
@@ -263,7 +345,7 @@ CUresult hook_cuLaunchKernelEx(unsigned int variant, const CUlaunchConfig *confi
 	result = begin_kernel(&launch, f,
 			      threads(config->gridDimX, config->gridDimY, config->gridDimZ,
 				      config->blockDimX, config->blockDimY, config->blockDimZ),
-			      params, extra, config->hStream, variant, false);
+			      params, extra, config->hStream, variant);
 	if (result)
 		return result;
 	result = driver.cuLaunchKernelEx[variant](config, f, params, extra);
@@ -271,7 +353,7 @@ CUresult hook_cuLaunchKernelEx(unsigned int variant, const CUlaunchConfig *confi
 	return fault_check(result);
 }
 
-/* ---- captures: what goes into a graph is fixed, as nobody sees when it runs ---- */
+/* ---- captures ---- */
 
 /* What was launched before anybody looked can be waited for now, and not during a capture. */
 static void capture_begins(void)
@@ -329,18 +411,6 @@ CUresult hook_cuStreamEndCapture(unsigned int variant, CUstream stream, CUgraph 
 
 	if (before != CU_STREAM_CAPTURE_STATUS_NONE && after == CU_STREAM_CAPTURE_STATUS_NONE)
 		gate_capture_ends();
-	return result;
-}
-
-CUresult launch_fix_kernel(const CUDA_KERNEL_NODE_PARAMS *params)
-{
-	struct launch launch;
-	CUresult result =
-		begin_kernel(&launch, params->func ? params->func : (CUfunction)params->kern, 0,
-			     params->kernelParams, params->extra, NULL, 0, true);
-
-	if (!result)
-		launch_end(&launch);
 	return result;
 }
 

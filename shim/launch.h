@@ -12,6 +12,14 @@
 /* Is the stream recording a graph? Asks the driver only while any stream may be. */
 bool launch_captured(CUstream stream, unsigned int variant);
 
+/* A function or a graph; zeroed: a copy or memset. */
+struct launched {
+	CUfunction function;
+	CUgraphExec graph;
+	struct function *shown; /* what a graph is called where it is written down */
+	bool few; /* a kernel of few threads: see struct hold */
+};
+
 struct launch {
 	struct device *device; /* NULL: nothing held */
 	struct hold hold;
@@ -19,8 +27,7 @@ struct launch {
 	unsigned int variant;
 	struct record *record; /* NULL: it is not recorded */
 	struct trace_launch *trace; /* NULL: nothing is traced */
-	CUfunction function; /* set by the caller; NULL: a copy or memset */
-	bool few; /* set by the caller, of a kernel: see struct hold */
+	struct launched what; /* set by the caller */
 	bool captured; /* set by the caller: the work goes into a graph, what it names is fixed for
 			  good */
 };
@@ -34,16 +41,26 @@ CUresult launch_begin(struct launch *launch, struct device *device, struct span 
 void launch_end(struct launch *launch);
 
 /*
+ * The same for work that names objects by addresses, of which some may be none. whole:
+ * all that they may mean is held, else CUDA_ERROR_OUT_OF_MEMORY; not only as much of it
+ * as fits. No message is written then.
+ */
+CUresult launch_begin_named(struct launch *launch, struct device *device, const uint64_t *addresses,
+			    uint32_t count, bool whole, CUstream stream, unsigned int variant);
+
+/* Has VRAM room at once for the least that the addresses can mean? */
+bool launch_can_fit(struct device *device, const uint64_t *addresses, uint32_t count);
+
+/*
  * An address that kernels may follow without its being in their parameters: it was
  * copied to the device. What it names is kept in VRAM as long as anything else can leave.
  */
 void launch_keep_pointee(CUdeviceptr address);
 
 /*
- * What a node of a graph names is brought in and stays for good, as nobody sees when
- * it runs. copy_rows.c has those for nodes that copy and set.
+ * What a node that copies, sets or waits names is brought in and stays for good: the
+ * driver looks at it when the node is made, and again when its graph is instantiated.
  */
-CUresult launch_fix_kernel(const CUDA_KERNEL_NODE_PARAMS *params);
 CUresult memop_fix(const CUDA_BATCH_MEM_OP_NODE_PARAMS *params);
 CUresult rows_fix_copy(const CUDA_MEMCPY3D *copy);
 CUresult rows_fix_fill(const CUDA_MEMSET_NODE_PARAMS *params);

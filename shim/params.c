@@ -120,32 +120,27 @@ static void scan_bytes(const void *bytes, size_t size, uint64_t low, uint64_t hi
 	}
 }
 
-static void scan_extra(void **extra, uint64_t low, uint64_t high, params_found found, void *arg)
+/* The packed buffer that an extra list names; NULL: none. */
+static const void *packed(void **extra, size_t *size)
 {
 	const void *buffer = NULL;
-	size_t size = 0;
 
+	*size = 0;
 	for (; *extra != CU_LAUNCH_PARAM_END; extra += 2) {
 		if (extra[0] == CU_LAUNCH_PARAM_BUFFER_POINTER)
 			buffer = extra[1];
 		else if (extra[0] == CU_LAUNCH_PARAM_BUFFER_SIZE)
-			size = *(const size_t *)extra[1];
+			*size = *(const size_t *)extra[1];
 	}
-	if (buffer)
-		scan_bytes(buffer, size, low, high, found, arg);
+	return buffer;
 }
 
-void params_scan(CUfunction f, void **params, void **extra, uint64_t low, uint64_t high,
-		 params_found found, void *arg)
+/* Takes the lock: what it returns is there until that is released. NULL: no memory. */
+static const struct layout *layout_of(CUfunction f)
 {
 	const struct layout *layout;
 	struct layout *made;
 
-	if (!params) {
-		if (extra)
-			scan_extra(extra, low, high, found, arg);
-		return;
-	}
 	pthread_rwlock_rdlock(&lock);
 	layout = find(f);
 	if (!layout) {
@@ -161,10 +156,102 @@ void params_scan(CUfunction f, void **params, void **extra, uint64_t low, uint64
 			layout = made;
 		}
 	}
+	return layout;
+}
+
+void params_scan(CUfunction f, void **params, void **extra, uint64_t low, uint64_t high,
+		 params_found found, void *arg)
+{
+	const struct layout *layout;
+
+	if (!params) {
+		size_t size;
+		const void *buffer = extra ? packed(extra, &size) : NULL;
+
+		if (buffer)
+			scan_bytes(buffer, size, low, high, found, arg);
+		return;
+	}
+	layout = layout_of(f);
 	for (uint32_t i = 0; layout && i < layout->count; i++)
 		if (layout->sizes[i] >= 8)
 			scan_bytes(params[i], layout->sizes[i], low, high, found, arg);
 	pthread_rwlock_unlock(&lock);
+}
+
+static CUresult copy_packed(void **extra, struct params **copy)
+{
+	size_t size;
+	const void *buffer = packed(extra, &size);
+	struct {
+		struct params params;
+		void *list[5];
+		size_t size;
+		_Alignas(16) char bytes[];
+	} *made = malloc(sizeof(*made) + size);
+
+	if (!made)
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	if (buffer)
+		memcpy(made->bytes, buffer, size);
+	made->size = size;
+	made->list[0] = CU_LAUNCH_PARAM_BUFFER_POINTER;
+	made->list[1] = made->bytes;
+	made->list[2] = CU_LAUNCH_PARAM_BUFFER_SIZE;
+	made->list[3] = &made->size;
+	made->list[4] = CU_LAUNCH_PARAM_END;
+	made->params = (struct params){ .extra = made->list };
+	*copy = &made->params;
+	return CUDA_SUCCESS;
+}
+
+/* Where parameters are whole vectors the driver may read them as such. */
+static size_t aligned(size_t bytes)
+{
+	return (bytes + 15) & ~(size_t)15;
+}
+
+static CUresult copy_pointed(const struct layout *layout, void **params, struct params **copy)
+{
+	size_t bytes = aligned(sizeof(**copy) + layout->count * sizeof(void *));
+	struct params *made;
+	char *to;
+
+	for (uint32_t i = 0; i < layout->count; i++)
+		bytes += aligned(layout->sizes[i]);
+	made = malloc(bytes);
+	if (!made)
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	*made = (struct params){ .params = (void **)(made + 1) };
+	to = (char *)made + aligned(sizeof(*made) + layout->count * sizeof(void *));
+	for (uint32_t i = 0; i < layout->count; i++) {
+		made->params[i] = memcpy(to, params[i], layout->sizes[i]);
+		to += aligned(layout->sizes[i]);
+	}
+	*copy = made;
+	return CUDA_SUCCESS;
+}
+
+CUresult params_copy(CUfunction f, void **params, void **extra, struct params **copy)
+{
+	const struct layout *layout;
+	CUresult result;
+
+	if (!params && extra)
+		return copy_packed(extra, copy);
+	if (!params) {
+		*copy = calloc(1, sizeof(**copy));
+		return *copy ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+	}
+	layout = layout_of(f);
+	if (!layout)
+		result = CUDA_ERROR_OUT_OF_MEMORY;
+	else if (layout->end != CUDA_ERROR_INVALID_VALUE)
+		result = CUDA_ERROR_NOT_FOUND;
+	else
+		result = copy_pointed(layout, params, copy);
+	pthread_rwlock_unlock(&lock);
+	return result;
 }
 
 void params_forget(void)

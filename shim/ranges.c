@@ -57,7 +57,7 @@ static CUresult begin(struct launch *held, const struct extent *ranges, uint32_t
 	held->device = NULL;
 	held->record = NULL;
 	held->trace = NULL;
-	held->function = NULL;
+	held->what = (struct launched){ 0 };
 	if (count > FEW)
 		spans = malloc(count * sizeof(*spans));
 	if (!spans)

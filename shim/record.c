@@ -182,16 +182,17 @@ void record_free(const struct device *device, const struct allocation *allocatio
 	record_range(device, allocation, FREE);
 }
 
-struct record *record_begin(const struct device *device, CUfunction f, const struct span *spans,
-			    uint32_t count, CUstream stream, unsigned int variant, bool captured)
+struct record *record_begin(const struct device *device, CUfunction f, struct function *graph,
+			    const struct span *spans, uint32_t count, CUstream stream,
+			    unsigned int variant, bool captured)
 {
-	struct record *r = recorded(device) ? record_new(f ? LAUNCH : COPY, count) : NULL;
+	struct record *r = recorded(device) ? record_new(f || graph ? LAUNCH : COPY, count) : NULL;
 
 	if (!r)
 		return NULL;
 	r->captured = captured;
 	r->stream = stream_key(stream, variant);
-	r->function = f ? function_of(f) : NULL;
+	r->function = f ? function_of(f) : graph;
 	if (f && !r->function) {
 		free(r);
 		return NULL;

@@ -16,6 +16,7 @@
 #include "driver.h"
 
 struct device;
+struct function;
 struct record;
 struct span;
 
@@ -35,12 +36,13 @@ void record_allocation(const struct device *device, const struct allocation *all
 void record_free(const struct device *device, const struct allocation *allocation);
 
 /*
- * A launch (f) or a copy (f NULL) is about to be given to the stream; record_end()
- * after it was. NULL: not recorded. Called in no lock; waits for the writer if it
- * is far behind, as a trace with holes is worth nothing.
+ * A launch of a function or of a graph, or (both NULL) a copy is about to be given to the stream;
+ * record_end() after it was. NULL: not recorded. Called in no lock; waits for the writer if it is
+ * far behind, as a trace with holes is worth nothing.
  */
-struct record *record_begin(const struct device *device, CUfunction f, const struct span *spans,
-			    uint32_t count, CUstream stream, unsigned int variant, bool captured);
+struct record *record_begin(const struct device *device, CUfunction f, struct function *graph,
+			    const struct span *spans, uint32_t count, CUstream stream,
+			    unsigned int variant, bool captured);
 void record_end(struct record *record, CUstream stream, unsigned int variant);
 
 #endif

@@ -128,6 +128,22 @@ static bool hold_fits(const struct device *device, const struct hold *hold)
 	return hold->count + others <= residency_capacity(device);
 }
 
+bool residency_fits(const struct device *device, const struct span *spans, uint32_t count)
+{
+	uint64_t chunks = device->fixed;
+
+	/* What RAM is mapped for takes no room. */
+	if (device->maps)
+		return true;
+	for (uint32_t s = 0; s < count; s++) {
+		uint32_t first, n = span_chunks(device, &spans[s], UINT32_MAX, &first);
+
+		for (uint32_t i = 0; i < n; i++)
+			chunks += !device->chunks[first + i].fixed;
+	}
+	return chunks <= residency_capacity(device);
+}
+
 /* The widest windows with which everything fits. */
 static CUresult hold_choose(const struct device *device, const struct span *spans, uint32_t count,
 			    struct hold *hold)

@@ -42,7 +42,8 @@ struct chunk {
 	CUdeviceptr address;
 	uint8_t state; /* enum chunk_state */
 	uint8_t home; /* enum chunk_home: where its bytes are */
-	bool fixed; /* a captured graph names it, or it is pinned: never leaves */
+	bool fixed; /* a graph copies or sets it, or may be launched by the device, or it is pinned:
+		       never leaves */
 	bool pinned;
 	bool sticky; /* its address was copied to the device: leaves when nothing else can */
 	uint8_t grace; /* launches, over or not, for which it stays (grace.h) */
@@ -210,6 +211,10 @@ static inline void device_gauge_most(struct device *device, enum counter counter
  */
 CUresult residency_hold(struct device *device, struct span *spans, uint32_t count,
 			struct hold *hold);
+
+/* Is there room for all of the spans at once? None are open, and no two share a chunk. In the
+ * lock. */
+bool residency_fits(const struct device *device, const struct span *spans, uint32_t count);
 
 /* Let the stream wait for what is still arriving. */
 CUresult residency_begin(struct hold *hold, CUstream stream, unsigned int variant);

@@ -679,8 +679,8 @@ void trace_slots(struct device *device, uint32_t vram, uint32_t ram)
 	add(e);
 }
 
-struct trace_launch *trace_launch_begin(struct device *device, CUfunction f, CUstream stream,
-					unsigned int variant)
+struct trace_launch *trace_launch_begin(struct device *device, CUfunction f, struct function *graph,
+					CUstream stream, unsigned int variant)
 {
 	uint64_t began = trace_begin();
 	struct trace_launch *launch;
@@ -701,6 +701,8 @@ struct trace_launch *trace_launch_begin(struct device *device, CUfunction f, CUs
 		free(launch);
 		return NULL;
 	}
+	if (graph)
+		e->function = graph;
 	e->stream = stream_key(stream, variant);
 	e->failed = true; /* until it is issued */
 	*launch = (struct trace_launch){ device, stream, variant, e };

@@ -16,6 +16,7 @@
 
 struct allocation;
 struct device;
+struct function;
 struct hold;
 struct trace_launch;
 
@@ -72,12 +73,12 @@ void trace_moment(const struct device *device, const char *name, uint64_t bytes,
 void trace_slots(struct device *device, uint32_t vram, uint32_t ram);
 
 /*
- * A launch (f) or a copy of the program's (f NULL) that was looked at: begins before it is
- * known what it needs; is given to its stream, holding that (NULL: it names no chunk), after
- * trace_launch_issue(); and trace_launch_end() after it was, or failed. In no lock.
+ * A launch of a function or of a graph, or (both NULL) a copy of the program's that was looked at:
+ * begins before it is known what it needs; is given to its stream, holding that (NULL: it names no
+ * chunk), after trace_launch_issue(); and trace_launch_end() after it was, or failed. In no lock.
  */
-struct trace_launch *trace_launch_begin(struct device *device, CUfunction f, CUstream stream,
-					unsigned int variant);
+struct trace_launch *trace_launch_begin(struct device *device, CUfunction f, struct function *graph,
+					CUstream stream, unsigned int variant);
 void trace_launch_issue(struct trace_launch *launch, const struct hold *hold, bool captured);
 void trace_launch_end(struct trace_launch *launch);
 

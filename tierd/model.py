@@ -69,7 +69,7 @@ class ChunkState(bytes, enum.Enum):
     RISING = b"^"  #: on its way to VRAM
     SINKING = b"v"  #: on its way down
     MAPPED = b"m"  #: in RAM and used there, by the GPU over the bus
-    PINNED = b"p"  #: in VRAM, and stays: a pin names it, or a graph
+    PINNED = b"p"  #: in VRAM, and stays: a pin names it, or a graph copies it
 
 
 class PressureLevel(enum.IntEnum):

@@ -35,9 +35,10 @@ TIERD: Layers = (
 
 SHIM: Layers = (
     # The hooks, by what they are about; interpose is the way into them.
-    ("interpose", "copy copy_rows", "graph", "handles", "memop", "refuse", "memory ordered room"),
+    ("interpose", "graph graph_exec graph_nodes"),
+    ("copy copy_rows", "handles", "memop", "refuse", "memory ordered room"),
     ("ranges",),
-    ("launch",),
+    ("graph_body", "launch"),
     ("residency grace pager lower vram handover device fault record trace",),
     ("predict predict_log predict_plan", "mover", "client reattach", "alloc_map", "params"),
     ("packet", "held", "ticket", "gate", "timing", "function", "spool", "checksum", "pins"),

@@ -27,6 +27,7 @@ MATMUL = ["matmul.py", "24", "4096"]
 CASES = {  # what it imports, and the command
     "matmul": ("torch", MATMUL),
     "blaslt": ("torch", ["blaslt.py"]),
+    "captured": ("torch", ["captured.py"]),
     "compiled": ("triton", ["compiled.py"]),
     "llama": ("transformers", ["llama.py"]),
     "moe": ("transformers", ["moe.py"]),

@@ -26,6 +26,7 @@ from .softcuda.driver import (
     Driver,
     HostNodeParams,
     KernelNodeParams,
+    LaunchConfig,
     Memcpy3D,
     MemsetNodeParams,
     pointers,
@@ -431,18 +432,15 @@ def test_a_launched_graph_may_be_destroyed_before_it_has_run(driver: Driver) -> 
 
 
 @on_device()
-def test_a_graph_launched_in_a_capture_becomes_part_of_it(driver: Driver) -> None:
+def test_a_graph_must_not_be_launched_in_a_capture(driver: Driver) -> None:
     stream, log = driver.stream(), Log(driver)
     begin(driver, stream)
     log.launch(1, stream)
     inner = instantiate(driver, end(driver, stream))
     begin(driver, stream)
-    driver("cuGraphLaunch", inner, stream)
-    log.launch(2, stream)
-    outer = instantiate(driver, end(driver, stream))
-    driver("cuGraphLaunch", outer, stream)
-    driver.sync(stream)
-    assert log.numbers == [1, 2]
+    assert driver.result("cuGraphLaunch", inner, stream) == CAPTURE_UNSUPPORTED
+    assert end_result(driver, stream) == CAPTURE_INVALIDATED
+    assert log.numbers == []
 
 
 @on_device()
@@ -454,3 +452,208 @@ def test_a_free_that_a_capture_refused_was_not_made(driver: Driver) -> None:
     driver("cuMemFreeAsync", address, 0)
     driver.sync()
     assert driver.free_bytes() == 64 * MIB
+
+
+def nodes_of(driver: Driver, graph: int) -> list[int]:
+    nodes = (c_void_p * node_count(driver, graph))()
+    driver("cuGraphGetNodes", graph, nodes, byref(c_size_t(len(nodes))))
+    return [int(node or 0) for node in nodes]
+
+
+def create(driver: Driver) -> int:
+    return driver.out(c_void_p, "cuGraphCreate", 0)
+
+
+def word(driver: Driver, address: int) -> int:
+    return int.from_bytes(driver.read(address, 4), "little")
+
+
+def fill_params(driver: Driver, address: int, value: int) -> KernelNodeParams:
+    params = pointers(c_uint64(address), c_uint64(1), c_uint32(value))
+    return kernel_params(driver.function("fill_u32"), params)
+
+
+@on_device()
+def test_captured_nodes_tell_what_they_do_and_in_which_order(driver: Driver) -> None:
+    stream, address, host = driver.stream(), driver.alloc(MIB), driver.pinned(64)
+    called = driver.host_function(lambda: None)
+    begin(driver, stream)
+    driver("cuMemcpyHtoDAsync_v2", address, host, 4, stream)
+    driver("cuMemsetD2D32Async", address, 64, 9, 4, 3, stream)
+    driver("cuLaunchHostFunc", stream, called, 7)
+    driver("cuStreamWriteValue32_v2", stream, address, 5, 0)
+    launch = kernel_params(driver.function("fill_u32"), None)
+    size = c_size_t(24)
+    packed = ctypes.create_string_buffer(
+        address.to_bytes(8, "little") + (2).to_bytes(8, "little") + b"\3" + bytes(7)
+    )
+    extra = (c_void_p * 5)(1, ctypes.addressof(packed), 2, ctypes.addressof(size), 0)
+    driver("cuLaunchKernel", launch.func, 1, 1, 1, 1, 1, 1, 0, stream, None, extra)
+    graph = end(driver, stream)
+    copy, fill, host_node, value, kernel = nodes_of(driver, graph)
+    copied, filled, hosted = Memcpy3D(), MemsetNodeParams(), HostNodeParams()
+    driver("cuGraphMemcpyNodeGetParams", copy, byref(copied))
+    assert (copied.srcHost, copied.dstDevice, copied.WidthInBytes, copied.Height, copied.srcPitch) == (
+        ctypes.addressof(host), address, 4, 1, 0,
+    )  # fmt: skip
+    driver("cuGraphMemsetNodeGetParams", fill, byref(filled))
+    assert (filled.dst, filled.pitch, filled.value, filled.width, filled.height) == (address, 64, 9, 4, 3)
+    driver("cuGraphHostNodeGetParams", host_node, byref(hosted))
+    assert (ctypes.cast(hosted.fn, c_void_p).value, hosted.userData) == (
+        ctypes.cast(called, c_void_p).value,
+        7,
+    )
+    batch = (c_uint64 * 4)()
+    driver("cuGraphBatchMemOpNodeGetParams", value, batch)
+    assert batch[1] & 0xFFFFFFFF == 1
+    assert ctypes.string_at(batch[2], 16)[8:] == address.to_bytes(8, "little")
+    for version in ("", "_v2"):
+        told = KernelNodeParams()
+        driver(f"cuGraphKernelNodeGetParams{version}", kernel, byref(told))
+        assert c_uint64.from_address(told.kernelParams[1]).value == 2
+    edges = c_size_t()
+    driver("cuGraphGetEdges_v2", graph, None, None, None, byref(edges))
+    before, after = (c_void_p * 4)(), (c_void_p * 4)()
+    driver("cuGraphGetEdges", graph, before, after, byref(edges))
+    assert list(zip(before, after, strict=True)) == [
+        (copy, fill), (fill, host_node), (host_node, value), (value, kernel),
+    ]  # fmt: skip
+
+
+@on_device()
+def test_launch_attributes_are_told_and_stay(driver: Driver) -> None:
+    stream, address = driver.stream(), driver.alloc(MIB)
+    attribute = ctypes.create_string_buffer((4).to_bytes(8, "little") + b"\2\0\0\0\1\0\0\0\1\0\0\0", 72)
+    config = LaunchConfig(2, 1, 1, 1, 1, 1, 0, stream, ctypes.addressof(attribute), 1)
+    params = pointers(c_uint64(address), c_uint64(1), c_uint32(1))
+    begin(driver, stream)
+    driver("cuLaunchKernelEx", byref(config), driver.function("fill_u32"), params, None)
+    driver("cuLaunchCooperativeKernel", driver.function("fill_u32"), 1, 1, 1, 1, 1, 1, 0, stream, params)
+    spread, together = nodes_of(driver, end(driver, stream))
+    driver("cuGraphKernelNodeSetParams_v2", spread, byref(fill_params(driver, address, 2)))
+
+    def attribute_of(node: int, which: int) -> list[int]:
+        value = (c_uint32 * 16)()
+        driver("cuGraphKernelNodeGetAttribute", node, which, value)
+        return list(value[:3])
+
+    assert (attribute_of(spread, 4), attribute_of(spread, 2)) == ([2, 1, 1], [0, 0, 0])
+    assert (attribute_of(together, 4), attribute_of(together, 2)) == ([0, 0, 0], [1, 0, 0])
+    assert driver.result("cuGraphKernelNodeGetAttribute", spread, 7, (c_uint32 * 16)()) == INVALID_VALUE
+
+
+@on_device()
+def test_a_child_graph_is_a_copy_whose_nodes_the_exec_knows(driver: Driver) -> None:
+    inner, outer, stream, address = create(driver), create(driver), driver.stream(), driver.alloc(MIB)
+    made = driver.out(
+        c_void_p, "cuGraphAddKernelNode_v2", inner, None, 0, byref(fill_params(driver, address, 1))
+    )
+    child = driver.out(c_void_p, "cuGraphAddChildGraphNode", outer, None, 0, inner)
+    graph = driver.out_after(c_void_p, "cuGraphChildGraphNodeGetGraph", child)
+    replayed = instantiate(driver, outer)
+    driver("cuGraphKernelNodeSetParams_v2", made, byref(fill_params(driver, address, 2)))
+
+    def run() -> int:
+        driver("cuGraphLaunch", replayed, stream)
+        driver.sync(stream)
+        return word(driver, address)
+
+    assert run() == 1
+    driver("cuGraphExecChildGraphNodeSetParams", replayed, child, inner)
+    assert run() == 2
+    (node,) = nodes_of(driver, graph)
+    driver("cuGraphExecKernelNodeSetParams_v2", replayed, node, byref(fill_params(driver, address, 3)))
+    assert run() == 3
+    assert (
+        driver.result(
+            "cuGraphExecKernelNodeSetParams_v2", replayed, made, byref(fill_params(driver, address, 4))
+        )
+        == INVALID_VALUE
+    )
+
+
+@on_device()
+def test_an_exec_is_updated_from_a_graph_like_its_own(driver: Driver) -> None:
+    stream, address, numbers = driver.stream(), driver.alloc(MIB), [0, 1]
+
+    def graph_of(*values: int) -> int:
+        graph = create(driver)
+        for i, value in enumerate(values):
+            params = fill_params(driver, address + 4 * i, value)
+            driver.out(c_void_p, "cuGraphAddKernelNode_v2", graph, None, 0, byref(params))
+        return graph
+
+    first = graph_of(1, 2)
+    replayed, info = instantiate(driver, first), (c_uint64 * 3)()
+    driver("cuGraphExecUpdate_v2", replayed, graph_of(3, 4), info)
+    # Known by the nodes of the graph it was made from, also then.
+    params = fill_params(driver, address + 4, 5)
+    driver("cuGraphExecKernelNodeSetParams_v2", replayed, nodes_of(driver, first)[1], byref(params))
+    driver("cuGraphLaunch", replayed, stream)
+    driver.sync(stream)
+    assert [word(driver, address + 4 * i) for i in numbers] == [3, 5]
+    update = c_int()
+    assert driver.result("cuGraphExecUpdate", replayed, graph_of(1), byref(c_void_p()), byref(update)) == 910
+    assert update.value == 2
+    driver("cuGraphNodeSetEnabled", replayed, nodes_of(driver, first)[1], 0)
+    driver("cuMemsetD32_v2", address, 0, 2)
+    driver("cuGraphLaunch", replayed, stream)
+    driver.sync(stream)
+    assert [word(driver, address + 4 * i) for i in numbers] == [3, 0]
+
+
+@on_device()
+def test_event_nodes_record_and_wait_when_they_are_launched(driver: Driver) -> None:
+    graph, stream, other = create(driver), driver.stream(), driver.stream()
+    gate, log, before, behind = Gate(driver), Log(driver), driver.event(), driver.event()
+    driver.launch(gate.function, stream=other)
+    log.launch(1, other)
+    driver("cuEventRecord", before, other)
+    waits = driver.out(c_void_p, "cuGraphAddEventWaitNode", graph, None, 0, before)
+    begin_at = (c_void_p * 1)(waits)
+    driver("cuStreamBeginCaptureToGraph", stream, graph, begin_at, None, 1, GLOBAL)
+    log.launch(2, stream)
+    end(driver, stream)
+    last = (c_void_p * 1)(nodes_of(driver, graph)[-1])
+    records = driver.out(c_void_p, "cuGraphAddEventRecordNode", graph, last, 1, behind)
+    assert driver.out_after(c_void_p, "cuGraphEventWaitNodeGetEvent", waits) == before
+    assert driver.out_after(c_void_p, "cuGraphEventRecordNodeGetEvent", records) == behind
+    driver("cuGraphLaunch", instantiate(driver, graph), stream)
+    assert driver.result("cuEventQuery", behind) == 600
+    gate.open()
+    driver("cuEventSynchronize", behind)
+    assert log.numbers == [1, 2]
+
+
+@on_device()
+def test_launches_of_one_exec_never_overlap(driver: Driver) -> None:
+    one, other, gate, log = driver.stream(), driver.stream(), Gate(driver), Log(driver)
+    begin(driver, one)
+    driver.launch(gate.function, stream=one)
+    log.launch(1, one)
+    replayed = instantiate(driver, end(driver, one))
+    driver("cuGraphLaunch", replayed, one)
+    driver("cuGraphLaunch", replayed, other)
+    log.launch(2, other)
+    gate.open()
+    driver.sync(other)
+    assert log.numbers == [1, 1, 2]
+
+
+@on_device()
+def test_a_conditional_node_runs_the_body_that_its_default_says(driver: Driver) -> None:
+    stream, address = driver.stream(), driver.alloc(MIB)
+    for value in (0, 1):
+        graph = create(driver)
+        handle = driver.out(c_uint64, "cuGraphConditionalHandleCreate", graph, driver.context, value, 1)
+        node, params = c_void_p(), (c_uint64 * 32)(13, 0, handle, 2 << 32, 0, driver.context)
+        driver("cuGraphAddNode", byref(node), graph, None, 0, params)
+        bodies = (c_void_p * 2).from_address(params[4])
+        for i, body in enumerate(bodies):
+            fill = fill_params(driver, address, 10 + i)
+            driver.out(c_void_p, "cuGraphAddKernelNode_v2", body or 0, None, 0, byref(fill))
+        driver("cuGraphLaunch", instantiate(driver, graph), stream)
+        driver.sync(stream)
+        assert word(driver, address) == (10 if value else 11)
+        driver("cuGraphDestroyNode", node.value or 0)
+        assert node_count(driver, graph) == 0

@@ -194,3 +194,34 @@ CUresult copy_work_3d(const CUDA_MEMCPY3D *copy, struct work **work)
 	*work = copy_work(&box, false);
 	return *work ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
+
+void copy_params_of_work(const struct work *work, CUDA_MEMCPY3D *copy)
+{
+	const struct box *box = &((const struct copy *)work)->box;
+	bool many = box->depth > 1;
+
+	/* As the driver has it: no pitch where there is one row, no height where there is one
+	 * slice.
+	 */
+	*copy = (CUDA_MEMCPY3D){
+		.srcMemoryType =
+			box->src.kind == RANGE_DEVICE ? CU_MEMORYTYPE_DEVICE : CU_MEMORYTYPE_HOST,
+		.srcPitch = many || box->height > 1 ? box->src.pitch : 0,
+		.srcHeight = many ? box->src.slice / box->src.pitch : 0,
+		.dstMemoryType =
+			box->dst.kind == RANGE_DEVICE ? CU_MEMORYTYPE_DEVICE : CU_MEMORYTYPE_HOST,
+		.dstPitch = many || box->height > 1 ? box->dst.pitch : 0,
+		.dstHeight = many ? box->dst.slice / box->dst.pitch : 0,
+		.WidthInBytes = box->width,
+		.Height = box->height,
+		.Depth = box->depth,
+	};
+	if (box->src.kind == RANGE_DEVICE)
+		copy->srcDevice = box->src.start;
+	else
+		copy->srcHost = (const void *)box->src.start;
+	if (box->dst.kind == RANGE_DEVICE)
+		copy->dstDevice = box->dst.start;
+	else
+		copy->dstHost = (void *)box->dst.start;
+}

@@ -36,4 +36,8 @@ struct work *copy_work(const struct box *box, bool stage);
 CUresult copy_work_3d(const CUDA_MEMCPY3D *copy, struct work **work);
 CUresult memset_work(const CUDA_MEMSET_NODE_PARAMS *params, struct work **work);
 
+/* What works of the two kinds were made of. */
+void copy_params_of_work(const struct work *work, CUDA_MEMCPY3D *copy);
+void memset_params_of_work(const struct work *work, CUDA_MEMSET_NODE_PARAMS *params);
+
 #endif

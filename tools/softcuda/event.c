@@ -101,31 +101,36 @@ CUresult do_cuEventDestroy_v2(CUevent event)
 	return CUDA_SUCCESS;
 }
 
-CUresult do_cuEventRecord(bool per_thread, CUevent event, CUstream handle)
+CUresult event_record(CUevent event, struct queue *queue)
 {
-	CUstream stream = stream_resolve(handle, per_thread);
-	struct record *record;
+	struct record *record = record_create();
 	struct point end;
 	CUresult error;
 
-	if (!stream || !is_kind(event, KIND_EVENT) || event->context != stream->context)
-		return CUDA_ERROR_INVALID_HANDLE;
-	if (capture_running() || event->capture) {
-		bool captured;
-
-		error = capture_record(stream, event, &captured);
-		if (error || captured)
-			return error;
-	}
-	record = record_create();
 	if (!record)
 		return CUDA_ERROR_OUT_OF_MEMORY;
-	error = queue_submit(stream->queue, &record->work, NULL, &end);
+	error = queue_submit(queue, &record->work, NULL, &end);
 	if (error)
 		work_put(&record->work);
 	else
 		replace(event, record, end);
 	return error;
+}
+
+CUresult do_cuEventRecord(bool per_thread, CUevent event, CUstream handle)
+{
+	CUstream stream = stream_resolve(handle, per_thread);
+
+	if (!stream || !is_kind(event, KIND_EVENT) || event->context != stream->context)
+		return CUDA_ERROR_INVALID_HANDLE;
+	if (capture_running() || event->capture) {
+		bool captured;
+		CUresult error = capture_record(stream, event, &captured);
+
+		if (error || captured)
+			return error;
+	}
+	return event_record(event, stream->queue);
 }
 
 CUresult do_cuEventRecordWithFlags(bool per_thread, CUevent event, CUstream stream,

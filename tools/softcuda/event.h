@@ -19,6 +19,9 @@ struct CUevent_st {
 	size_t dep_count;
 };
 
+/* Record the event at the end of what the queue has now. */
+CUresult event_record(CUevent event, struct queue *queue);
+
 /* Where the event was last recorded, now; referenced. */
 struct point event_point(CUevent event);
 

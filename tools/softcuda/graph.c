@@ -20,6 +20,18 @@ CUgraph graph_create(void)
 	return graph;
 }
 
+static void node_destroy(CUgraphNode node)
+{
+	node->kind = KIND_NONE;
+	for (unsigned int i = 0; i < node->body_count; i++)
+		if (node->bodies[i])
+			graph_destroy(node->bodies[i]);
+	free(node->bodies);
+	work_put(node->work);
+	free(node->deps);
+	free(node);
+}
+
 void graph_destroy(CUgraph graph)
 {
 	graph->kind = KIND_NONE;
@@ -27,10 +39,7 @@ void graph_destroy(CUgraph graph)
 		CUgraphNode node = graph->first;
 
 		graph->first = node->next;
-		node->kind = KIND_NONE;
-		work_put(node->work);
-		free(node->deps);
-		free(node);
+		node_destroy(node);
 	}
 	free(graph);
 }
@@ -106,6 +115,100 @@ CUresult graph_add(CUgraph graph, struct work *work, const CUgraphNode *deps, si
 	graph->count++;
 	*node = added;
 	return CUDA_SUCCESS;
+}
+
+static CUresult clone_node(CUgraph clone, CUgraphNode node)
+{
+	CUgraphNode made;
+	CUresult error = graph_add(clone, work_get(node->work), NULL, 0, &made);
+
+	if (error)
+		return error;
+	node->twin = made;
+	made->event = node->event;
+	made->choice = node->choice;
+	if (!node->body_count)
+		return CUDA_SUCCESS;
+	made->bodies = calloc(node->body_count, sizeof *made->bodies);
+	if (!made->bodies)
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	made->body_count = node->body_count;
+	for (unsigned int i = 0; i < node->body_count; i++) {
+		made->bodies[i] = graph_clone(node->bodies[i]);
+		if (!made->bodies[i])
+			return CUDA_ERROR_OUT_OF_MEMORY;
+	}
+	return CUDA_SUCCESS;
+}
+
+CUgraph graph_clone(CUgraph graph)
+{
+	CUgraph clone = graph_create();
+	bool failed = !clone;
+
+	for (CUgraphNode node = graph->first; node && !failed; node = node->next)
+		failed = clone_node(clone, node);
+	/* Dependencies may be nodes that were made later. */
+	for (CUgraphNode node = graph->first; node && !failed; node = node->next) {
+		CUgraphNode made = node->twin;
+
+		failed = !deps_set(&made->deps, &made->dep_count, node->deps, node->dep_count);
+		for (size_t i = 0; i < node->dep_count && !failed; i++)
+			made->deps[i] = node->deps[i]->twin;
+	}
+	if (failed) {
+		if (clone)
+			graph_destroy(clone);
+		return NULL;
+	}
+	for (CUgraphNode node = graph->first; node; node = node->next)
+		node->twin->twin = node;
+	return clone;
+}
+
+CUgraphNode graph_twin(CUgraph clone, CUgraphNode node)
+{
+	for (CUgraphNode made = clone->first; made; made = made->next) {
+		if (made->twin == node)
+			return made;
+		for (unsigned int i = 0; i < made->body_count; i++) {
+			CUgraphNode inner = graph_twin(made->bodies[i], node);
+
+			if (inner)
+				return inner;
+		}
+	}
+	return NULL;
+}
+
+static bool deps_marked(const struct CUgraphNode_st *node)
+{
+	for (size_t i = 0; i < node->dep_count; i++)
+		if (!node->deps[i]->mark)
+			return false;
+	return true;
+}
+
+CUgraphNode *graph_order(CUgraph graph)
+{
+	CUgraphNode *order = malloc((graph->count + 1) * sizeof *order);
+	size_t placed = 0, before;
+
+	for (CUgraphNode node = graph->first; node; node = node->next)
+		node->mark = false;
+	do {
+		before = placed;
+		for (CUgraphNode node = order ? graph->first : NULL; node; node = node->next) {
+			if (node->mark || !deps_marked(node))
+				continue;
+			node->mark = true;
+			order[placed++] = node;
+		}
+	} while (placed > before);
+	if (placed == graph->count)
+		return order;
+	free(order);
+	return NULL;
 }
 
 CUresult do_cuGraphCreate(CUgraph *graph, unsigned int flags)
@@ -193,7 +296,124 @@ CUresult do_cuGraphAddEmptyNode(CUgraphNode *node, CUgraph graph, const CUgraphN
 {
 	if (!may_add(node, graph, deps, n, node))
 		return CUDA_ERROR_INVALID_VALUE;
-	return graph_add(graph, work_empty(), deps, n, node);
+	return graph_add(graph, work_empty(CU_GRAPH_NODE_TYPE_EMPTY), deps, n, node);
+}
+
+CUresult do_cuGraphAddChildGraphNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *deps,
+				     size_t n, CUgraph child)
+{
+	CUgraph *bodies = NULL;
+	CUresult error;
+
+	if (!may_add(node, graph, deps, n, child) || !is_kind(child, KIND_GRAPH))
+		return CUDA_ERROR_INVALID_VALUE;
+	bodies = malloc(sizeof *bodies);
+	if (bodies)
+		*bodies = graph_clone(child);
+	if (!bodies || !*bodies) {
+		free(bodies);
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	}
+	error = graph_add(graph, work_empty(CU_GRAPH_NODE_TYPE_GRAPH), deps, n, node);
+	if (error) {
+		graph_destroy(*bodies);
+		free(bodies);
+		return error;
+	}
+	(*node)->bodies = bodies;
+	(*node)->body_count = 1;
+	return CUDA_SUCCESS;
+}
+
+static CUresult add_event_node(int type, CUgraphNode *node, CUgraph graph, const CUgraphNode *deps,
+			       size_t n, CUevent event)
+{
+	CUresult error;
+
+	if (!may_add(node, graph, deps, n, event) || !is_kind(event, KIND_EVENT))
+		return CUDA_ERROR_INVALID_VALUE;
+	error = graph_add(graph, work_empty(type), deps, n, node);
+	if (!error)
+		(*node)->event = event;
+	return error;
+}
+
+CUresult do_cuGraphAddEventRecordNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *deps,
+				      size_t n, CUevent event)
+{
+	return add_event_node(CU_GRAPH_NODE_TYPE_EVENT_RECORD, node, graph, deps, n, event);
+}
+
+CUresult do_cuGraphAddEventWaitNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *deps,
+				    size_t n, CUevent event)
+{
+	return add_event_node(CU_GRAPH_NODE_TYPE_WAIT_EVENT, node, graph, deps, n, event);
+}
+
+/*
+ * Kernels here cannot set a condition, so its default decides. A handle is that, with
+ * what tells it from chance.
+ */
+#define CONDITION 0x5ca0ull
+#define CONDITION_DEFAULT 0x10000ull
+
+CUresult do_cuGraphConditionalHandleCreate(unsigned long long *handle, CUgraph graph, CUcontext ctx,
+					   unsigned int value, unsigned int flags)
+{
+	(void)ctx;
+	if (!handle || !is_kind(graph, KIND_GRAPH) || flags & ~CU_GRAPH_COND_ASSIGN_DEFAULT)
+		return CUDA_ERROR_INVALID_VALUE;
+	*handle = (unsigned long long)value << 32 | CONDITION;
+	if (flags)
+		*handle |= CONDITION_DEFAULT;
+	return CUDA_SUCCESS;
+}
+
+static CUresult add_conditional(CUgraphNode *node, CUgraph graph, const CUgraphNode *deps, size_t n,
+				CUDA_CONDITIONAL_NODE_PARAMS *params)
+{
+	unsigned int value = params->handle & CONDITION_DEFAULT ? params->handle >> 32 : 0;
+	CUgraph *bodies;
+	CUresult error;
+
+	if ((params->handle & 0xffff) != CONDITION || !params->size ||
+	    (params->type == CU_GRAPH_COND_TYPE_IF && params->size > 2))
+		return CUDA_ERROR_INVALID_VALUE;
+	if (params->type == CU_GRAPH_COND_TYPE_WHILE) /* it would never end */
+		return CUDA_ERROR_NOT_SUPPORTED;
+	bodies = calloc(params->size, sizeof *bodies);
+	error = bodies ? graph_add(graph, work_empty(CU_GRAPH_NODE_TYPE_CONDITIONAL), deps, n, node)
+		       : CUDA_ERROR_OUT_OF_MEMORY;
+	if (error) {
+		free(bodies);
+		return error;
+	}
+	for (unsigned int i = 0; i < params->size; i++)
+		bodies[i] = graph_create();
+	(*node)->bodies = params->phGraph_out = bodies;
+	(*node)->body_count = params->size;
+	(*node)->choice = params->type == CU_GRAPH_COND_TYPE_IF ? !value : value;
+	return CUDA_SUCCESS;
+}
+
+CUresult do_cuGraphDestroyNode(CUgraphNode node)
+{
+	CUgraphNode *link;
+
+	if (!is_kind(node, KIND_NODE))
+		return CUDA_ERROR_INVALID_VALUE;
+	for (CUgraphNode other = node->graph->first; other; other = other->next)
+		for (size_t i = 0; i < other->dep_count; i++)
+			if (other->deps[i] == node)
+				other->deps[i--] = other->deps[--other->dep_count];
+	for (link = &node->graph->first; *link != node; link = &(*link)->next)
+		;
+	*link = node->next;
+	if (node->graph->tail == &node->next)
+		node->graph->tail = link;
+	node->graph->count--;
+	node_destroy(node);
+	return CUDA_SUCCESS;
 }
 
 CUresult do_cuGraphAddDependencies_v2(CUgraph graph, const CUgraphNode *from, const CUgraphNode *to,
@@ -249,6 +469,37 @@ CUresult do_cuGraphGetRootNodes(CUgraph graph, CUgraphNode *nodes, size_t *count
 	return list_nodes(graph, nodes, count, true);
 }
 
+/* As for nodes. No edge has data. */
+CUresult do_cuGraphGetEdges_v2(CUgraph graph, CUgraphNode *from, CUgraphNode *to,
+			       CUgraphEdgeData *data, size_t *count)
+{
+	size_t found = 0, room;
+
+	if (!is_kind(graph, KIND_GRAPH) || !count || !from != !to || (data && !from))
+		return CUDA_ERROR_INVALID_VALUE;
+	room = from ? *count : 0;
+	for (CUgraphNode node = graph->first; node; node = node->next) {
+		for (size_t i = 0; i < node->dep_count; i++, found++) {
+			if (found >= room)
+				continue;
+			from[found] = node->deps[i];
+			to[found] = node;
+			if (data)
+				data[found] = (CUgraphEdgeData){ 0 };
+		}
+	}
+	for (size_t i = found; i < room; i++)
+		from[i] = to[i] = NULL;
+	if (!from || found < *count)
+		*count = found;
+	return CUDA_SUCCESS;
+}
+
+CUresult do_cuGraphGetEdges(CUgraph graph, CUgraphNode *from, CUgraphNode *to, size_t *count)
+{
+	return do_cuGraphGetEdges_v2(graph, from, to, NULL, count);
+}
+
 CUresult do_cuGraphNodeGetType(CUgraphNode node, int *type)
 {
 	if (!is_kind(node, KIND_NODE) || !type)
@@ -265,6 +516,85 @@ CUresult do_cuGraphKernelNodeGetParams_v2(CUgraphNode node, CUDA_KERNEL_NODE_PAR
 	return CUDA_SUCCESS;
 }
 
+static bool is_node(CUgraphNode node, int type)
+{
+	return is_kind(node, KIND_NODE) && node->work->type == type;
+}
+
+CUresult do_cuGraphKernelNodeGetParams(CUgraphNode node, CUDA_KERNEL_NODE_PARAMS_v1 *params)
+{
+	CUDA_KERNEL_NODE_PARAMS now;
+
+	if (!is_node(node, CU_GRAPH_NODE_TYPE_KERNEL) || !params)
+		return CUDA_ERROR_INVALID_VALUE;
+	launch_params_of_work(node->work, &now);
+	memcpy(params, &now, sizeof *params);
+	return CUDA_SUCCESS;
+}
+
+CUresult do_cuGraphKernelNodeGetAttribute(CUgraphNode node, int attribute, void *value)
+{
+	if (!is_node(node, CU_GRAPH_NODE_TYPE_KERNEL) || !value)
+		return CUDA_ERROR_INVALID_VALUE;
+	return launch_attribute_of_work(node->work, attribute, value);
+}
+
+CUresult do_cuGraphMemcpyNodeGetParams(CUgraphNode node, CUDA_MEMCPY3D *copy)
+{
+	if (!is_node(node, CU_GRAPH_NODE_TYPE_MEMCPY) || !copy)
+		return CUDA_ERROR_INVALID_VALUE;
+	copy_params_of_work(node->work, copy);
+	return CUDA_SUCCESS;
+}
+
+CUresult do_cuGraphMemsetNodeGetParams(CUgraphNode node, CUDA_MEMSET_NODE_PARAMS *params)
+{
+	if (!is_node(node, CU_GRAPH_NODE_TYPE_MEMSET) || !params)
+		return CUDA_ERROR_INVALID_VALUE;
+	memset_params_of_work(node->work, params);
+	return CUDA_SUCCESS;
+}
+
+CUresult do_cuGraphHostNodeGetParams(CUgraphNode node, CUDA_HOST_NODE_PARAMS *params)
+{
+	if (!is_node(node, CU_GRAPH_NODE_TYPE_HOST) || !params)
+		return CUDA_ERROR_INVALID_VALUE;
+	*params = work_host_params(node->work);
+	return CUDA_SUCCESS;
+}
+
+CUresult do_cuGraphBatchMemOpNodeGetParams(CUgraphNode node, CUDA_BATCH_MEM_OP_NODE_PARAMS *params)
+{
+	if (!is_node(node, CU_GRAPH_NODE_TYPE_BATCH_MEM_OP) || !params)
+		return CUDA_ERROR_INVALID_VALUE;
+	memop_params_of_work(node->work, params);
+	return CUDA_SUCCESS;
+}
+
+CUresult do_cuGraphChildGraphNodeGetGraph(CUgraphNode node, CUgraph *graph)
+{
+	if (!is_node(node, CU_GRAPH_NODE_TYPE_GRAPH) || !graph)
+		return CUDA_ERROR_INVALID_VALUE;
+	*graph = node->bodies[0];
+	return CUDA_SUCCESS;
+}
+
+CUresult do_cuGraphEventRecordNodeGetEvent(CUgraphNode node, CUevent *event)
+{
+	if (!is_node(node, CU_GRAPH_NODE_TYPE_EVENT_RECORD) || !event)
+		return CUDA_ERROR_INVALID_VALUE;
+	*event = node->event;
+	return CUDA_SUCCESS;
+}
+
+CUresult do_cuGraphEventWaitNodeGetEvent(CUgraphNode node, CUevent *event)
+{
+	if (!is_node(node, CU_GRAPH_NODE_TYPE_WAIT_EVENT) || !event)
+		return CUDA_ERROR_INVALID_VALUE;
+	*event = node->event;
+	return CUDA_SUCCESS;
+}
+
 CUresult graph_work_of(const CUgraphNodeParams *params, struct work **work)
 {
 	const void *of_type = params->reserved1;
@@ -278,6 +608,14 @@ CUresult graph_work_of(const CUgraphNodeParams *params, struct work **work)
 		return memset_work(of_type, work);
 	case CU_GRAPH_NODE_TYPE_BATCH_MEM_OP:
 		return memop_work(of_type, work);
+	case CU_GRAPH_NODE_TYPE_HOST: {
+		const CUDA_HOST_NODE_PARAMS *host = of_type;
+
+		if (!host->fn)
+			return CUDA_ERROR_INVALID_VALUE;
+		*work = work_host(host->fn, host->userData);
+		return *work ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+	}
 	default:
 		return CUDA_ERROR_NOT_SUPPORTED;
 	}
@@ -294,19 +632,40 @@ CUgraphNodeParams graph_params(int type, const void *params, size_t bytes)
 	return node;
 }
 
-CUresult do_cuGraphNodeSetParams(CUgraphNode node, CUgraphNodeParams *params)
+static CUresult set_event(CUgraphNode node, CUevent event)
 {
+	if (!is_kind(event, KIND_EVENT))
+		return CUDA_ERROR_INVALID_VALUE;
+	node->event = event;
+	return CUDA_SUCCESS;
+}
+
+CUresult graph_set_params(CUgraphNode node, const CUgraphNodeParams *params)
+{
+	const CUDA_EVENT_RECORD_NODE_PARAMS *event = (const void *)params->reserved1;
 	struct work *work;
 	CUresult error;
 
-	if (!is_kind(node, KIND_NODE) || !params || (int)node->work->type != params->type)
+	if (node->work->type != params->type)
 		return CUDA_ERROR_INVALID_VALUE;
+	if (params->type == CU_GRAPH_NODE_TYPE_WAIT_EVENT ||
+	    params->type == CU_GRAPH_NODE_TYPE_EVENT_RECORD)
+		return set_event(node, event->event);
 	error = graph_work_of(params, &work);
 	if (error)
 		return error;
+	if (params->type == CU_GRAPH_NODE_TYPE_KERNEL)
+		launch_keep_attributes(work, node->work);
 	work_put(node->work);
 	node->work = work;
 	return CUDA_SUCCESS;
+}
+
+CUresult do_cuGraphNodeSetParams(CUgraphNode node, CUgraphNodeParams *params)
+{
+	if (!is_kind(node, KIND_NODE) || !params)
+		return CUDA_ERROR_INVALID_VALUE;
+	return graph_set_params(node, params);
 }
 
 static CUresult set_params(CUgraphNode node, int type, const void *params, size_t bytes)
@@ -347,6 +706,8 @@ CUresult do_cuGraphAddNode_v2(CUgraphNode *node, CUgraph graph, const CUgraphNod
 
 	if (!may_add(node, graph, deps, n, params) || edges)
 		return CUDA_ERROR_INVALID_VALUE;
+	if (params->type == CU_GRAPH_NODE_TYPE_CONDITIONAL)
+		return add_conditional(node, graph, deps, n, (void *)params->reserved1);
 	error = graph_work_of(params, &work);
 	return error ? error : graph_add(graph, work, deps, n, node);
 }

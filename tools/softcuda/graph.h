@@ -11,10 +11,17 @@ struct CUgraphNode_st {
 	enum kind kind;
 	CUgraph graph;
 	CUgraphNode next;
-	struct work *work;
+	struct work *work; /* of a child graph or a conditional node: nothing */
 	CUgraphNode *deps;
 	size_t dep_count;
+	CUevent event; /* of a node that records it or waits for it */
+	CUgraph *bodies; /* of a child graph: one; of a conditional node: all */
+	unsigned int body_count;
+	unsigned int choice; /* of a conditional node: which body runs; of none: body_count */
+	bool disabled; /* in an executable graph */
 	bool mark; /* for whoever walks the graph */
+	CUgraphNode twin; /* in a clone: what it was cloned from, never followed; for whoever clones
+			     the graph: the clone */
 };
 
 struct CUgraph_st {
@@ -25,6 +32,21 @@ struct CUgraph_st {
 
 CUgraph graph_create(void);
 void graph_destroy(CUgraph graph);
+
+/* With all in it. NULL: no memory. */
+CUgraph graph_clone(CUgraph graph);
+
+/*
+ * The nodes in an order that respects their dependencies, as near to that of their
+ * making as can be; to be freed. NULL: no memory, or they depend on each other in a circle.
+ */
+CUgraphNode *graph_order(CUgraph graph);
+
+/* What was cloned from that node, also in bodies; NULL: nothing. */
+CUgraphNode graph_twin(CUgraph clone, CUgraphNode node);
+
+/* New parameters for a node, of its type. */
+CUresult graph_set_params(CUgraphNode node, const CUgraphNodeParams *params);
 
 /*
  * A node that comes after deps, which belong to the graph. Takes over the

@@ -155,7 +155,50 @@ void launch_params_of_work(const struct work *work, CUDA_KERNEL_NODE_PARAMS *par
 	};
 }
 
-static CUresult submit(CUstream stream, const CUDA_KERNEL_NODE_PARAMS *params)
+CUresult launch_attribute_of_work(const struct work *work, int attribute, void *value)
+{
+	const struct launch *launch = (const struct launch *)work;
+
+	memset(value, 0, sizeof(((CUlaunchAttribute *)NULL)->value));
+	switch (attribute) {
+	case CU_LAUNCH_ATTRIBUTE_COOPERATIVE:
+		memcpy(value, &launch->info.cooperative, sizeof launch->info.cooperative);
+		return CUDA_SUCCESS;
+	case CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION:
+		memcpy(value, launch->info.cluster, sizeof launch->info.cluster);
+		return CUDA_SUCCESS;
+	case CU_LAUNCH_ATTRIBUTE_MEM_SYNC_DOMAIN:
+	case CU_LAUNCH_ATTRIBUTE_DEVICE_UPDATABLE_KERNEL_NODE:
+		return CUDA_SUCCESS; /* it cannot be asked for */
+	default:
+		return CUDA_ERROR_INVALID_VALUE;
+	}
+}
+
+void launch_keep_attributes(struct work *work, const struct work *old)
+{
+	struct softcuda_launch *to = &((struct launch *)work)->info;
+	const struct softcuda_launch *from = &((const struct launch *)old)->info;
+
+	to->cooperative = from->cooperative;
+	memcpy(to->cluster, from->cluster, sizeof to->cluster);
+}
+
+/* Those that kernels are told of. */
+static void set_attributes(struct work *work, const CUlaunchAttribute *attrs, unsigned int count)
+{
+	struct softcuda_launch *info = &((struct launch *)work)->info;
+
+	for (unsigned int i = 0; i < count; i++) {
+		if (attrs[i].id == CU_LAUNCH_ATTRIBUTE_COOPERATIVE)
+			memcpy(&info->cooperative, attrs[i].value, sizeof info->cooperative);
+		else if (attrs[i].id == CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION)
+			memcpy(info->cluster, attrs[i].value, sizeof info->cluster);
+	}
+}
+
+static CUresult submit(CUstream stream, const CUDA_KERNEL_NODE_PARAMS *params,
+		       const CUlaunchAttribute *attrs, unsigned int count)
 {
 	struct work *work;
 	CUresult error;
@@ -163,14 +206,18 @@ static CUresult submit(CUstream stream, const CUDA_KERNEL_NODE_PARAMS *params)
 	if (!stream)
 		return CUDA_ERROR_INVALID_HANDLE;
 	error = launch_work_of_node(params, &work);
-	return error ? error : stream_submit(stream, work);
+	if (error)
+		return error;
+	set_attributes(work, attrs, count);
+	return stream_submit(stream, work);
 }
 
-CUresult do_cuLaunchKernel(bool per_thread, CUfunction f, unsigned int gx, unsigned int gy,
-			   unsigned int gz, unsigned int bx, unsigned int by, unsigned int bz,
-			   unsigned int shared, CUstream stream, void **params, void **extra)
+static CUDA_KERNEL_NODE_PARAMS shape(CUfunction f, unsigned int gx, unsigned int gy,
+				     unsigned int gz, unsigned int bx, unsigned int by,
+				     unsigned int bz, unsigned int shared, void **params,
+				     void **extra)
 {
-	const CUDA_KERNEL_NODE_PARAMS launch = {
+	return (CUDA_KERNEL_NODE_PARAMS){
 		.func = f,
 		.gridDimX = gx,
 		.gridDimY = gy,
@@ -182,8 +229,16 @@ CUresult do_cuLaunchKernel(bool per_thread, CUfunction f, unsigned int gx, unsig
 		.kernelParams = params,
 		.extra = extra,
 	};
+}
 
-	return submit(stream_resolve(stream, per_thread), &launch);
+CUresult do_cuLaunchKernel(bool per_thread, CUfunction f, unsigned int gx, unsigned int gy,
+			   unsigned int gz, unsigned int bx, unsigned int by, unsigned int bz,
+			   unsigned int shared, CUstream stream, void **params, void **extra)
+{
+	const CUDA_KERNEL_NODE_PARAMS launch =
+		shape(f, gx, gy, gz, bx, by, bz, shared, params, extra);
+
+	return submit(stream_resolve(stream, per_thread), &launch, NULL, 0);
 }
 
 CUresult do_cuLaunchCooperativeKernel(bool per_thread, CUfunction f, unsigned int gx,
@@ -191,18 +246,25 @@ CUresult do_cuLaunchCooperativeKernel(bool per_thread, CUfunction f, unsigned in
 				      unsigned int by, unsigned int bz, unsigned int shared,
 				      CUstream stream, void **params)
 {
-	return do_cuLaunchKernel(per_thread, f, gx, gy, gz, bx, by, bz, shared, stream, params,
-				 NULL);
+	const CUDA_KERNEL_NODE_PARAMS launch =
+		shape(f, gx, gy, gz, bx, by, bz, shared, params, NULL);
+	const CUlaunchAttribute together = { .id = CU_LAUNCH_ATTRIBUTE_COOPERATIVE,
+					     .value = { 1 } };
+
+	return submit(stream_resolve(stream, per_thread), &launch, &together, 1);
 }
 
-/* The attributes of a launch say how it is spread over a device; here is one thread. */
+/* The attributes of a launch say how it is spread over a device; here is one thread, which is told.
+ */
 CUresult do_cuLaunchKernelEx(bool per_thread, const CUlaunchConfig *config, CUfunction f,
 			     void **params, void **extra)
 {
+	CUDA_KERNEL_NODE_PARAMS launch;
+
 	if (!config || (config->numAttrs && !config->attrs))
 		return CUDA_ERROR_INVALID_VALUE;
-	return do_cuLaunchKernel(per_thread, f, config->gridDimX, config->gridDimY,
-				 config->gridDimZ, config->blockDimX, config->blockDimY,
-				 config->blockDimZ, config->sharedMemBytes, config->hStream, params,
-				 extra);
+	launch = shape(f, config->gridDimX, config->gridDimY, config->gridDimZ, config->blockDimX,
+		       config->blockDimY, config->blockDimZ, config->sharedMemBytes, params, extra);
+	return submit(stream_resolve(config->hStream, per_thread), &launch, config->attrs,
+		      config->numAttrs);
 }

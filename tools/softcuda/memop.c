@@ -120,6 +120,14 @@ CUresult memop_work(const CUDA_BATCH_MEM_OP_NODE_PARAMS *params, struct work **w
 	return CUDA_SUCCESS;
 }
 
+void memop_params_of_work(const struct work *work, CUDA_BATCH_MEM_OP_NODE_PARAMS *params)
+{
+	struct memops *memops = (struct memops *)work;
+
+	*params = (CUDA_BATCH_MEM_OP_NODE_PARAMS){ .count = memops->count,
+						   .paramArray = memops->ops };
+}
+
 CUresult do_cuStreamBatchMemOp_v2(bool per_thread, CUstream handle, unsigned int count,
 				  CUstreamBatchMemOpParams *ops, unsigned int flags)
 {

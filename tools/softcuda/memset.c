@@ -66,6 +66,11 @@ CUresult memset_work(const CUDA_MEMSET_NODE_PARAMS *params, struct work **work)
 	return CUDA_SUCCESS;
 }
 
+void memset_params_of_work(const struct work *work, CUDA_MEMSET_NODE_PARAMS *params)
+{
+	*params = ((const struct set *)work)->params;
+}
+
 /*
  * The host does not wait, except for host memory, as the driver has it: whether
  * the call has Async in its name changes the stream alone.

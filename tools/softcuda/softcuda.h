@@ -24,6 +24,8 @@ struct softcuda_launch {
 	uint64_t stream; /* as cuStreamGetId tells it */
 	const void *param_buffer; /* all parameters, laid out as a C struct */
 	size_t param_bytes;
+	unsigned int cluster[3]; /* of the launch's attributes; 0: none was asked for */
+	int cooperative;
 };
 
 /*

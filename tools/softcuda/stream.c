@@ -174,7 +174,7 @@ CUresult do_cuStreamSynchronize(bool per_thread, CUstream handle)
 		return error;
 	/* The legacy stream stands for all blocking ones: wait as a piece of its work would. */
 	if (queue_order(stream->queue) == QUEUE_LEGACY)
-		return stream_submit_and_wait(stream, work_empty());
+		return stream_submit_and_wait(stream, work_empty(CU_GRAPH_NODE_TYPE_EMPTY));
 	end = queue_end(stream->queue);
 	point_wait(&end);
 	point_put(&end);
@@ -219,7 +219,7 @@ CUresult do_cuStreamWaitEvent(bool per_thread, CUstream handle, CUevent event, u
 		if (error || captured)
 			return error;
 	}
-	work = work_empty();
+	work = work_empty(CU_GRAPH_NODE_TYPE_EMPTY);
 	if (!work)
 		return CUDA_ERROR_OUT_OF_MEMORY;
 	point = event_point(event);

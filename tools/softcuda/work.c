@@ -74,18 +74,25 @@ struct work *work_host(CUhostFn fn, void *user_data)
 	return &host->work;
 }
 
+CUDA_HOST_NODE_PARAMS work_host_params(const struct work *work)
+{
+	const struct host_work *host = (const struct host_work *)work;
+
+	return (CUDA_HOST_NODE_PARAMS){ host->fn, host->user_data };
+}
+
 static void empty_run(struct work *work, const struct place *place)
 {
 	(void)work;
 	(void)place;
 }
 
-struct work *work_empty(void)
+struct work *work_empty(int type)
 {
 	struct work *work = malloc(sizeof *work);
 
 	if (work)
-		work_init(work, CU_GRAPH_NODE_TYPE_EMPTY, "nothing", empty_run, plain_release);
+		work_init(work, type, "nothing", empty_run, plain_release);
 	return work;
 }
 

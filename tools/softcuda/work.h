@@ -44,8 +44,11 @@ const struct work *work_current(void);
 /* Calls a host function. */
 struct work *work_host(CUhostFn fn, void *user_data);
 
-/* Does nothing: a place in the order. */
-struct work *work_empty(void);
+/* What it calls. */
+CUDA_HOST_NODE_PARAMS work_host_params(const struct work *work);
+
+/* Does nothing: a place in the order, which what graphs do themselves has too. */
+struct work *work_empty(int type);
 
 /* Several in a row, as one. */
 struct work *work_sequence(struct work *const *items, size_t count);
