@@ -229,6 +229,8 @@ def test_map_refuses_what_the_driver_refuses(driver: Driver) -> None:
     assert map_(address, UNIT, 0, handle + 1) == INVALID_VALUE
     assert map_(address, UNIT, 0, 0) == INVALID_VALUE
     assert map_(address + 2 * UNIT, UNIT, 0, handle) == INVALID_VALUE
+    large = driver.create(2 * UNIT)
+    assert map_(address, UNIT, 0, large) == map_(address, UNIT, UNIT, large) == NOT_SUPPORTED
     assert map_(address, UNIT, 0, handle) == 0
     assert map_(address, UNIT, 0, driver.create()) == INVALID_VALUE
     plain = driver.alloc(UNIT)

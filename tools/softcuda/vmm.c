@@ -208,16 +208,24 @@ CUresult do_cuMemGetAllocationPropertiesFromHandle(CUmemAllocationProp *prop,
 	return creation ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
-static CUresult map(uintptr_t start, uintptr_t end, CUmemGenericAllocationHandle handle)
+static CUresult map(uintptr_t start, uintptr_t end, size_t offset,
+		    CUmemGenericAllocationHandle handle)
 {
 	struct reservation *reservation = space_reservation(start, end);
 	struct creation *creation = held_creation(handle);
 	struct span *span;
+	size_t bytes;
 
 	if (!reservation || !reservation->user || space_overlaps(start, end))
 		return CUDA_ERROR_INVALID_VALUE;
-	if (!creation || end - start > vram_block_bytes(creation->block))
+	if (!creation)
 		return CUDA_ERROR_INVALID_VALUE;
+	bytes = vram_block_bytes(creation->block);
+	if (offset > bytes || end - start > bytes - offset)
+		return CUDA_ERROR_INVALID_VALUE;
+	/* A part of it: as the driver (580). */
+	if (end - start < bytes)
+		return CUDA_ERROR_NOT_SUPPORTED;
 	span = span_new(SPAN_MAPPING, start, end - start);
 	if (!span)
 		return CUDA_ERROR_OUT_OF_MEMORY;
@@ -237,11 +245,11 @@ CUresult do_cuMemMap(CUdeviceptr ptr, size_t size, size_t offset,
 {
 	CUresult error;
 
-	/* The driver's documentation: the offset must be zero so far. */
-	if (!size || !aligned(size) || !aligned(ptr) || offset || flags || ptr + size < ptr)
+	if (!size || !aligned(size) || !aligned(ptr) || !aligned(offset) || flags ||
+	    ptr + size < ptr)
 		return CUDA_ERROR_INVALID_VALUE;
 	space_write_lock();
-	error = map(ptr, ptr + size, handle);
+	error = map(ptr, ptr + size, offset, handle);
 	space_unlock();
 	return error;
 }
