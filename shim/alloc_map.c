@@ -47,10 +47,9 @@ static void find_bounds(struct alloc_map *map)
 	__atomic_store_n(&map->high, high, __ATOMIC_RELAXED);
 }
 
-struct allocation *alloc_map_add(struct alloc_map *map, uint64_t base, uint64_t bytes,
-				 uint32_t first, uint32_t chunks)
+static struct allocation *add(struct alloc_map *map, const struct allocation *fresh)
 {
-	struct allocation *allocation = calloc(1, sizeof(*allocation));
+	struct allocation *allocation = malloc(sizeof(*allocation));
 	uint32_t at;
 
 	if (!allocation)
@@ -66,18 +65,40 @@ struct allocation *alloc_map_add(struct alloc_map *map, uint64_t base, uint64_t 
 		map->sorted = grown;
 		map->room = room;
 	}
-	*allocation = (struct allocation){ .base = base,
-					   .bytes = bytes,
-					   .first = first,
-					   .chunks = chunks,
-					   .number = map->added++ };
-	at = rank(map, base);
+	*allocation = *fresh;
+	allocation->number = map->added++;
+	at = rank(map, fresh->base);
 	memmove(map->sorted + at + 1, map->sorted + at, (map->count - at) * sizeof(*map->sorted));
 	map->sorted[at] = allocation;
 	map->count++;
-	if (chunks)
+	if (fresh->chunks)
 		find_bounds(map);
 	return allocation;
+}
+
+struct allocation *alloc_map_add(struct alloc_map *map, uint64_t base, uint64_t bytes,
+				 uint32_t first, uint32_t chunks)
+{
+	return add(map, &(struct allocation){ .base = base,
+					      .bytes = bytes,
+					      .first = first,
+					      .chunks = chunks,
+					      .indexes = chunks });
+}
+
+struct allocation *alloc_map_add_sparse(struct alloc_map *map, uint64_t base, uint32_t first,
+					uint32_t indexes)
+{
+	return add(map, &(struct allocation){
+				.base = base, .first = first, .indexes = indexes, .sparse = true });
+}
+
+void alloc_map_extend(struct alloc_map *map, struct allocation *allocation, uint64_t bytes,
+		      uint32_t chunks)
+{
+	allocation->bytes = bytes;
+	allocation->chunks = chunks;
+	find_bounds(map);
 }
 
 void alloc_map_remove(struct alloc_map *map, struct allocation *allocation)
@@ -89,18 +110,116 @@ void alloc_map_remove(struct alloc_map *map, struct allocation *allocation)
 	if (allocation->chunks)
 		find_bounds(map);
 	free(allocation->starts);
+	free(allocation->runs);
 	free(allocation);
+}
+
+/* The number of runs that begin at or below the offset. */
+static uint32_t run_rank(const struct allocation *a, uint64_t offset)
+{
+	uint32_t low = 0, high = a->run_count;
+
+	while (low < high) {
+		uint32_t middle = low + (high - low) / 2;
+
+		if (a->runs[middle].begin <= offset)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low;
+}
+
+bool alloc_include(struct allocation *a, uint64_t begin, uint64_t end)
+{
+	uint32_t at = run_rank(a, begin);
+	bool before, behind;
+
+	/* As many as there may ever be, so that what goes needs no memory to do so. */
+	if (a->pieces == a->run_room) {
+		uint32_t room = a->run_room ? 2 * a->run_room : 4;
+		struct alloc_run *grown = realloc(a->runs, room * sizeof(*grown));
+
+		if (!grown)
+			return false;
+		a->runs = grown;
+		a->run_room = room;
+	}
+	a->pieces++;
+	before = at && a->runs[at - 1].end == begin;
+	behind = at < a->run_count && a->runs[at].begin == end;
+	if (before && behind) {
+		a->runs[at - 1].end = a->runs[at].end;
+		memmove(a->runs + at, a->runs + at + 1, (a->run_count - at - 1) * sizeof(*a->runs));
+		a->run_count--;
+	} else if (before) {
+		a->runs[at - 1].end = end;
+	} else if (behind) {
+		a->runs[at].begin = begin;
+	} else {
+		memmove(a->runs + at + 1, a->runs + at, (a->run_count - at) * sizeof(*a->runs));
+		a->runs[at] = (struct alloc_run){ begin, end };
+		a->run_count++;
+	}
+	return true;
+}
+
+static void forget_starts(struct allocation *a, uint64_t begin, uint64_t end);
+
+void alloc_exclude(struct allocation *a, uint64_t begin, uint64_t end)
+{
+	uint32_t at = run_rank(a, begin) - 1;
+	struct alloc_run *run = &a->runs[at], rest = { end, run->end };
+
+	a->pieces--;
+	if (run->begin < begin && end < run->end) {
+		run->end = begin;
+		memmove(run + 2, run + 1, (a->run_count - at - 1) * sizeof(*run));
+		run[1] = rest;
+		a->run_count++;
+	} else if (run->begin < begin) {
+		run->end = begin;
+	} else if (end < run->end) {
+		run->begin = end;
+	} else {
+		memmove(run, run + 1, (a->run_count - at - 1) * sizeof(*run));
+		a->run_count--;
+	}
+	forget_starts(a, begin, end);
+}
+
+bool alloc_run_at(const struct allocation *a, uint64_t offset, struct alloc_run *run)
+{
+	uint32_t after;
+
+	if (!a->sparse) {
+		*run = (struct alloc_run){ 0, a->bytes };
+		return offset < a->bytes;
+	}
+	after = run_rank(a, offset);
+	if (!after || offset >= a->runs[after - 1].end)
+		return false;
+	*run = a->runs[after - 1];
+	return true;
+}
+
+bool alloc_holds(const struct allocation *a, uint64_t offset, uint64_t bytes)
+{
+	struct alloc_run run;
+
+	return alloc_run_at(a, offset, &run) && bytes <= run.end - offset;
 }
 
 struct allocation *alloc_map_find(const struct alloc_map *map, uint64_t address)
 {
 	uint32_t after = rank(map, address);
 	struct allocation *a;
+	struct alloc_run run;
 
 	if (!after)
 		return NULL;
 	a = map->sorted[after - 1];
-	return address - a->base < a->bytes ? a : NULL;
+	return alloc_run_at(a, address - a->base, &run) ? a : NULL;
 }
 
 static int by_first(const void *left, const void *right)
@@ -119,11 +238,11 @@ uint32_t alloc_map_room(const struct alloc_map *map, uint32_t chunks, uint32_t l
 	if (!paged)
 		return UINT32_MAX;
 	for (uint32_t i = 0; i < map->count; i++)
-		if (map->sorted[i]->chunks)
+		if (map->sorted[i]->indexes)
 			paged[n++] = map->sorted[i];
 	qsort(paged, n, sizeof(*paged), by_first);
 	for (uint32_t i = 0; i < n && paged[i]->first - at < chunks; i++)
-		at = paged[i]->first + paged[i]->chunks;
+		at = paged[i]->first + paged[i]->indexes;
 	free(paged);
 	return chunks <= limit && at <= limit - chunks ? at : UINT32_MAX;
 }
@@ -142,6 +261,22 @@ static uint32_t start_rank(const struct allocation *a, uint64_t offset)
 			high = middle;
 	}
 	return low;
+}
+
+/* What was there is gone: so are the objects in it, and the ends of those that reach into it. */
+static void forget_starts(struct allocation *a, uint64_t begin, uint64_t end)
+{
+	uint32_t from = start_rank(a, begin), to = start_rank(a, end - 1);
+
+	/* One just there counts as below it. */
+	if (from && a->starts[from - 1].offset == begin)
+		from--;
+	if (from && a->starts[from - 1].reach > begin)
+		a->starts[from - 1].reach = begin;
+	if (from == to)
+		return;
+	memmove(a->starts + from, a->starts + to, (a->start_count - to) * sizeof(*a->starts));
+	a->start_count -= to - from;
 }
 
 /*
@@ -204,27 +339,37 @@ void alloc_object(struct allocation *a, uint64_t offset, uint64_t *begin, uint64
 {
 	uint32_t after = start_rank(a, offset);
 	struct start *in = after ? &a->starts[after - 1] : NULL;
+	struct alloc_run run = { offset, offset };
 
+	alloc_run_at(a, offset, &run);
 	if (in && in->offset == offset)
 		in->named = true;
 	*begin = offset;
-	for (uint32_t i = after; i-- > 0;) {
+	for (uint32_t i = after; i-- > 0 && a->starts[i].offset >= run.begin;) {
 		if (a->starts[i].named) {
 			*begin = a->starts[i].offset;
 			break;
 		}
 	}
-	*end = a->bytes;
+	*end = run.end;
 	*known = false;
 	/* What no host copy filled has no end that copies could tell: a start behind it may be a
 	 * view of its own that was filled. */
 	if (!in || in->reach <= offset)
 		return;
-	for (uint32_t i = after; i < a->start_count; i++) {
+	for (uint32_t i = after; i < a->start_count && a->starts[i].offset < run.end; i++) {
 		if (a->starts[i].named) {
 			*end = a->starts[i].offset;
 			*known = !in->doubtful;
 			break;
 		}
 	}
+}
+
+uint64_t alloc_filled(const struct allocation *a, uint64_t offset)
+{
+	uint32_t after = start_rank(a, offset);
+
+	return after && a->starts[after - 1].reach > offset ? a->starts[after - 1].reach
+							    : offset + 1;
 }

@@ -23,11 +23,21 @@ struct start {
 	bool doubtful; /* more than one write made it: it may be several objects */
 };
 
+/* Consecutive bytes of a sparse allocation, [begin, end). */
+struct alloc_run {
+	uint64_t begin, end;
+};
+
 struct allocation {
 	uint64_t base;
-	uint64_t bytes; /* asked for */
+	uint64_t bytes; /* asked for; sparse: up to the end of what is or was there last */
 	uint32_t first; /* its first chunk; unused while direct */
 	uint32_t chunks; /* 0: direct, the driver's own */
+	uint32_t indexes; /* set aside from first on, at least chunks */
+	bool sparse; /* only its runs are the program's memory: addresses that it maps itself */
+	struct alloc_run *runs; /* sorted, apart */
+	uint32_t run_count, run_room;
+	uint32_t pieces; /* that the runs were put together of: there are no more runs than that */
 	uint32_t number; /* how many were added to the map before it */
 	bool leaving; /* being freed */
 	uint32_t
@@ -49,6 +59,29 @@ struct allocation *alloc_map_add(struct alloc_map *map, uint64_t base, uint64_t 
 				 uint32_t first, uint32_t chunks);
 void alloc_map_remove(struct alloc_map *map, struct allocation *allocation);
 
+/*
+ * A sparse one, of which nothing is there yet, with room for so many chunks. What it
+ * has changes under the eyes of those who use another part of it, so neither it nor
+ * offsets in it move.
+ */
+struct allocation *alloc_map_add_sparse(struct alloc_map *map, uint64_t base, uint32_t first,
+					uint32_t indexes);
+
+/* How far a sparse allocation reaches. */
+void alloc_map_extend(struct alloc_map *map, struct allocation *allocation, uint64_t bytes,
+		      uint32_t chunks);
+
+/* Bytes that come, a piece at a time, and go, as such pieces. False: no memory. */
+bool alloc_include(struct allocation *allocation, uint64_t begin, uint64_t end);
+void alloc_exclude(struct allocation *allocation, uint64_t begin, uint64_t end);
+
+/* The consecutive bytes around an offset: all of it, or a sparse one's run. False: there are none.
+ */
+bool alloc_run_at(const struct allocation *allocation, uint64_t offset, struct alloc_run *run);
+
+/* Are these consecutive bytes of it? */
+bool alloc_holds(const struct allocation *allocation, uint64_t offset, uint64_t bytes);
+
 /* The allocation that holds the address, or NULL. */
 struct allocation *alloc_map_find(const struct alloc_map *map, uint64_t address);
 
@@ -66,5 +99,8 @@ void alloc_note_write(struct allocation *allocation, uint64_t offset, uint64_t b
  */
 void alloc_object(struct allocation *allocation, uint64_t offset, uint64_t *begin, uint64_t *end,
 		  bool *known);
+
+/* Where what copies filled of the object at this offset ends: so far it is certain to reach. */
+uint64_t alloc_filled(const struct allocation *allocation, uint64_t offset);
 
 #endif

@@ -108,7 +108,7 @@ static struct end find_end(CUdeviceptr address, uint64_t bytes)
 		return end;
 	pthread_mutex_lock(&device->lock);
 	a = alloc_map_find(&device->map, address);
-	if (a && a->chunks && bytes <= a->bytes - (address - a->base))
+	if (a && a->chunks && alloc_holds(a, address - a->base, bytes))
 		end = (struct end){ device, a, address - a->base };
 	pthread_mutex_unlock(&device->lock);
 	return end;

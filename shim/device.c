@@ -15,8 +15,6 @@
 #include "record.h"
 #include "trace.h"
 
-/* 2 TiB of 2 MiB chunks; the tables are mapped, not touched, until used. */
-#define MAX_CHUNKS (1u << 20)
 /* Uses that are remembered: some passes, or one of a large model in small chunks. 12 MiB. */
 #define MAX_USES (1u << 19)
 /* VRAM left to the driver and to others when no limit is given: kernels, libraries' workspaces,

@@ -22,12 +22,15 @@ static uint32_t find_absent(struct device *device, struct absent *found)
 
 	for (uint32_t i = 0; i < device->map.count; i++) {
 		const struct allocation *a = device->map.sorted[i];
-		uint32_t absent = 0;
+		uint32_t chunks = 0, absent = 0;
 
-		for (uint32_t c = a->first; c < a->first + a->chunks; c++)
-			absent += !chunk_usable(&device->chunks[c]);
+		/* Where the program has mapped nothing, nothing of its is missing. */
+		for (uint32_t c = a->first; c < a->first + a->chunks; c++) {
+			chunks += device->chunks[c].address != 0;
+			absent += device->chunks[c].address && !chunk_usable(&device->chunks[c]);
+		}
 		if (absent && count < ALLOCATIONS)
-			found[count] = (struct absent){ a->base, a->bytes, a->chunks, absent };
+			found[count] = (struct absent){ a->base, a->bytes, chunks, absent };
 		count += absent > 0;
 	}
 	return count;

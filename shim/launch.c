@@ -136,6 +136,9 @@ static uint32_t find_objects(struct device *device, const uint64_t *addresses, u
 			alloc_object(a, addresses[i] - a->base, &span->begin, &span->end, &known);
 			span->open = !known;
 			span->named = addresses[i] - a->base;
+			/* An allocator's segment is all of its memory: what the program has not
+			 * named yet lies between as well. */
+			span->least = a->sparse ? alloc_filled(a, span->named) : 0;
 			count++;
 		}
 	}
@@ -174,7 +177,9 @@ static void say_too_large(const struct device *device, const struct span *spans,
 	uint64_t least = 0;
 
 	for (uint32_t i = 0; i < count; i++)
-		least += spans[i].open ? device->chunk : spans[i].end - spans[i].begin;
+		least += spans[i].open	  ? device->chunk
+			 : spans[i].least ? spans[i].least - spans[i].named
+					  : spans[i].end - spans[i].begin;
 	log_warn("a launch needs at least %llu MiB in VRAM at once, and %llu MiB of chunks fit; "
 		 "give it more VRAM "
 		 "or, if there is, a smaller chunk",
@@ -200,8 +205,10 @@ CUresult launch_begin_named(struct launch *launch, struct device *device, const 
 		pthread_mutex_lock(&device->lock);
 		count = find_objects(device, addresses, n, spans);
 		if (whole) {
-			for (uint32_t i = 0; i < count; i++)
+			for (uint32_t i = 0; i < count; i++) {
 				spans[i].open = false;
+				spans[i].least = 0;
+			}
 			count = merge(device, spans, count);
 			if (!residency_fits(device, spans, count))
 				result = CUDA_ERROR_OUT_OF_MEMORY;
@@ -233,10 +240,10 @@ bool launch_can_fit(struct device *device, const uint64_t *addresses, uint32_t n
 	pthread_mutex_lock(&device->lock);
 	count = find_objects(device, addresses, n, spans);
 	for (uint32_t i = 0; i < count; i++) {
-		if (!spans[i].open)
+		if (!spans[i].open && !spans[i].least)
 			continue;
 		spans[i].begin = spans[i].named;
-		spans[i].end = spans[i].named + 1;
+		spans[i].end = spans[i].open ? spans[i].named + 1 : spans[i].least;
 	}
 	fits = residency_fits(device, spans, merge(device, spans, count));
 	pthread_mutex_unlock(&device->lock);

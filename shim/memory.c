@@ -12,6 +12,7 @@
 #include "params.h"
 #include "record.h"
 #include "trace.h"
+#include "vmm.h"
 
 /* Small allocations go to the driver, up to half of VRAM; beyond that they are paged like the rest.
  */
@@ -20,8 +21,7 @@
 /* Fewer slots than these move nothing. */
 #define SLOTS_LEAST 4
 
-/* Wait for everything the program has given the device, whichever context is current. */
-static CUresult synchronize(struct device *device)
+CUresult memory_synchronize(struct device *device)
 {
 	CUcontext current;
 	CUresult result = driver.cuCtxGetCurrent(&current);
@@ -119,7 +119,7 @@ static struct allocation *enter(struct device *device, CUdeviceptr base, size_t 
 	}
 	if (allocation) {
 		device->committed += chunks;
-		residency_pin(device, allocation);
+		residency_pin(device, first, chunks, bytes);
 		record_allocation(device, allocation);
 		trace_moment(device, "allocate", bytes, base, device->maps ? "mapped" : "paged");
 	}
@@ -127,22 +127,27 @@ static struct allocation *enter(struct device *device, CUdeviceptr base, size_t 
 	return allocation;
 }
 
-/*
- * While everything fits, launches are not looked at, so every chunk must be
- * mapped before the program gets the address.
- */
-static CUresult map_all(struct device *device, struct allocation *allocation)
+CUresult memory_map_new(struct device *device, struct allocation *allocation, uint64_t begin,
+			uint64_t end)
 {
-	struct span span = { .allocation = allocation, .end = allocation->bytes };
+	struct span span = { .allocation = allocation, .begin = begin, .end = end };
 	struct hold hold = { .tag = 0 };
-	uint64_t traced = trace_begin();
-	CUresult result = residency_hold(device, &span, 1, &hold);
+	uint64_t traced;
+	CUresult result;
 
+	if (!device->maps && atomic_load(&device->paging))
+		return CUDA_SUCCESS;
+	traced = trace_begin();
+	result = residency_hold(device, &span, 1, &hold);
 	if (!result) {
 		result = residency_begin_captured(&hold);
 		residency_cancel(device, &hold);
 	}
 	trace_host(device, traced, "map new memory", TRACE_NO_CHUNK, result ? "refused" : NULL);
+	/* The driver had less VRAM than was promised to the daemon: is there room below for
+	 * the rest? */
+	if (!device->maps && atomic_load(&device->paging))
+		result = residency_announce(device, device->slots_allowed);
 	return result;
 }
 
@@ -152,7 +157,7 @@ struct allocation *memory_claim(struct device *device, CUdeviceptr dptr)
 
 	pthread_mutex_lock(&device->lock);
 	allocation = alloc_map_find(&device->map, dptr);
-	if (allocation && (allocation->base != dptr || allocation->leaving))
+	if (allocation && (allocation->base != dptr || allocation->leaving || allocation->sparse))
 		allocation = NULL;
 	if (allocation)
 		allocation->leaving = true;
@@ -168,13 +173,35 @@ void memory_take_apart(struct device *device, struct allocation *allocation)
 	pthread_mutex_lock(&device->lock);
 	record_free(device, allocation);
 	trace_moment(device, "free", allocation->bytes, allocation->base, "paged");
-	device->ending = allocation;
-	pthread_cond_signal(&device->work);
-	while (device->ending == allocation)
-		pthread_cond_wait(&device->changed, &device->lock);
+	memory_end(device, &(struct ending){ allocation, first, chunks, true });
 	device->committed -= chunks;
 	pthread_mutex_unlock(&device->lock);
 	client_free(&device->client, first);
+}
+
+void memory_end(struct device *device, struct ending *ending)
+{
+	device->ending = ending;
+	pthread_cond_signal(&device->work);
+	while (device->ending == ending)
+		pthread_cond_wait(&device->changed, &device->lock);
+}
+
+CUresult memory_admit(struct device *device, struct held_allocation allocation)
+{
+	CUresult result = CUDA_SUCCESS;
+	struct reply reply;
+
+	if (device->slots_announced > device->slots_allowed)
+		result = residency_announce(device, device->slots_allowed);
+	if (result)
+		return result;
+	if (!client_alloc(&device->client, allocation, &reply))
+		return CUDA_SUCCESS;
+	if (reply.error != ENOMEM)
+		log_warn("allocating %llu bytes: %s", (unsigned long long)allocation.bytes,
+			 reply.message);
+	return CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 /* In device->allocate. */
@@ -182,33 +209,24 @@ static CUresult allocate_paged(struct device *device, CUdeviceptr *dptr, size_t 
 {
 	uint64_t chunks = ((uint64_t)bytes + device->chunk - 1) / device->chunk;
 	struct allocation *allocation;
-	struct reply reply;
 	CUdeviceptr base;
 	uint32_t first;
 	CUresult result;
 
-	if (bytes == 0 || chunks > device->chunk_limit)
+	if (bytes == 0 || chunks > MEMORY_INDEXES)
 		return bytes ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_INVALID_VALUE;
 	pthread_mutex_lock(&device->lock);
-	first = alloc_map_room(&device->map, (uint32_t)chunks, device->chunk_limit);
+	first = alloc_map_room(&device->map, (uint32_t)chunks, MEMORY_INDEXES);
 	pthread_mutex_unlock(&device->lock);
 	if (first == UINT32_MAX)
 		return CUDA_ERROR_OUT_OF_MEMORY;
 	result = mover_reserve(&device->mover, &base, chunks);
 	if (result)
 		return result;
-	if (device->slots_announced > device->slots_allowed)
-		result = residency_announce(device, device->slots_allowed);
+	result = memory_admit(device, (struct held_allocation){ first, chunks, bytes, base });
 	if (result) {
 		mover_unreserve(&device->mover, base, chunks);
 		return result;
-	}
-	if (client_alloc(&device->client, (struct held_allocation){ first, chunks, bytes, base },
-			 &reply)) {
-		if (reply.error != ENOMEM)
-			log_warn("allocating %zu bytes: %s", bytes, reply.message);
-		mover_unreserve(&device->mover, base, chunks);
-		return CUDA_ERROR_OUT_OF_MEMORY;
 	}
 	if (device->committed + chunks > device->slots_allowed)
 		residency_begin_paging(device);
@@ -218,19 +236,13 @@ static CUresult allocate_paged(struct device *device, CUdeviceptr *dptr, size_t 
 		mover_unreserve(&device->mover, base, chunks);
 		return CUDA_ERROR_OUT_OF_MEMORY;
 	}
-	if (device->maps || !atomic_load(&device->paging)) {
-		result = map_all(device, allocation);
-		/* The driver had less VRAM than was promised to the daemon: is there room below for
-		 * the rest? */
-		if (!device->maps && atomic_load(&device->paging))
-			result = residency_announce(device, device->slots_allowed);
-		if (result) {
-			memory_claim(device, base);
-			memory_take_apart(device, allocation);
-			if (device->slots_announced > device->slots_allowed)
-				residency_announce(device, device->slots_allowed);
-			return result;
-		}
+	result = memory_map_new(device, allocation, 0, bytes);
+	if (result) {
+		memory_claim(device, base);
+		memory_take_apart(device, allocation);
+		if (device->slots_announced > device->slots_allowed)
+			residency_announce(device, device->slots_allowed);
+		return result;
 	}
 	*dptr = base;
 	return CUDA_SUCCESS;
@@ -311,6 +323,8 @@ CUresult hook_cuMemFree_v2(unsigned int variant, CUdeviceptr dptr)
 	CUresult result;
 
 	(void)variant;
+	if (!allocation && dptr && device_of(dptr))
+		return CUDA_ERROR_INVALID_VALUE; /* what it finds there need not be the program's */
 	if (!allocation)
 		return driver.cuMemFree_v2(dptr);
 	if (!allocation->chunks)
@@ -318,7 +332,7 @@ CUresult hook_cuMemFree_v2(unsigned int variant, CUdeviceptr dptr)
 	pthread_mutex_lock(&device->allocate);
 	ordered_reclaim(device, false);
 	/* As the driver's: what uses it is over before it is gone. */
-	result = synchronize(device);
+	result = memory_synchronize(device);
 	/* In a capture the driver frees nothing either. After any other error nothing runs on. */
 	if (result >= CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED &&
 	    result <= CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD)
@@ -460,23 +474,30 @@ CUresult hook_cuDeviceTotalMem_v2(unsigned int variant, size_t *bytes, CUdevice 
 	return CUDA_SUCCESS;
 }
 
-/* Base and size of the paged allocation around an address. */
-static bool paged_range(CUdeviceptr dptr, CUdeviceptr *base, size_t *size, struct device **owner)
+/*
+ * Base and size of the paged allocation around an address, or of the program's mapping.
+ * access: of such a one, else -1.
+ */
+static bool paged_range(CUdeviceptr dptr, CUdeviceptr *base, size_t *size, struct device **owner,
+			int *access)
 {
 	struct device *device = device_of(dptr);
 	const struct allocation *allocation;
+	bool sparse = false;
 
 	if (!device)
 		return false;
 	pthread_mutex_lock(&device->lock);
 	allocation = alloc_map_find(&device->map, dptr);
+	*access = -1;
 	if (allocation) {
+		sparse = allocation->sparse;
 		*base = allocation->base;
 		*size = allocation->bytes;
 		*owner = device;
 	}
 	pthread_mutex_unlock(&device->lock);
-	return allocation != NULL;
+	return allocation && (!sparse || vmm_mapping(dptr, base, size, access));
 }
 
 CUresult hook_cuMemGetAddressRange_v2(unsigned int variant, CUdeviceptr *base, size_t *size,
@@ -485,9 +506,10 @@ CUresult hook_cuMemGetAddressRange_v2(unsigned int variant, CUdeviceptr *base, s
 	struct device *device;
 	CUdeviceptr found;
 	size_t bytes;
+	int access;
 
 	(void)variant;
-	if (!paged_range(dptr, &found, &bytes, &device))
+	if (!paged_range(dptr, &found, &bytes, &device, &access))
 		return driver.cuMemGetAddressRange_v2(base, size, dptr);
 	if (base)
 		*base = found;
@@ -502,13 +524,15 @@ CUresult hook_cuPointerGetAttribute(unsigned int variant, void *data, int attrib
 	struct device *device;
 	CUdeviceptr base;
 	size_t bytes;
+	int access;
 
 	(void)variant;
-	if (!paged_range(ptr, &base, &bytes, &device) || !data)
+	if (!paged_range(ptr, &base, &bytes, &device, &access) || !data)
 		return driver.cuPointerGetAttribute(data, attribute, ptr);
 	switch (attribute) {
 	case CU_POINTER_ATTRIBUTE_CONTEXT:
-		*(CUcontext *)data = device->context;
+		/* What was mapped is no context's. */
+		*(CUcontext *)data = access < 0 ? device->context : NULL;
 		return CUDA_SUCCESS;
 	case CU_POINTER_ATTRIBUTE_MEMORY_TYPE:
 		*(unsigned int *)data = CU_MEMORYTYPE_DEVICE;
@@ -541,7 +565,7 @@ CUresult hook_cuPointerGetAttribute(unsigned int variant, void *data, int attrib
 	case CU_POINTER_ATTRIBUTE_HOST_POINTER:
 		return CUDA_ERROR_INVALID_VALUE; /* as for any memory of the device alone */
 	case CU_POINTER_ATTRIBUTE_ACCESS_FLAGS:
-		*(int *)data = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+		*(int *)data = access < 0 ? CU_MEM_ACCESS_FLAGS_PROT_READWRITE : access;
 		return CUDA_SUCCESS;
 	case CU_POINTER_ATTRIBUTE_SYNC_MEMOPS:
 		*(unsigned char *)data = 0;

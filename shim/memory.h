@@ -8,6 +8,27 @@
 /* In no lock of the device's. */
 CUresult memory_allocate(struct device *device, CUdeviceptr *dptr, size_t bytes);
 
+/* The parts that allocations of every kind are made of. */
+
+/* 1/4 of all indexes is for memory that the program has not put anywhere yet (vmm_account.c). */
+#define MEMORY_INDEXES (MAX_CHUNKS / 4 * 3)
+
+/* Have the daemon promise the tiers for it. In device->allocate. */
+CUresult memory_admit(struct device *device, struct held_allocation allocation);
+
+/*
+ * While everything fits, launches are not looked at, so what was entered in the tables must
+ * be mapped before the program may use it. In device->allocate.
+ */
+CUresult memory_map_new(struct device *device, struct allocation *allocation, uint64_t begin,
+			uint64_t end);
+
+/* Wait for everything the program has given the device, whichever context is current. */
+CUresult memory_synchronize(struct device *device);
+
+/* Have the pager take it apart. In the lock and device->allocate. */
+void memory_end(struct device *device, struct ending *ending);
+
 /* The allocation that begins here, taken out of everybody's reach; NULL: none of ours, or freed
  * twice. */
 struct allocation *memory_claim(struct device *device, CUdeviceptr dptr);

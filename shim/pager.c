@@ -148,12 +148,13 @@ static bool wants_more(const struct device *device)
 	return false;
 }
 
-/* Take an allocation apart. The caller has waited for the device. */
+/* Take an allocation, or a part of one, apart. The caller has waited for the device. */
 static void end_allocation(struct device *device)
 {
-	struct allocation *a = device->ending;
+	const struct ending *ending = device->ending;
+	struct allocation *a = ending->allocation;
 
-	for (uint32_t c = a->first; c < a->first + a->chunks; c++) {
+	for (uint32_t c = ending->first; c < ending->first + ending->chunks; c++) {
 		struct chunk *chunk = &device->chunks[c];
 
 		while (chunk->state == FETCHING || chunk->state == SPILLING)
@@ -179,15 +180,22 @@ static void end_allocation(struct device *device)
 			ticket_put(chunk->uses[i]);
 		device->fixed -= chunk->fixed;
 		residency_unpin(device, chunk);
-		*chunk = (struct chunk){ .slot = NO_SLOT, .ram = NO_RAM };
+		/* T3's copy goes with the whole allocation; of a part the caller sees to it. */
+		*chunk = (struct chunk){
+			.slot = NO_SLOT,
+			.ram = NO_RAM,
+			.extent = !ending->whole && (chunk->extent || chunk->home == HOME_LOST),
+		};
 		predict_forget(&device->predictor, c);
 		__atomic_store_n(&device->state_map[c], STATE_FREE, __ATOMIC_RELAXED);
 	}
-	grace_forget(device, a->first, a->chunks);
-	let_go(device);
-	mover_unreserve(&device->mover, a->base, a->chunks);
-	take_back(device);
-	alloc_map_remove(&device->map, a);
+	grace_forget(device, ending->first, ending->chunks);
+	if (ending->whole) {
+		let_go(device);
+		mover_unreserve(&device->mover, a->base, a->chunks);
+		take_back(device);
+		alloc_map_remove(&device->map, a);
+	}
 	device_gauge(device, COUNTER_VRAM_SLOTS_USED, device->slots_used);
 	lower_show_ram(device);
 	device->ending = NULL;

@@ -28,7 +28,8 @@ static CUresult find_spans(const struct extent *ranges, uint32_t count, struct d
 		}
 		pthread_mutex_lock(&owner->lock);
 		a = alloc_map_find(&owner->map, ranges[i].begin);
-		if (a && a->chunks && ranges[i].end - a->base <= a->bytes) {
+		if (a && a->chunks &&
+		    alloc_holds(a, ranges[i].begin - a->base, ranges[i].end - ranges[i].begin)) {
 			*device = owner;
 			spans[(*n)++] = (struct span){ .allocation = a,
 						       .begin = ranges[i].begin - a->base,

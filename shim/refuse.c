@@ -38,25 +38,6 @@ CUresult hook_cuMemGetHandleForAddressRange(unsigned int variant, void *handle, 
 	return driver.cuMemGetHandleForAddressRange(handle, dptr, size, type, flags);
 }
 
-/* As for what cuMemAlloc returns without us: these are for memory that was mapped. */
-CUresult hook_cuMemRetainAllocationHandle(unsigned int variant,
-					  CUmemGenericAllocationHandle *handle, void *address)
-{
-	(void)variant;
-	if (device_of((CUdeviceptr)address))
-		return CUDA_ERROR_INVALID_VALUE;
-	return driver.cuMemRetainAllocationHandle(handle, address);
-}
-
-CUresult hook_cuMemGetAccess(unsigned int variant, unsigned long long *flags,
-			     const CUmemLocation *location, CUdeviceptr ptr)
-{
-	(void)variant;
-	if (device_of(ptr))
-		return CUDA_ERROR_INVALID_VALUE;
-	return driver.cuMemGetAccess(flags, location, ptr);
-}
-
 CUresult hook_cuMulticastBindAddr(unsigned int variant, CUmemGenericAllocationHandle multicast,
 				  size_t offset, CUdeviceptr ptr, size_t size,
 				  unsigned long long flags)

@@ -53,23 +53,48 @@ static uint64_t now_ns(void)
 
 /*
  * The chunks of a span when an open one is cut to `window` chunks: first to
- * first + result - 1. What lies before the address that was named goes first:
- * kernels read on from an address, hardly ever back.
+ * first + result - 1; doubt: also what only the next object ends, down to what is
+ * certain of it. What lies before the address that was named goes first: kernels read on
+ * from an address, hardly ever back.
  */
 static uint32_t span_chunks(const struct device *device, const struct span *span, uint32_t window,
-			    uint32_t *first)
+			    bool doubt, uint32_t *first)
 {
 	uint32_t from = (uint32_t)(span->begin / device->chunk);
 	uint32_t to = (uint32_t)((span->end - 1) / device->chunk);
 	uint32_t named = (uint32_t)(span->named / device->chunk);
 	uint32_t count = to - from + 1;
 
-	if (span->open && count > window) {
+	if (span->begin == span->end) {
+		*first = 0;
+		return 0;
+	}
+	if (doubt && !span->open && span->least) {
+		uint32_t least = (uint32_t)((span->least - 1) / device->chunk) - named + 1;
+
+		window = window > least ? window : least;
+	}
+	if ((span->open || (doubt && span->least)) && count > window) {
 		from = named;
 		count = to - from + 1 < window ? to - from + 1 : window;
 	}
 	*first = span->allocation->first + from;
 	return count;
+}
+
+/* What of a sparse allocation was unmapped since it was named is not there to be held. */
+static void clip(struct span *span)
+{
+	struct alloc_run run;
+
+	if (!span->allocation->sparse)
+		return;
+	if (!alloc_run_at(span->allocation, span->open ? span->named : span->begin, &run))
+		run = (struct alloc_run){ span->begin, span->begin };
+	if (span->begin < run.begin)
+		span->begin = run.begin;
+	if (span->end > run.end)
+		span->end = run.end;
 }
 
 static int by_index(const void *left, const void *right)
@@ -93,11 +118,11 @@ static void hold_normalize(struct hold *hold)
 
 /* Fill the hold with the spans' chunks, open spans cut to the window. False: no memory. */
 static bool hold_fill(const struct device *device, const struct span *spans, uint32_t count,
-		      uint32_t window, struct hold *hold)
+		      uint32_t window, bool doubt, struct hold *hold)
 {
 	hold->count = 0;
 	for (uint32_t s = 0; s < count; s++) {
-		uint32_t first, n = span_chunks(device, &spans[s], window, &first);
+		uint32_t first, n = span_chunks(device, &spans[s], window, doubt, &first);
 
 		if (hold->count + n > hold->room) {
 			uint32_t room = 2 * (hold->count + n);
@@ -136,7 +161,7 @@ bool residency_fits(const struct device *device, const struct span *spans, uint3
 	if (device->maps)
 		return true;
 	for (uint32_t s = 0; s < count; s++) {
-		uint32_t first, n = span_chunks(device, &spans[s], UINT32_MAX, &first);
+		uint32_t first, n = span_chunks(device, &spans[s], UINT32_MAX, false, &first);
 
 		for (uint32_t i = 0; i < n; i++)
 			chunks += !device->chunks[first + i].fixed;
@@ -145,29 +170,39 @@ bool residency_fits(const struct device *device, const struct span *spans, uint3
 }
 
 /* The widest windows with which everything fits. */
-static CUresult hold_choose(const struct device *device, const struct span *spans, uint32_t count,
-			    struct hold *hold)
+static CUresult widest(const struct device *device, const struct span *spans, uint32_t count,
+		       bool doubt, struct hold *hold)
 {
 	uint32_t low = 1, high = residency_capacity(device);
 
-	if (!hold_fill(device, spans, count, UINT32_MAX, hold))
-		return CUDA_ERROR_OUT_OF_MEMORY;
-	/* What RAM is mapped for takes no room. */
-	if (device->maps || hold_fits(device, hold))
-		return CUDA_SUCCESS;
 	while (low < high) {
 		uint32_t middle = low + (high - low + 1) / 2;
 
-		if (!hold_fill(device, spans, count, middle, hold))
+		if (!hold_fill(device, spans, count, middle, doubt, hold))
 			return CUDA_ERROR_OUT_OF_MEMORY;
 		if (hold_fits(device, hold))
 			low = middle;
 		else
 			high = middle - 1;
 	}
-	if (!hold_fill(device, spans, count, low, hold))
+	if (!hold_fill(device, spans, count, low, doubt, hold))
 		return CUDA_ERROR_OUT_OF_MEMORY;
 	return hold_fits(device, hold) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+static CUresult hold_choose(const struct device *device, const struct span *spans, uint32_t count,
+			    struct hold *hold)
+{
+	CUresult result;
+
+	if (!hold_fill(device, spans, count, UINT32_MAX, false, hold))
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	/* What RAM is mapped for takes no room. */
+	if (device->maps || hold_fits(device, hold))
+		return CUDA_SUCCESS;
+	result = widest(device, spans, count, false, hold);
+	/* The next start that is known may be far behind the end of the object. */
+	return result ? widest(device, spans, count, true, hold) : result;
 }
 
 /*
@@ -290,6 +325,8 @@ CUresult residency_hold(struct device *device, struct span *spans, uint32_t coun
 	 * what each other needs. The rest come back here holding nothing.
 	 */
 	for (;;) {
+		for (uint32_t s = 0; s < count; s++)
+			clip(&spans[s]);
 		result = device->stopped ? device->stop_error
 					 : hold_choose(device, spans, count, hold);
 		if (result)
@@ -304,7 +341,8 @@ CUresult residency_hold(struct device *device, struct span *spans, uint32_t coun
 		if (!spans[s].overwritten)
 			continue;
 		grown = realloc(dropped,
-				(dropped_count + spans[s].allocation->chunks) * sizeof(*dropped));
+				(dropped_count + (spans[s].end - spans[s].begin) / device->chunk +
+				 2) * sizeof(*dropped));
 		if (!grown)
 			break; /* then it is fetched for nothing */
 		dropped = grown;
@@ -572,11 +610,11 @@ void residency_cancel(struct device *device, struct hold *hold)
 	hold_free(hold);
 }
 
-void residency_pin(struct device *device, const struct allocation *a)
+void residency_pin(struct device *device, uint32_t first, uint32_t chunks, uint64_t bytes)
 {
-	for (uint32_t c = a->first; c < a->first + a->chunks; c++) {
+	for (uint32_t c = first; c < first + chunks; c++) {
 		struct chunk *chunk = &device->chunks[c];
-		struct pin *pin = pins_find(&device->pins, a->bytes, chunk->address, device->chunk);
+		struct pin *pin = pins_find(&device->pins, bytes, chunk->address, device->chunk);
 
 		if (!pin || chunk->fixed)
 			continue;
@@ -606,11 +644,11 @@ void residency_unpin(struct device *device, struct chunk *chunk)
 		device_gauge(device, COUNTER_PINNED_CHUNKS, --device->pinned);
 }
 
-static bool named(const struct device *device, const struct allocation *a)
+static bool any_held(const struct device *device, uint32_t first, uint32_t chunks)
 {
-	bool held = a->guests;
+	bool held = false;
 
-	for (uint32_t c = a->first; c < a->first + a->chunks && !held; c++)
+	for (uint32_t c = first; c < first + chunks && !held; c++)
 		held = device->chunks[c].holds;
 	return held;
 }
@@ -618,7 +656,15 @@ static bool named(const struct device *device, const struct allocation *a)
 void residency_wait_unnamed(struct device *device, const struct allocation *allocation)
 {
 	pthread_mutex_lock(&device->lock);
-	while (named(device, allocation))
+	while (allocation->guests || any_held(device, allocation->first, allocation->chunks))
+		pthread_cond_wait(&device->changed, &device->lock);
+	pthread_mutex_unlock(&device->lock);
+}
+
+void residency_wait_unheld(struct device *device, uint32_t first, uint32_t chunks)
+{
+	pthread_mutex_lock(&device->lock);
+	while (any_held(device, first, chunks))
 		pthread_cond_wait(&device->changed, &device->lock);
 	pthread_mutex_unlock(&device->lock);
 }

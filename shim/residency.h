@@ -35,6 +35,9 @@ enum chunk_home { HOME_EMPTY, HOME_T1, HOME_T2, HOME_T3, HOME_LOST };
 
 #define CHUNK_USES 4
 
+/* 2 TiB of 2 MiB chunks; the tables are mapped, not touched, until used. */
+#define MAX_CHUNKS (1u << 20)
+
 /* What a kernel reads and writes, and one each way in and out: without them nothing moves. */
 #define LEAST_SLOTS 4
 
@@ -64,7 +67,8 @@ struct span {
 	struct allocation *allocation;
 	uint64_t begin, end; /* bytes of the allocation */
 	bool open; /* a guess: as much as fits will do, from where it was named */
-	uint64_t named; /* of an open one, in [begin, end) */
+	uint64_t named; /* of what a launch names, in [begin, end) */
+	uint64_t least; /* it may be that it ends here already; 0: it does not */
 	bool overwritten; /* chunks wholly inside need not be fetched */
 	bool guest; /* counted in the allocation's guests, until residency_hold() has returned */
 };
@@ -99,6 +103,13 @@ struct freed {
 	struct allocation *allocation;
 	struct ticket *ticket; /* NULL: it is there */
 	struct freed *next;
+};
+
+/* Chunks of an allocation that end, because all of it does (whole) or that part of it. */
+struct ending {
+	struct allocation *allocation;
+	uint32_t first, chunks;
+	bool whole;
 };
 
 /* Streams that wait for a value, as far as is remembered. */
@@ -146,7 +157,7 @@ struct device {
 	uint32_t pinned; /* of the fixed ones those that a pin names */
 	struct hold *wanted; /* of the one launch or copy that waits for chunks */
 	CUresult failure; /* why it cannot be served; CUDA_SUCCESS: it can */
-	struct allocation *ending; /* to be taken apart by the pager */
+	struct ending *ending; /* to be taken apart by the pager */
 	struct recall recalls[MAX_ARENAS]; /* not yet answered, the oldest first */
 	uint32_t recall_count;
 	struct closing *closings; /* for the closer, the oldest first */
@@ -251,6 +262,9 @@ void residency_cancel(struct device *device, struct hold *hold);
  */
 void residency_wait_unnamed(struct device *device, const struct allocation *allocation);
 
+/* The same for chunks of a sparse one, whose run was excluded: nothing new names them. */
+void residency_wait_unheld(struct device *device, uint32_t first, uint32_t chunks);
+
 /* From now on every launch and copy is looked at. Returns once none is unseen; in no lock. */
 void residency_begin_paging(struct device *device);
 
@@ -272,10 +286,10 @@ CUresult residency_announce(struct device *device, uint32_t slots);
 void residency_drop_extents(struct device *device, const uint32_t *chunks, uint32_t count);
 
 /*
- * Have the chunks of an allocation that a pin names stay in VRAM, as far as there is room
- * beside what stays already; said where there is not. In the lock.
+ * Have the chunks that a pin names, of memory of so many bytes, stay in VRAM, as far as there is
+ * room beside what stays already; said where there is not. In the lock.
  */
-void residency_pin(struct device *device, const struct allocation *allocation);
+void residency_pin(struct device *device, uint32_t first, uint32_t chunks, uint64_t bytes);
 void residency_unpin(struct device *device, struct chunk *chunk); /* its allocation ends */
 
 bool hold_has(const struct hold *hold, uint32_t chunk);

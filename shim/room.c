@@ -6,17 +6,17 @@
 #define _GNU_SOURCE
 #include "device.h"
 #include "memory.h"
+#include "vmm.h"
 
 /* What the driver needs for an array only it knows. */
 #define STEPS 16
 
-CUresult hook_cuMemCreate(unsigned int variant, CUmemGenericAllocationHandle *handle, size_t size,
-			  const CUmemAllocationProp *prop, unsigned long long flags)
+CUresult room_create(CUmemGenericAllocationHandle *handle, size_t size,
+		     const CUmemAllocationProp *prop, unsigned long long flags)
 {
 	CUresult result = driver.cuMemCreate(handle, size, prop, flags);
 	struct device *device = NULL;
 
-	(void)variant;
 	if (result == CUDA_ERROR_OUT_OF_MEMORY && prop &&
 	    prop->location.type == CU_MEM_LOCATION_TYPE_DEVICE)
 		device = device_ready(prop->location.id);

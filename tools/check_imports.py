@@ -36,7 +36,13 @@ TIERD: Layers = (
 SHIM: Layers = (
     # The hooks, by what they are about; interpose is the way into them.
     ("interpose", "graph graph_exec graph_nodes"),
-    ("copy copy_rows", "handles", "memop", "refuse", "memory ordered room"),
+    (
+        "copy copy_rows",
+        "handles",
+        "memop",
+        "refuse",
+        "memory ordered room vmm vmm_account vmm_region",
+    ),
     ("ranges",),
     ("graph_body", "launch"),
     ("residency grace pager lower vram handover device fault record trace",),

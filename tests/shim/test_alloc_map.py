@@ -195,3 +195,42 @@ def test_many_allocations_are_found(count: int) -> None:
     assert lib.alloc_map_find(the_map, count * 64 + 64) == ffi.NULL
     for handle in handles:
         lib.alloc_map_remove(the_map, handle)
+
+
+@given(st.lists(st.tuples(st.integers(0, 11), st.integers(1, 3)), max_size=40), st.data())
+def test_a_sparse_one_is_what_its_pieces_are(places: list[tuple[int, int]], data: st.DataObject) -> None:
+    """Pieces of whole units come where there is room, and go, one at a time."""
+    map_ = ffi.new("struct alloc_map *")
+    a = lib.alloc_map_add_sparse(map_, 1000, 5, 9)
+    lib.alloc_map_extend(map_, a, 140, 9)
+    pieces: set[tuple[int, int]] = set()
+    run = ffi.new("struct alloc_run *")
+    for first, count in places:
+        covered = {unit for begin, n in pieces for unit in range(begin, begin + n)}
+        if (first, count) in pieces:
+            lib.alloc_exclude(a, 10 * first, 10 * (first + count))
+            pieces.remove((first, count))
+        elif not covered & set(range(first, first + count)):
+            assert lib.alloc_include(a, 10 * first, 10 * (first + count))
+            pieces.add((first, count))
+            lib.alloc_note_write(a, 10 * first + data.draw(st.integers(0, 9)), 1)
+        covered = {unit for begin, n in pieces for unit in range(begin, begin + n)}
+        for unit in range(14):
+            at = 10 * unit + data.draw(st.integers(0, 9))
+            assert lib.alloc_run_at(a, at, run) == (unit in covered)
+            assert (lib.alloc_map_find(map_, 1000 + at) != ffi.NULL) == (unit in covered)
+            if unit not in covered:
+                continue
+            begin = max((u + 1 for u in range(unit) if u not in covered), default=0)
+            end = next(u for u in range(unit, 15) if u not in covered)
+            assert (run.begin, run.end) == (10 * begin, 10 * end)
+            assert lib.alloc_holds(a, at, 10 * end - at)
+            assert not lib.alloc_holds(a, at, 10 * end - at + 1)
+            low, high, _ = ask(a, at)
+            assert 10 * begin <= low <= at < high <= 10 * end
+        assert all(a.starts[i].offset // 10 in covered for i in range(a.start_count))
+    # Indexes are set aside for all of it.
+    assert lib.alloc_map_room(map_, 5, 64) == 0
+    assert lib.alloc_map_room(map_, 6, 64) == 14
+    lib.alloc_map_remove(map_, a)
+    assert lib.alloc_map_room(map_, 6, 64) == 0

@@ -19,7 +19,7 @@ import pytest
 
 from . import sanitizer
 from .mortal import Daemon, Nursery
-from .tiers import PROGRAMS, ROOT, Runner
+from .tiers import ROOT, Runner
 
 MIB = 1 << 20
 PATIENCE = 1200 if sanitizer.SANITIZE else 120  # seconds
@@ -110,14 +110,15 @@ def outlives(process: subprocess.Popen[str], daemon: Daemon) -> bool:
 
 
 @pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("ops", ["random_ops", "vmm_ops alone", "vmm_ops beside"])
 def test_results_are_right_whenever_the_daemon_dies(
-    runner: Runner, shim: Path, daemons: Daemons, seed: int
+    runner: Runner, shim: Path, daemons: Daemons, ops: str, seed: int
 ) -> None:
     lives = random.Random(seed)
-    arguments = [str(PROGRAMS / "random_ops.py"), str(seed), "80", "10", "12"]
+    arguments = ["-m", *f"tests.shim.programs.{ops}".split(), str(seed), "80", "10", "12"]
     daemon = daemons.start(100 + lives.randrange(100))
     deaths = 0
-    with program(runner, shim, daemons, *arguments) as process:
+    with program(runner, shim, daemons, *arguments, PYTHONPATH=str(ROOT)) as process:
         while outlives(process, daemon):
             deaths += 1
             # The first things that it does are to be interrupted as well, but it has to get on.

@@ -459,8 +459,9 @@ free, total = c_size_t(), c_size_t()
 assert cuda.cuMemAlloc_v2(byref(big), c_size_t(80 * MIB)) == 0
 assert cuda.cuMemGetInfo_v2(byref(free), byref(total)) == 0
 before = free.value
-# Memory that the shim has no part in: of the device's 64 MiB 28 are left, where 40 were promised.
-prop = ctypes.create_string_buffer(struct.pack("<4i", 1, 0, 1, 0), 64)
+# Memory that the shim has no part in, as it is compressible: of the device's 64 MiB 28 are left, where 40
+# were promised.
+prop = ctypes.create_string_buffer(struct.pack("<4iQB", 1, 0, 1, 0, 0, 1), 64)
 assert cuda.cuMemCreate(byref(handle), c_size_t(36 * MIB), prop, c_uint64(0)) == 0
 assert cuda.cuMemsetD8_v2(big, ctypes.c_ubyte(7), c_size_t(80 * MIB)) == 0
 assert cuda.cuMemGetInfo_v2(byref(free), byref(total)) == 0

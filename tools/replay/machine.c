@@ -463,11 +463,12 @@ void machine_synchronize(void)
 
 void machine_end(struct allocation *allocation)
 {
+	struct ending ending = { allocation, allocation->first, allocation->chunks, true };
 	struct device *device = now.device;
 
 	machine_synchronize();
 	take_back(device);
-	device->ending = allocation;
+	device->ending = &ending;
 	while (device->ending)
 		replay_cond_wait(&device->changed, &device->lock);
 	let_go(device);

@@ -182,16 +182,15 @@ class Memory:
         self.shadow[dst][:n] = self.shadow[left][:n] + self.shadow[right][:n]
 
 
-def main() -> None:
-    seed, steps, allocations, mib = map(int, sys.argv[1:])
-    memory = Memory(seed, mib)
+def run(kind: type[Memory], seed: int, steps: int, allocations: int, mib: int, frees: float = 0.02) -> None:
+    memory = kind(seed, mib)
     for _ in range(allocations):
         memory.allocate()
     operations = [
         memory.upload, memory.download, memory.between, memory.memset, memory.rows, memory.fill, memory.add
     ]  # fmt: skip
     for _ in range(steps):
-        operation = memory.free if memory.random.random() < 0.02 else memory.random.choice(operations)
+        operation = memory.free if memory.random.random() < frees else memory.random.choice(operations)
         operation()
     for address, values in memory.shadow.items():
         got = np.zeros_like(values)
@@ -201,4 +200,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(Memory, *map(int, sys.argv[1:]))

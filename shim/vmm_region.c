@@ -1,0 +1,569 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* What of the program's own mappings is where, and in which chunks. */
+#define _GNU_SOURCE
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "device.h"
+#include "memory.h"
+#include "record.h"
+#include "trace.h"
+#include "vmm.h"
+
+static struct region **regions; /* sorted */
+static uint32_t region_count, region_room;
+
+/* ---- regions ---- */
+
+/* The number of regions that begin at or below the address. */
+static uint32_t rank(CUdeviceptr address)
+{
+	uint32_t low = 0, high = region_count;
+
+	while (low < high) {
+		uint32_t middle = low + (high - low) / 2;
+
+		if (regions[middle]->base <= address)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low;
+}
+
+static struct region *add(struct region fresh)
+{
+	struct region *region = malloc(sizeof(*region));
+	uint32_t at = rank(fresh.base);
+
+	if (region && region_count == region_room) {
+		uint32_t room = region_room ? 2 * region_room : 16;
+		struct region **grown = realloc(regions, room * sizeof(*grown));
+
+		if (!grown) {
+			free(region);
+			return NULL;
+		}
+		regions = grown;
+		region_room = room;
+	}
+	if (!region)
+		return NULL;
+	*region = fresh;
+	memmove(regions + at + 1, regions + at, (region_count - at) * sizeof(*regions));
+	regions[at] = region;
+	region_count++;
+	return region;
+}
+
+void region_add(CUdeviceptr base, uint64_t bytes, uint64_t reserved)
+{
+	add((struct region){ .base = base, .bytes = bytes, .reserved = reserved });
+}
+
+CUresult region_remove(struct region *region)
+{
+	uint32_t at = rank(region->base) - 1;
+	CUresult result = driver.cuMemAddressFree(region->base, region->reserved);
+
+	if (result)
+		return result;
+	region_count--;
+	memmove(regions + at, regions + at + 1, (region_count - at) * sizeof(*regions));
+	free(region->pieces);
+	free(region);
+	return CUDA_SUCCESS;
+}
+
+struct region *region_at(CUdeviceptr address)
+{
+	uint32_t after = rank(address);
+	struct region *region = after ? regions[after - 1] : NULL;
+
+	return region && address - region->base < region->reserved ? region : NULL;
+}
+
+void regions_forget(void)
+{
+	region_count = 0;
+}
+
+static uint64_t chunks_of(const struct region *region)
+{
+	return region->reserved / region->device->chunk;
+}
+
+/* Cut it into chunks of the device's. In device->allocate. */
+static CUresult begin(struct region *region, struct device *device)
+{
+	uint64_t chunks = region->reserved / device->chunk;
+	struct grain *grains = MAP_FAILED;
+	struct allocation whole;
+	uint32_t first = UINT32_MAX;
+
+	if (chunks <= MEMORY_INDEXES) {
+		pthread_mutex_lock(&device->lock);
+		first = alloc_map_room(&device->map, (uint32_t)chunks, MEMORY_INDEXES);
+		pthread_mutex_unlock(&device->lock);
+	}
+	if (first == UINT32_MAX)
+		return CUDA_ERROR_NOT_FOUND;
+	/* Reserved is often more than there is memory: not touched until it is used. */
+	grains = mmap(NULL, chunks * sizeof(*grains), PROT_READ | PROT_WRITE,
+		      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (grains == MAP_FAILED)
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	pthread_mutex_lock(&device->lock);
+	region->allocation =
+		alloc_map_add_sparse(&device->map, region->base, first, (uint32_t)chunks);
+	pthread_mutex_unlock(&device->lock);
+	if (!region->allocation) {
+		munmap(grains, chunks * sizeof(*grains));
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	}
+	/* What is where in it comes and goes: recorded are the addresses. */
+	whole = *region->allocation;
+	whole.bytes = region->reserved;
+	record_allocation(device, &whole);
+	region->grains = grains;
+	region->device = device;
+	return CUDA_SUCCESS;
+}
+
+/* Nothing is in it any more. In device->allocate. */
+static void end(struct region *region)
+{
+	struct device *device = region->device;
+
+	pthread_mutex_lock(&device->lock);
+	region->allocation->leaving = true;
+	pthread_mutex_unlock(&device->lock);
+	residency_wait_unnamed(device, region->allocation);
+	record_free(device, region->allocation);
+	pthread_mutex_lock(&device->lock);
+	alloc_map_remove(&device->map, region->allocation);
+	pthread_mutex_unlock(&device->lock);
+	munmap(region->grains, chunks_of(region) * sizeof(*region->grains));
+	region->allocation = NULL;
+	region->grains = NULL;
+	region->device = NULL;
+	if (region->over)
+		region_remove(region);
+}
+
+/* ---- pieces ---- */
+
+/* The number of pieces that begin at or below the offset. */
+static uint32_t piece_rank(const struct region *region, uint64_t offset)
+{
+	uint32_t low = 0, high = region->count;
+
+	while (low < high) {
+		uint32_t middle = low + (high - low) / 2;
+
+		if (region->pieces[middle]->offset <= offset)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low;
+}
+
+struct piece *region_piece(const struct region *region, CUdeviceptr address)
+{
+	uint64_t offset = address - region->base;
+	uint32_t after = piece_rank(region, offset);
+	struct piece *piece = after ? region->pieces[after - 1] : NULL;
+
+	return piece && offset - piece->offset < piece->bytes ? piece : NULL;
+}
+
+struct piece *region_overlap(const struct region *region, CUdeviceptr address, uint64_t bytes)
+{
+	struct piece *piece = region_piece(region, address);
+	uint32_t after = piece_rank(region, address - region->base);
+
+	if (piece || after == region->count)
+		return piece;
+	piece = region->pieces[after];
+	return piece->offset < address - region->base + bytes ? piece : NULL;
+}
+
+struct piece **region_range(const struct region *region, CUdeviceptr address, uint64_t bytes,
+			    uint32_t *count)
+{
+	uint64_t at = address - region->base, end = at + bytes;
+	uint32_t first = piece_rank(region, at), i;
+
+	if (!first || end <= at)
+		return NULL;
+	first--;
+	for (i = first; i < region->count && at < end; i++) {
+		const struct piece *piece = region->pieces[i];
+
+		if (piece->offset != at || !piece->mapped)
+			return NULL;
+		at += piece->bytes;
+	}
+	*count = i - first;
+	return at == end ? region->pieces + first : NULL;
+}
+
+/* Grains [*from, *to) that it lies in. */
+static void grains_of(const struct piece *piece, uint32_t *from, uint32_t *to)
+{
+	const uint64_t chunk = piece->region->device->chunk;
+
+	*from = (uint32_t)(piece->offset / chunk);
+	*to = (uint32_t)((piece->offset + piece->bytes - 1) / chunk) + 1;
+}
+
+static struct chunk fresh_chunk(CUdeviceptr address)
+{
+	return (struct chunk){ .address = address, .slot = NO_SLOT, .ram = NO_RAM };
+}
+
+/* How far the allocation reaches; what lies between its pieces is nowhere. In the lock. */
+static void reach(struct region *region)
+{
+	struct device *device = region->device;
+	struct allocation *a = region->allocation;
+	const struct piece *last = region->count ? region->pieces[region->count - 1] : NULL;
+	uint64_t bytes = last ? last->offset + last->bytes : 0;
+	uint32_t chunks = (uint32_t)((bytes + device->chunk - 1) / device->chunk);
+
+	for (uint32_t c = a->chunks; c < chunks; c++)
+		device->chunks[a->first + c] = fresh_chunk(0);
+	alloc_map_extend(&device->map, a, bytes, chunks);
+}
+
+/* Enter it in the tables. In the lock. False: no memory. */
+static bool enter(struct piece *piece)
+{
+	struct region *region = piece->region;
+	struct device *device = region->device;
+	struct allocation *a = region->allocation;
+	uint32_t at = piece_rank(region, piece->offset), from, to;
+
+	if (region->count == region->room) {
+		uint32_t room = region->room ? 2 * region->room : 4;
+		struct piece **grown = realloc(region->pieces, room * sizeof(*grown));
+
+		if (!grown)
+			return false;
+		region->pieces = grown;
+		region->room = room;
+	}
+	if (!alloc_include(a, piece->offset, piece->offset + piece->bytes))
+		return false;
+	memmove(region->pieces + at + 1, region->pieces + at,
+		(region->count - at) * sizeof(*region->pieces));
+	region->pieces[at] = piece;
+	region->count++;
+	reach(region);
+	grains_of(piece, &from, &to);
+	for (uint32_t g = from; g < to; g++) {
+		struct grain *grain = &region->grains[g];
+
+		if (grain->pieces++)
+			continue;
+		region->grains[grain->grant - 1].live++;
+		device->chunks[a->first + g] = fresh_chunk(region->base + g * device->chunk);
+		residency_show(device, a->first + g);
+	}
+	residency_pin(device, a->first + from, to - from, piece->bytes);
+	trace_moment(device, "map", piece->bytes, region->base + piece->offset,
+		     device->maps ? "mapped" : "paged");
+	return true;
+}
+
+/* Give back what was admitted at once with this grain and is not in use. In no lock. */
+static void settle_grant(struct region *region, uint32_t first)
+{
+	struct device *device = region->device;
+	struct grain *grant = &region->grains[first];
+	uint32_t chunks = grant->granted;
+
+	if (!chunks || grant->live)
+		return;
+	grant->granted = 0;
+	for (uint32_t g = first; g < first + chunks; g++)
+		region->grains[g].grant = 0;
+	pthread_mutex_lock(&device->lock);
+	device->committed -= chunks;
+	pthread_mutex_unlock(&device->lock);
+	client_free(&device->client, region->allocation->first + first);
+}
+
+/* Of what ended the daemon may still admit some chunks, but their bytes are nobody's. In no lock.
+ */
+static void drop_extents(struct region *region, uint32_t from, uint32_t to)
+{
+	struct device *device = region->device;
+
+	for (uint32_t g = from; g < to; g++) {
+		uint32_t index = region->allocation->first + g;
+		bool extent;
+
+		pthread_mutex_lock(&device->lock);
+		extent = device->chunks[index].extent;
+		device->chunks[index].extent = false;
+		pthread_mutex_unlock(&device->lock);
+		if (extent && region->grains[g].grant)
+			residency_drop_extents(device, &index, 1);
+	}
+}
+
+/* Have the daemon admit those of its chunks that are not. first: of them, UINT32_MAX if there were
+ * none. In device->allocate. */
+static CUresult admit(const struct piece *piece, uint32_t *first)
+{
+	struct region *region = piece->region;
+	struct creation *creation = piece->creation;
+	struct device *device = region->device;
+	uint64_t promised = creation->promised ? creation->bytes : 0;
+	CUresult result = CUDA_SUCCESS;
+	uint32_t from, to;
+
+	grains_of(piece, &from, &to);
+	/* Only at its ends can it share chunks with others, whose grants may reach into it. */
+	while (from < to && region->grains[from].grant)
+		from++;
+	while (from < to && region->grains[to - 1].grant)
+		to--;
+	*first = UINT32_MAX;
+	if (from == to) {
+		account_release(device, promised);
+	} else {
+		result = account_turn(
+			device, promised,
+			(struct held_allocation){ region->allocation->first + from, to - from,
+						  (to - from) * device->chunk,
+						  region->base + from * device->chunk });
+		if (result)
+			return result;
+		*first = from;
+		region->grains[from].granted = to - from;
+		region->grains[from].live = 0;
+		for (uint32_t g = from; g < to; g++)
+			region->grains[g].grant = from + 1;
+		pthread_mutex_lock(&device->lock);
+		device->committed += to - from;
+		pthread_mutex_unlock(&device->lock);
+		if (device->committed > device->slots_allowed)
+			residency_begin_paging(device);
+	}
+	creation->promised = false;
+	return result;
+}
+
+/* In device->allocate. */
+static CUresult put(struct region *region, struct creation *creation, uint64_t offset)
+{
+	struct device *device = creation->device;
+	struct piece *piece = malloc(sizeof(*piece));
+	uint32_t granted;
+	bool entered;
+	CUresult result = piece ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+
+	if (!result && !region->allocation)
+		result = begin(region, device);
+	if (result) {
+		free(piece);
+		return result;
+	}
+	*piece = (struct piece){ .region = region,
+				 .creation = creation,
+				 .offset = offset,
+				 .bytes = creation->bytes,
+				 .mapped = true };
+	result = admit(piece, &granted);
+	if (!result) {
+		pthread_mutex_lock(&device->lock);
+		entered = enter(piece);
+		pthread_mutex_unlock(&device->lock);
+		if (!entered) {
+			if (granted != UINT32_MAX)
+				settle_grant(region, granted);
+			result = CUDA_ERROR_OUT_OF_MEMORY;
+		}
+	}
+	if (result) {
+		free(piece);
+		if (!region->count)
+			end(region);
+		return result;
+	}
+	creation->piece = piece;
+	return memory_map_new(device, region->allocation, offset, offset + piece->bytes);
+}
+
+/* Take it out of the tables, and its chunks apart. In device->allocate. */
+static void take(struct piece *piece)
+{
+	struct region *region = piece->region;
+	struct device *device = region->device;
+	struct allocation *a = region->allocation;
+	uint32_t at = piece_rank(region, piece->offset) - 1, from, to;
+
+	grains_of(piece, &from, &to);
+	pthread_mutex_lock(&device->lock);
+	if (piece->mapped)
+		alloc_exclude(a, piece->offset, piece->offset + piece->bytes);
+	trace_moment(device, "unmap", piece->bytes, region->base + piece->offset, "paged");
+	pthread_mutex_unlock(&device->lock);
+	/* Others may lie in the chunks at its ends. */
+	for (uint32_t g = from; g < to; g++)
+		region->grains[g].pieces--;
+	while (from < to && region->grains[from].pieces)
+		from++;
+	while (from < to && region->grains[to - 1].pieces)
+		to--;
+	residency_wait_unheld(device, a->first + from, to - from);
+	pthread_mutex_lock(&device->lock);
+	if (from < to)
+		memory_end(device, &(struct ending){ a, a->first + from, to - from, false });
+	region->count--;
+	memmove(region->pieces + at, region->pieces + at + 1,
+		(region->count - at) * sizeof(*region->pieces));
+	reach(region);
+	pthread_mutex_unlock(&device->lock);
+	for (uint32_t g = from; g < to; g++)
+		region->grains[region->grains[g].grant - 1].live--;
+	for (uint32_t g = from; g < to; g++)
+		if (region->grains[g].grant)
+			settle_grant(region, region->grains[g].grant - 1);
+	drop_extents(region, from, to);
+	free(piece);
+	if (!region->count)
+		end(region);
+}
+
+/* ---- moving ---- */
+
+/* All of it, in whatever tier it is; whichever context is current. */
+static CUresult copy(const struct device *device, CUdeviceptr to, CUdeviceptr from, uint64_t bytes)
+{
+	CUcontext current;
+	CUresult result = driver.cuCtxGetCurrent(&current);
+
+	if (!result && current != device->context)
+		result = driver.cuCtxSetCurrent(device->context);
+	if (!result)
+		result = hook_cuMemcpyDtoD_v2(0, to, from, bytes);
+	if (current != device->context)
+		driver.cuCtxSetCurrent(current);
+	return result;
+}
+
+static bool include(struct piece *piece)
+{
+	struct device *device = piece->region->device;
+	bool done;
+
+	pthread_mutex_lock(&device->lock);
+	done = alloc_include(piece->region->allocation, piece->offset,
+			     piece->offset + piece->bytes);
+	pthread_mutex_unlock(&device->lock);
+	piece->mapped = done;
+	return done;
+}
+
+void region_keep(struct piece *piece)
+{
+	struct device *device = piece->region->device;
+
+	pthread_mutex_lock(&device->lock);
+	alloc_exclude(piece->region->allocation, piece->offset, piece->offset + piece->bytes);
+	pthread_mutex_unlock(&device->lock);
+	piece->mapped = false;
+	piece->access = CU_MEM_ACCESS_FLAGS_PROT_NONE;
+}
+
+/* The creation's bytes are copied from the piece, if there is one, which ends. */
+static CUresult move(struct region *region, struct creation *creation, uint64_t offset)
+{
+	struct piece *old = creation->piece, *fresh;
+	struct device *device = creation->device;
+	CUresult result;
+
+	pthread_mutex_lock(&device->allocate);
+	ordered_reclaim(device, false);
+	do {
+		creation->piece = NULL;
+		result = put(region, creation, offset);
+	} while (result == CUDA_ERROR_OUT_OF_MEMORY && !creation->piece &&
+		 ordered_reclaim(device, true));
+	fresh = creation->piece;
+	if (!result && old)
+		result = memory_synchronize(device);
+	if (!result && old && !include(old))
+		result = CUDA_ERROR_OUT_OF_MEMORY;
+	if (!result && old) {
+		result = copy(device, region->base + offset, old->region->base + old->offset,
+			      old->bytes);
+		if (!result)
+			result = memory_synchronize(device);
+		region_keep(old);
+	}
+	if (result && fresh)
+		take(fresh);
+	if (!result && old)
+		take(old);
+	if (result)
+		creation->piece = old;
+	pthread_mutex_unlock(&device->allocate);
+	return result;
+}
+
+CUresult region_map(struct region *region, struct creation *creation, uint64_t offset)
+{
+	struct piece *piece = creation->piece;
+
+	if (!piece || piece->region != region || piece->offset != offset)
+		return move(region, creation, offset);
+	return include(piece) ? memory_map_new(creation->device, region->allocation, offset,
+					       offset + piece->bytes)
+			      : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+CUresult region_displace(struct piece *piece)
+{
+	struct creation *creation = piece->creation;
+	struct device *device = creation->device;
+	uint64_t chunks = (piece->bytes + device->chunk - 1) / device->chunk;
+	struct region *region;
+	CUdeviceptr base;
+	CUresult result = mover_reserve(&device->mover, &base, chunks);
+
+	if (result)
+		return result;
+	region = add((struct region){
+		.base = base, .bytes = piece->bytes, .reserved = chunks * device->chunk });
+	if (!region) {
+		mover_unreserve(&device->mover, base, chunks);
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	}
+	result = move(region, creation, 0);
+	if (result) {
+		region_remove(region);
+		return result;
+	}
+	region->over = true;
+	region_keep(creation->piece);
+	return CUDA_SUCCESS;
+}
+
+void region_end(struct piece *piece)
+{
+	struct creation *creation = piece->creation;
+	struct device *device = creation->device;
+
+	pthread_mutex_lock(&device->allocate);
+	take(piece);
+	pthread_mutex_unlock(&device->allocate);
+	creation->piece = NULL;
+	if (!creation->held)
+		creation_free(creation);
+}
