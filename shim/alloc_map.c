@@ -110,6 +110,7 @@ void alloc_map_remove(struct alloc_map *map, struct allocation *allocation)
 	if (allocation->chunks)
 		find_bounds(map);
 	free(allocation->starts);
+	free(allocation->names);
 	free(allocation->runs);
 	free(allocation);
 }
@@ -263,11 +264,38 @@ static uint32_t start_rank(const struct allocation *a, uint64_t offset)
 	return low;
 }
 
+/* The number of names below the offset. */
+static uint32_t name_rank(const struct allocation *a, uint64_t offset)
+{
+	uint32_t low = 0, high = a->name_count;
+
+	while (low < high) {
+		uint32_t middle = low + (high - low) / 2;
+
+		if (a->names[middle] < offset)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low;
+}
+
+static void forget_names(struct allocation *a, uint64_t begin, uint64_t end)
+{
+	uint32_t from = name_rank(a, begin), to = name_rank(a, end);
+
+	if (from == to)
+		return;
+	memmove(a->names + from, a->names + to, (a->name_count - to) * sizeof(*a->names));
+	a->name_count -= to - from;
+}
+
 /* What was there is gone: so are the objects in it, and the ends of those that reach into it. */
 static void forget_starts(struct allocation *a, uint64_t begin, uint64_t end)
 {
 	uint32_t from = start_rank(a, begin), to = start_rank(a, end - 1);
 
+	forget_names(a, begin, end);
 	/* One just there counts as below it. */
 	if (from && a->starts[from - 1].offset == begin)
 		from--;
@@ -364,6 +392,28 @@ void alloc_object(struct allocation *a, uint64_t offset, uint64_t *begin, uint64
 			break;
 		}
 	}
+}
+
+uint64_t alloc_name(struct allocation *a, uint64_t offset)
+{
+	uint32_t at = name_rank(a, offset);
+
+	if (at < a->name_count && a->names[at] == offset)
+		return at + 1 < a->name_count ? a->names[at + 1] : 0;
+	if (a->name_count == a->name_room) {
+		uint32_t room = a->name_room ? 2 * a->name_room : 16;
+		uint64_t *grown =
+			room > MAX_STARTS ? NULL : realloc(a->names, room * sizeof(*grown));
+
+		if (!grown)
+			return at < a->name_count ? a->names[at] : 0;
+		a->names = grown;
+		a->name_room = room;
+	}
+	memmove(a->names + at + 1, a->names + at, (a->name_count - at) * sizeof(*a->names));
+	a->names[at] = offset;
+	a->name_count++;
+	return at + 1 < a->name_count ? a->names[at + 1] : 0;
 }
 
 uint64_t alloc_filled(const struct allocation *a, uint64_t offset)

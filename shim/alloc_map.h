@@ -44,6 +44,8 @@ struct allocation {
 		guests; /* launches that name it, perhaps by accident, and hold nothing of it yet */
 	struct start *starts; /* sorted */
 	uint32_t start_count, start_room;
+	uint64_t *names; /* offsets that launches named where no end was known, sorted */
+	uint32_t name_count, name_room;
 };
 
 struct alloc_map {
@@ -99,6 +101,13 @@ void alloc_note_write(struct allocation *allocation, uint64_t offset, uint64_t b
  */
 void alloc_object(struct allocation *allocation, uint64_t offset, uint64_t *begin, uint64_t *end,
 		  bool *known);
+
+/*
+ * A launch named this offset, and alloc_object() does not know the end: the next one that was
+ * named so, where another object probably begins, if it is not a view of this one; 0: there is
+ * none.
+ */
+uint64_t alloc_name(struct allocation *allocation, uint64_t offset);
 
 /* Where what copies filled of the object at this offset ends: so far it is certain to reach. */
 uint64_t alloc_filled(const struct allocation *allocation, uint64_t offset);

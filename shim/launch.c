@@ -138,7 +138,10 @@ static uint32_t find_objects(struct device *device, const uint64_t *addresses, u
 			span->named = addresses[i] - a->base;
 			/* An allocator's segment is all of its memory: what the program has not
 			 * named yet lies between as well. */
-			span->least = a->sparse ? alloc_filled(a, span->named) : 0;
+			if (span->open)
+				span->least = alloc_name(a, span->named);
+			else
+				span->least = a->sparse ? alloc_filled(a, span->named) : 0;
 			count++;
 		}
 	}

@@ -52,13 +52,18 @@ static uint64_t now_ns(void)
 }
 
 /*
- * The chunks of a span when an open one is cut to `window` chunks: first to
- * first + result - 1; doubt: also what only the next object ends, down to what is
- * certain of it. What lies before the address that was named goes first: kernels read on
- * from an address, hardly ever back.
+ * What is cut to a window when not all that a launch may mean fits: the guesses, beyond where
+ * they probably end; the guesses; also what only the next known object ends, down to what is
+ * certain of it.
+ */
+enum cut { CUT_UNLIKELY, CUT_GUESSES, CUT_DOUBTFUL };
+
+/*
+ * The chunks of a span when it is cut to so many: first to first + result - 1. What lies before
+ * the address that was named goes first: kernels read on from an address, hardly ever back.
  */
 static uint32_t span_chunks(const struct device *device, const struct span *span, uint32_t window,
-			    bool doubt, uint32_t *first)
+			    enum cut cut, uint32_t *first)
 {
 	uint32_t from = (uint32_t)(span->begin / device->chunk);
 	uint32_t to = (uint32_t)((span->end - 1) / device->chunk);
@@ -69,12 +74,12 @@ static uint32_t span_chunks(const struct device *device, const struct span *span
 		*first = 0;
 		return 0;
 	}
-	if (doubt && !span->open && span->least) {
+	if (span->least && cut == (span->open ? CUT_UNLIKELY : CUT_DOUBTFUL)) {
 		uint32_t least = (uint32_t)((span->least - 1) / device->chunk) - named + 1;
 
 		window = window > least ? window : least;
 	}
-	if ((span->open || (doubt && span->least)) && count > window) {
+	if ((span->open || (cut == CUT_DOUBTFUL && span->least)) && count > window) {
 		from = named;
 		count = to - from + 1 < window ? to - from + 1 : window;
 	}
@@ -118,11 +123,11 @@ static void hold_normalize(struct hold *hold)
 
 /* Fill the hold with the spans' chunks, open spans cut to the window. False: no memory. */
 static bool hold_fill(const struct device *device, const struct span *spans, uint32_t count,
-		      uint32_t window, bool doubt, struct hold *hold)
+		      uint32_t window, enum cut cut, struct hold *hold)
 {
 	hold->count = 0;
 	for (uint32_t s = 0; s < count; s++) {
-		uint32_t first, n = span_chunks(device, &spans[s], window, doubt, &first);
+		uint32_t first, n = span_chunks(device, &spans[s], window, cut, &first);
 
 		if (hold->count + n > hold->room) {
 			uint32_t room = 2 * (hold->count + n);
@@ -161,7 +166,8 @@ bool residency_fits(const struct device *device, const struct span *spans, uint3
 	if (device->maps)
 		return true;
 	for (uint32_t s = 0; s < count; s++) {
-		uint32_t first, n = span_chunks(device, &spans[s], UINT32_MAX, false, &first);
+		uint32_t first,
+			n = span_chunks(device, &spans[s], UINT32_MAX, CUT_UNLIKELY, &first);
 
 		for (uint32_t i = 0; i < n; i++)
 			chunks += !device->chunks[first + i].fixed;
@@ -171,21 +177,21 @@ bool residency_fits(const struct device *device, const struct span *spans, uint3
 
 /* The widest windows with which everything fits. */
 static CUresult widest(const struct device *device, const struct span *spans, uint32_t count,
-		       bool doubt, struct hold *hold)
+		       enum cut cut, struct hold *hold)
 {
 	uint32_t low = 1, high = residency_capacity(device);
 
 	while (low < high) {
 		uint32_t middle = low + (high - low + 1) / 2;
 
-		if (!hold_fill(device, spans, count, middle, doubt, hold))
+		if (!hold_fill(device, spans, count, middle, cut, hold))
 			return CUDA_ERROR_OUT_OF_MEMORY;
 		if (hold_fits(device, hold))
 			low = middle;
 		else
 			high = middle - 1;
 	}
-	if (!hold_fill(device, spans, count, low, doubt, hold))
+	if (!hold_fill(device, spans, count, low, cut, hold))
 		return CUDA_ERROR_OUT_OF_MEMORY;
 	return hold_fits(device, hold) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
@@ -193,16 +199,16 @@ static CUresult widest(const struct device *device, const struct span *spans, ui
 static CUresult hold_choose(const struct device *device, const struct span *spans, uint32_t count,
 			    struct hold *hold)
 {
-	CUresult result;
+	CUresult result = CUDA_ERROR_OUT_OF_MEMORY;
 
-	if (!hold_fill(device, spans, count, UINT32_MAX, false, hold))
+	if (!hold_fill(device, spans, count, UINT32_MAX, CUT_UNLIKELY, hold))
 		return CUDA_ERROR_OUT_OF_MEMORY;
 	/* What RAM is mapped for takes no room. */
 	if (device->maps || hold_fits(device, hold))
 		return CUDA_SUCCESS;
-	result = widest(device, spans, count, false, hold);
-	/* The next start that is known may be far behind the end of the object. */
-	return result ? widest(device, spans, count, true, hold) : result;
+	for (enum cut cut = CUT_UNLIKELY; result && cut <= CUT_DOUBTFUL; cut++)
+		result = widest(device, spans, count, cut, hold);
+	return result;
 }
 
 /*

@@ -68,7 +68,8 @@ struct span {
 	uint64_t begin, end; /* bytes of the allocation */
 	bool open; /* a guess: as much as fits will do, from where it was named */
 	uint64_t named; /* of what a launch names, in [begin, end) */
-	uint64_t least; /* it may be that it ends here already; 0: it does not */
+	uint64_t least; /* it may end here already, an open one even probably; 0: that is not known
+			 */
 	bool overwritten; /* chunks wholly inside need not be fetched */
 	bool guest; /* counted in the allocation's guests, until residency_hold() has returned */
 };

@@ -263,6 +263,43 @@ def test_a_launch_that_never_fits_is_refused_before_it_starts(runner: Runner) ->
     assert "a launch needs at least 95 MiB in VRAM at once" in result.err
 
 
+UNEVEN = """
+import ctypes
+from ctypes import c_uint32, c_uint64
+import numpy as np
+from tests.shim.softcuda.driver import MIB, Driver
+
+cuda = Driver("libcuda.so.1")
+WORDS = 12 * MIB // 4
+
+def words(address, count):
+    return np.ctypeslib.as_array((c_uint32 * count).from_address(address))
+
+def spread(params):
+    big, *small = (c_uint64.from_address(params[i]).value for i in range(5))
+    words(big, WORDS)[:] += sum(int(words(s, 1)[0]) for s in small)
+
+fill, spread = cuda.function("fill_u32"), cuda.register("spread", spread, *[8] * 5)
+pool, other = cuda.alloc(48 * MIB), cuda.alloc(40 * MIB)
+# One of six chunks, then four of one; nothing is ever copied there, so no end is known.
+objects = [pool + n * 2 * MIB for n in (0, 6, 7, 8, 9)]
+for value in range(3):
+    for n, address in enumerate(objects):
+        cuda.launch(fill, c_uint64(address), c_uint64(16 if n else WORDS), c_uint32(n))
+    cuda("cuMemsetD32_v2", c_uint64(other), value, 40 * MIB // 4)
+    cuda.launch(spread, *map(c_uint64, objects))
+    got = np.frombuffer(cuda.read(pool, WORDS * 4), np.uint32)
+    assert (got == 1 + 2 + 3 + 4).all(), got
+print("right")
+"""
+
+
+def test_what_launches_named_ends_guesses_where_room_is_short(runner: Runner) -> None:
+    """Of five guesses as wide as each other, the one that needs six chunks of eleven would get four."""
+    result = runner.tiered(SMALL.replace("40MiB", "22MiB"), "-c", UNEVEN)
+    assert (result.status, result.out) == (0, "right\n"), result.err
+
+
 TWO = (
     BEGIN
     + """
