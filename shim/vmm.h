@@ -72,8 +72,10 @@ struct region {
 CUresult account_promise(struct device *device, uint64_t bytes);
 void account_release(struct device *device, uint64_t bytes);
 
-/* Have the daemon admit chunks in place of what was promised; bytes: 0 if nothing was. */
-CUresult account_turn(struct device *device, uint64_t bytes, struct held_allocation chunks);
+/* Have the daemon admit chunks, each part as one, in place of what was promised; bytes: 0 if
+ * nothing was. */
+CUresult account_turn(struct device *device, uint64_t bytes, const struct held_allocation *chunks,
+		      uint32_t parts);
 
 /* vmm_region.c */
 

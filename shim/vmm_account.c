@@ -96,16 +96,29 @@ static CUresult raise(struct device *device, struct account *account)
 	return CUDA_SUCCESS;
 }
 
-/* Promises that the bytes do not need. They are given back as they were made, or not yet. */
+/* Of those that are not more than so many chunks the largest, else the smallest. */
+static uint32_t fitting(const struct account *account, uint64_t chunks)
+{
+	uint32_t best = 0;
+
+	for (uint32_t i = 1; i < account->count; i++) {
+		uint32_t one = account->promises[i].chunks, other = account->promises[best].chunks;
+
+		if (other > chunks ? one < other : one <= chunks && one > other)
+			best = i;
+	}
+	return best;
+}
+
+/* Give back what the bytes do not need. */
 static void lower(struct device *device, struct account *account)
 {
 	uint64_t wanted = chunks_of(device, account->bytes);
 
-	for (uint32_t i = account->count; i-- > 0 && account->chunks > wanted;) {
+	while (account->chunks > wanted) {
+		uint32_t i = fitting(account, account->chunks - wanted);
 		struct promise promise = account->promises[i];
 
-		if (account->chunks - wanted < promise.chunks)
-			continue;
 		memmove(account->promises + i, account->promises + i + 1,
 			(account->count - i - 1) * sizeof(promise));
 		account->count--;
@@ -113,6 +126,9 @@ static void lower(struct device *device, struct account *account)
 		count(device, &promise, false);
 		client_free(&device->client, promise.first);
 	}
+	/* They are given back only as they were made. Should another program be quicker to take the
+	 * remainder, it is asked for again with the next promise. */
+	raise(device, account);
 }
 
 CUresult account_promise(struct device *device, uint64_t bytes)
@@ -135,16 +151,31 @@ void account_release(struct device *device, uint64_t bytes)
 	lower(device, account);
 }
 
-CUresult account_turn(struct device *device, uint64_t bytes, struct held_allocation chunks)
+/* All of them, or none. */
+static CUresult admit(struct device *device, const struct held_allocation *chunks, uint32_t parts)
+{
+	CUresult result = CUDA_SUCCESS;
+	uint32_t done = 0;
+
+	while (done < parts && !result)
+		result = memory_admit(device, chunks[done++]);
+	if (result)
+		for (done--; done-- > 0;)
+			client_free(&device->client, chunks[done].first);
+	return result;
+}
+
+CUresult account_turn(struct device *device, uint64_t bytes, const struct held_allocation *chunks,
+		      uint32_t parts)
 {
 	struct account *account = account_of(device);
-	CUresult result = memory_admit(device, chunks);
+	CUresult result = admit(device, chunks, parts);
 
 	account->bytes -= bytes;
 	lower(device, account);
 	/* There was room for one of both. Another program may be quicker now. */
 	if (result == CUDA_ERROR_OUT_OF_MEMORY)
-		result = memory_admit(device, chunks);
+		result = admit(device, chunks, parts);
 	if (result) {
 		account->bytes += bytes;
 		raise(device, account);

@@ -315,16 +315,50 @@ static void drop_extents(struct region *region, uint32_t from, uint32_t to)
 	}
 }
 
-/* Have the daemon admit those of its chunks that are not. first: of them, UINT32_MAX if there were
- * none. In device->allocate. */
-static CUresult admit(const struct piece *piece, uint32_t *first)
+/* Of what is admitted for grains in this range. In no lock. */
+static void settle_grants(struct region *region, uint32_t from, uint32_t to)
 {
+	for (uint32_t g = from; g < to; g++)
+		if (region->grains[g].grant)
+			settle_grant(region, region->grains[g].grant - 1);
+}
+
+/*
+ * Grains [from, to) of a piece by what is admitted at once: those at its ends by themselves if
+ * others may come to lie in them, for which they stay when the rest is given back.
+ */
+static uint32_t grants_of(const struct piece *piece, uint32_t from, uint32_t to,
+			  struct held_allocation grants[3])
+{
+	const struct region *region = piece->region;
+	const uint64_t chunk = region->device->chunk, end = piece->offset + piece->bytes;
+	bool head = from * chunk < piece->offset;
+	bool tail = to * chunk > end && end < region->bytes && to - from > head;
+	const uint32_t borders[] = { from, from + head, to - tail, to };
+	uint32_t count = 0;
+
+	for (int i = 0; i < 3; i++) {
+		uint32_t first = borders[i], chunks = borders[i + 1] - first;
+
+		if (chunks)
+			grants[count++] = (struct held_allocation){
+				region->allocation->first + first, chunks, chunks * chunk,
+				region->base + first * chunk
+			};
+	}
+	return count;
+}
+
+/* Have the daemon admit those of its chunks that are not. In device->allocate. */
+static CUresult admit(const struct piece *piece)
+{
+	struct held_allocation grants[3];
 	struct region *region = piece->region;
 	struct creation *creation = piece->creation;
 	struct device *device = region->device;
 	uint64_t promised = creation->promised ? creation->bytes : 0;
 	CUresult result = CUDA_SUCCESS;
-	uint32_t from, to;
+	uint32_t from, to, count;
 
 	grains_of(piece, &from, &to);
 	/* Only at its ends can it share chunks with others, whose grants may reach into it. */
@@ -332,22 +366,21 @@ static CUresult admit(const struct piece *piece, uint32_t *first)
 		from++;
 	while (from < to && region->grains[to - 1].grant)
 		to--;
-	*first = UINT32_MAX;
 	if (from == to) {
 		account_release(device, promised);
 	} else {
-		result = account_turn(
-			device, promised,
-			(struct held_allocation){ region->allocation->first + from, to - from,
-						  (to - from) * device->chunk,
-						  region->base + from * device->chunk });
+		count = grants_of(piece, from, to, grants);
+		result = account_turn(device, promised, grants, count);
 		if (result)
 			return result;
-		*first = from;
-		region->grains[from].granted = to - from;
-		region->grains[from].live = 0;
-		for (uint32_t g = from; g < to; g++)
-			region->grains[g].grant = from + 1;
+		for (uint32_t i = 0; i < count; i++) {
+			uint32_t first = grants[i].first - region->allocation->first;
+
+			region->grains[first].granted = grants[i].chunks;
+			region->grains[first].live = 0;
+			for (uint32_t g = first; g < first + grants[i].chunks; g++)
+				region->grains[g].grant = first + 1;
+		}
 		pthread_mutex_lock(&device->lock);
 		device->committed += to - from;
 		pthread_mutex_unlock(&device->lock);
@@ -363,7 +396,7 @@ static CUresult put(struct region *region, struct creation *creation, uint64_t o
 {
 	struct device *device = creation->device;
 	struct piece *piece = malloc(sizeof(*piece));
-	uint32_t granted;
+	uint32_t from, to;
 	bool entered;
 	CUresult result = piece ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 
@@ -378,14 +411,14 @@ static CUresult put(struct region *region, struct creation *creation, uint64_t o
 				 .offset = offset,
 				 .bytes = creation->bytes,
 				 .mapped = true };
-	result = admit(piece, &granted);
+	result = admit(piece);
 	if (!result) {
 		pthread_mutex_lock(&device->lock);
 		entered = enter(piece);
 		pthread_mutex_unlock(&device->lock);
 		if (!entered) {
-			if (granted != UINT32_MAX)
-				settle_grant(region, granted);
+			grains_of(piece, &from, &to);
+			settle_grants(region, from, to);
 			result = CUDA_ERROR_OUT_OF_MEMORY;
 		}
 	}
@@ -431,9 +464,7 @@ static void take(struct piece *piece)
 	pthread_mutex_unlock(&device->lock);
 	for (uint32_t g = from; g < to; g++)
 		region->grains[region->grains[g].grant - 1].live--;
-	for (uint32_t g = from; g < to; g++)
-		if (region->grains[g].grant)
-			settle_grant(region, region->grains[g].grant - 1);
+	settle_grants(region, from, to);
 	drop_extents(region, from, to);
 	free(piece);
 	if (!region->count)

@@ -488,3 +488,57 @@ check(at, 12 * MIB, 1)
 
 def test_during_a_capture_memory_comes_and_does_not_go(runner: Runner) -> None:
     right(runner, CAPTURED)
+
+
+PROMISES = """
+before = room()
+# What a bigger creation was promised is not held against it when it is mapped, with others beside it.
+size = before // 4 * 6 // 10 * 4 * MIB
+big, small = create(size), create(4 * MIB)
+at = reserve(size)
+put(at, size, big)
+assert before - room() == size // MIB + 4
+unmap(at, size)
+release(big)
+release(small)
+assert room() == before
+# It goes with what it was for, whatever else is promised.
+big, small = create(160 * MIB), create(4 * MIB)
+release(big)
+assert before - room() == 4, (before, room())
+# What is promised as one is given back in parts, as pieces of 6 MiB make up chunks.
+six = [create(6 * MIB) for _ in range(8)]
+while six:
+    assert before - room() == -(-(4 + 6 * len(six)) // 4) * 4, (before, room())
+    release(six.pop(len(six) // 2))
+"""
+
+
+def test_a_promise_goes_with_what_it_was_for(runner: Runner) -> None:
+    right(runner, PROMISES)
+
+
+SHARED = """
+before = room()
+at = reserve(200 * MIB)
+big, small = create(158 * MIB), create(6 * MIB)
+put(at, 158 * MIB, big)
+put(at + 158 * MIB, 6 * MIB, small)
+fill(at + 158 * MIB, 6 * MIB, 3)
+unmap(at, 158 * MIB)
+release(big)
+# The chunk that both had, and the next.
+assert before - room() == 8, (before, room())
+check(at + 158 * MIB, 6 * MIB, 3)
+# From the other side; the ends of the first are admitted already.
+big = create(150 * MIB)
+put(at + 6 * MIB, 150 * MIB, big)
+put(at, 6 * MIB, create(6 * MIB))
+unmap(at + 6 * MIB, 150 * MIB)
+release(big)
+assert before - room() == 16, (before, room())
+"""
+
+
+def test_a_shared_chunk_does_not_keep_the_rest(runner: Runner) -> None:
+    right(runner, SHARED)
