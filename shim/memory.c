@@ -71,33 +71,57 @@ static uint32_t slots_beside(const struct device *device, uint64_t direct)
 	return (uint32_t)((device->limit - direct) / device->chunk);
 }
 
-/* From the driver. CUDA_ERROR_OUT_OF_MEMORY: page it instead. In device->allocate. */
-static CUresult allocate_direct(struct device *device, CUdeviceptr *dptr, size_t bytes)
+CUresult memory_take_direct(struct device *device, uint64_t bytes, bool must)
 {
 	uint64_t direct = device->direct + rounded(bytes);
-	struct allocation *allocation;
+	uint64_t least = (uint64_t)SLOTS_LEAST * device->chunk;
+	uint64_t most = device->limit / DIRECT_SHARE;
 	CUresult result;
 
-	if (direct > device->limit / DIRECT_SHARE)
+	if (must && device->limit > least && device->limit - least > most)
+		most = device->limit - least;
+	if (direct > most)
 		return CUDA_ERROR_OUT_OF_MEMORY;
 	if (slots_beside(device, direct) < device->slots_allowed) {
 		result = set_slots(device, slots_beside(device, direct));
 		if (result)
 			return result;
 	}
-	result = driver.cuMemAlloc_v2(dptr, bytes);
+	device->direct = direct;
+	device_gauge(device, COUNTER_DIRECT_BYTES, direct);
+	return CUDA_SUCCESS;
+}
+
+void memory_give_direct(struct device *device, uint64_t bytes)
+{
+	device->direct -= rounded(bytes);
+	device_gauge(device, COUNTER_DIRECT_BYTES, device->direct);
+	if (slots_beside(device, device->direct) > device->slots_allowed)
+		set_slots(device, slots_beside(device, device->direct));
+}
+
+/* From the driver. CUDA_ERROR_OUT_OF_MEMORY: page it instead. In device->allocate. */
+static CUresult allocate_direct(struct device *device, CUdeviceptr *dptr, size_t bytes)
+{
+	struct allocation *allocation;
+	CUresult result = memory_take_direct(device, bytes, false);
+
 	if (result)
 		return result;
+	result = driver.cuMemAlloc_v2(dptr, bytes);
+	if (result) {
+		memory_give_direct(device, bytes);
+		return result;
+	}
 	pthread_mutex_lock(&device->lock);
 	allocation = alloc_map_add(&device->map, *dptr, bytes, 0, 0);
 	pthread_mutex_unlock(&device->lock);
 	if (!allocation) {
 		driver.cuMemFree_v2(*dptr);
+		memory_give_direct(device, bytes);
 		return CUDA_ERROR_OUT_OF_MEMORY;
 	}
 	trace_moment(device, "allocate", bytes, *dptr, "direct");
-	device->direct = direct;
-	device_gauge(device, COUNTER_DIRECT_BYTES, direct);
 	return CUDA_SUCCESS;
 }
 
@@ -293,18 +317,16 @@ CUresult hook_cuMemAllocPitch_v2(unsigned int variant, CUdeviceptr *dptr, size_t
 
 static CUresult free_direct(struct device *device, struct allocation *allocation, CUdeviceptr dptr)
 {
+	uint64_t bytes = allocation->bytes;
 	CUresult result;
 
 	pthread_mutex_lock(&device->allocate);
 	pthread_mutex_lock(&device->lock);
-	device->direct -= rounded(allocation->bytes);
 	alloc_map_remove(&device->map, allocation);
 	pthread_mutex_unlock(&device->lock);
-	device_gauge(device, COUNTER_DIRECT_BYTES, device->direct);
 	trace_moment(device, "free", 0, dptr, "direct");
 	result = driver.cuMemFree_v2(dptr);
-	if (slots_beside(device, device->direct) > device->slots_allowed)
-		set_slots(device, slots_beside(device, device->direct));
+	memory_give_direct(device, bytes);
 	pthread_mutex_unlock(&device->allocate);
 	return result;
 }

@@ -17,6 +17,15 @@ CUresult memory_allocate(struct device *device, CUdeviceptr *dptr, size_t bytes)
 CUresult memory_admit(struct device *device, struct held_allocation allocation);
 
 /*
+ * VRAM that the driver is to be asked for beside the slots, which give way to it.
+ * CUDA_ERROR_OUT_OF_MEMORY: page it instead. must: it cannot be paged, so that only the slots
+ * without which nothing moves are kept from it. In device->allocate.
+ */
+CUresult memory_take_direct(struct device *device, uint64_t bytes, bool must);
+/* The driver has it back. In device->allocate. */
+void memory_give_direct(struct device *device, uint64_t bytes);
+
+/*
  * While everything fits, launches are not looked at, so what was entered in the tables must
  * be mapped before the program may use it. In device->allocate.
  */

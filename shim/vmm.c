@@ -97,8 +97,7 @@ static struct creation *creation_of(CUmemGenericAllocationHandle handle)
 	return creation && creation->handle == handle && creation->held ? creation : NULL;
 }
 
-/* Its device was not reset since. */
-static bool alive(const struct creation *creation)
+bool creation_alive(const struct creation *creation)
 {
 	return device_connected(creation->device->ordinal) == creation->device;
 }
@@ -174,36 +173,27 @@ CUresult hook_cuMemCreate(unsigned int variant, CUmemGenericAllocationHandle *ha
 			  const CUmemAllocationProp *prop, unsigned long long flags)
 {
 	struct device *device = handle ? pages(size, prop, flags) : NULL;
-	CUmemGenericAllocationHandle real = 0;
 	struct creation *creation;
 	CUresult result;
-	bool small;
 
 	(void)variant;
 	if (!device)
 		return room_create(handle, size, prop, flags);
-	/* As smaller allocations are: direct, unless it comes to lie beside others. */
-	small = size < device->chunk;
-	if (small) {
-		result = room_create(&real, size, prop, flags);
-		if (result)
-			return result;
-	}
 	pthread_mutex_lock(&lock);
-	result = small ? CUDA_SUCCESS : promise(device, size);
-	if (!result) {
-		creation = creation_new(device, size, prop);
-		result = creation ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
-		if (creation) {
-			creation->backed = small;
-			creation->promised = !small;
-			creation->real = real;
-			*handle = creation->handle;
-		}
+	creation = creation_new(device, size, prop);
+	result = CUDA_ERROR_OUT_OF_MEMORY;
+	/* As smaller allocations are: direct, unless it comes to lie beside others. */
+	if (creation && size < device->chunk)
+		result = direct_back(creation, false);
+	if (creation && result == CUDA_ERROR_OUT_OF_MEMORY) {
+		result = promise(device, size);
+		creation->promised = !result;
 	}
+	if (!result)
+		*handle = creation->handle;
+	else if (creation)
+		creation_free(creation);
 	pthread_mutex_unlock(&lock);
-	if (result && small)
-		driver.cuMemRelease(real);
 	return result;
 }
 
@@ -213,17 +203,17 @@ static CUresult drop(struct creation *creation)
 	struct piece *piece = creation->piece;
 	CUresult result;
 
-	if (!alive(creation)) {
-		if (creation->backed)
-			driver.cuMemRelease(creation->real);
+	if (creation->backed) {
+		if (creation->mappings)
+			return CUDA_SUCCESS;
+		result = direct_end(creation);
+		creation_free(creation);
+		return result;
+	}
+	if (!creation_alive(creation)) {
 		if (!piece)
 			creation_free(creation);
 		return CUDA_SUCCESS;
-	}
-	if (creation->backed) {
-		result = driver.cuMemRelease(creation->real);
-		creation_free(creation);
-		return result;
 	}
 	if (piece && piece->mapped)
 		return CUDA_SUCCESS;
@@ -332,13 +322,14 @@ static CUresult map_direct(struct creation *creation, CUdeviceptr ptr)
 	if (!creation->backed) {
 		/* What it was promised is not what it takes. */
 		release_promise(creation);
-		result = room_create(&creation->real, creation->bytes, &creation->prop, 0);
-		if (result)
+		result = direct_back(creation, true);
+		if (result) {
+			creation->promised = !promise(creation->device, creation->bytes);
 			return result;
-		creation->backed = true;
+		}
 	}
 	creation->used = true;
-	return driver.cuMemMap(ptr, creation->bytes, 0, creation->real, 0);
+	return direct_map(creation, ptr);
 }
 
 /* What the program holds but has unmapped leaves the addresses. */
@@ -379,10 +370,8 @@ static CUresult map_paged(struct region *region, struct creation *creation, CUde
 		region->direct = true;
 		return map_direct(creation, ptr);
 	}
-	if (!result && creation->backed) {
-		driver.cuMemRelease(creation->real);
-		creation->backed = false;
-	}
+	if (!result && creation->backed)
+		direct_end(creation);
 	return result;
 }
 
@@ -402,7 +391,7 @@ static CUresult map(CUdeviceptr ptr, size_t size, size_t offset,
 		return driver.cuMemMap(ptr, size, offset, handle, flags);
 	}
 	creation = creation_of(handle);
-	if (!creation || !alive(creation) || flags || !size || offset > creation->bytes ||
+	if (!creation || !creation_alive(creation) || flags || !size || offset > creation->bytes ||
 	    size > creation->bytes - offset)
 		return CUDA_ERROR_INVALID_VALUE;
 	/* Nor can the driver's be mapped in parts. */
@@ -466,7 +455,7 @@ CUresult hook_cuMemUnmap(unsigned int variant, CUdeviceptr ptr, size_t size)
 	pthread_mutex_lock(&lock);
 	region = region_at(ptr);
 	result = region && region->allocation ? unmap(region, ptr, size)
-					      : driver.cuMemUnmap(ptr, size);
+					      : direct_unmap(ptr, size);
 	pthread_mutex_unlock(&lock);
 	return result;
 }
@@ -562,21 +551,25 @@ CUresult hook_cuMemGetAccess(unsigned int variant, unsigned long long *flags,
 CUresult hook_cuMemRetainAllocationHandle(unsigned int variant,
 					  CUmemGenericAllocationHandle *handle, void *address)
 {
+	bool paged = device_of((CUdeviceptr)address);
+	struct creation *creation;
 	struct piece *piece;
 
 	(void)variant;
-	if (!device_of((CUdeviceptr)address))
-		return driver.cuMemRetainAllocationHandle(handle, address);
 	if (!handle)
 		return CUDA_ERROR_INVALID_VALUE;
 	pthread_mutex_lock(&lock);
 	piece = mapped_at((CUdeviceptr)address);
-	if (piece) {
-		piece->creation->held++;
-		*handle = piece->creation->handle;
+	creation = piece ? piece->creation : direct_at((CUdeviceptr)address);
+	if (creation) {
+		creation->held++;
+		*handle = creation->handle;
 	}
 	pthread_mutex_unlock(&lock);
-	return piece ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+	if (creation)
+		return CUDA_SUCCESS;
+	return paged ? CUDA_ERROR_INVALID_VALUE
+		     : driver.cuMemRetainAllocationHandle(handle, address);
 }
 
 CUresult hook_cuMemGetAllocationPropertiesFromHandle(unsigned int variant,
@@ -650,6 +643,7 @@ static void in_child(void)
 	entries = NULL;
 	entry_count = entry_free = 0;
 	regions_forget();
+	direct_forget();
 }
 
 __attribute__((constructor)) static void watch_forks(void)

@@ -10,8 +10,8 @@
  * - Where smaller memory was mapped first, in smaller reservations, and in those that were
  *   made before there was a daemon to work with, it is the driver's.
  *
- * vmm.c has the calls, vmm_region.c what is mapped where, vmm_account.c the promises. One
- * lock guards all of it; it is taken before any of a device's.
+ * vmm.c has the calls, vmm_region.c what is paged where, vmm_direct.c what is the driver's,
+ * vmm_account.c the promises. One lock guards all of it; it is taken before any of a device's.
  */
 #ifndef GREENBOOST_VMM_H
 #define GREENBOOST_VMM_H
@@ -32,6 +32,7 @@ struct creation {
 	bool backed; /* by memory of the driver's: */
 	CUmemGenericAllocationHandle real;
 	bool used; /* which may hold something by now */
+	uint32_t mappings; /* of that */
 	struct piece *piece; /* where its bytes are, if it is paged and has any */
 };
 
@@ -116,7 +117,30 @@ void region_end(struct piece *piece);
 /* In a child of fork(). */
 void regions_forget(void);
 
+/* vmm_direct.c */
+
+/*
+ * Have the driver make its memory. must: it cannot be paged.
+ * CUDA_ERROR_OUT_OF_MEMORY: there is no VRAM for it beside the slots.
+ */
+CUresult direct_back(struct creation *creation, bool must);
+/* Give that back, of which nothing is mapped. */
+CUresult direct_end(struct creation *creation);
+
+CUresult direct_map(struct creation *creation, CUdeviceptr address);
+/* Also of what is none of ours. */
+CUresult direct_unmap(CUdeviceptr address, size_t bytes);
+
+/* What is mapped around an address, NULL if it is none of ours. */
+struct creation *direct_at(CUdeviceptr address);
+
+/* In a child of fork(). */
+void direct_forget(void);
+
 /* vmm.c */
+
+/* Its device was not reset since. */
+bool creation_alive(const struct creation *creation);
 
 /* It has neither handles nor mappings. */
 void creation_free(struct creation *creation);

@@ -41,7 +41,7 @@ SHIM: Layers = (
         "handles",
         "memop",
         "refuse",
-        "memory ordered room vmm vmm_account vmm_region",
+        "memory ordered room vmm vmm_account vmm_direct vmm_region",
     ),
     ("ranges",),
     ("graph_body", "launch"),
