@@ -104,7 +104,8 @@ bool creation_alive(const struct creation *creation)
 
 static void release_promise(struct creation *creation)
 {
-	if (!creation->promised)
+	/* With the device all that it was promised went. */
+	if (!creation->promised || !creation_alive(creation))
 		return;
 	pthread_mutex_lock(&creation->device->allocate);
 	account_release(creation->device, creation->bytes);
@@ -210,11 +211,6 @@ static CUresult drop(struct creation *creation)
 		creation_free(creation);
 		return result;
 	}
-	if (!creation_alive(creation)) {
-		if (!piece)
-			creation_free(creation);
-		return CUDA_SUCCESS;
-	}
 	if (piece && piece->mapped)
 		return CUDA_SUCCESS;
 	if (!piece) {
@@ -222,7 +218,7 @@ static CUresult drop(struct creation *creation)
 		creation_free(creation);
 		return CUDA_SUCCESS;
 	}
-	result = memory_synchronize(creation->device);
+	result = creation_alive(creation) ? memory_synchronize(creation->device) : CUDA_SUCCESS;
 	if (result >= CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED &&
 	    result <= CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD) {
 		creation->held++;
@@ -294,6 +290,8 @@ CUresult hook_cuMemAddressFree(unsigned int variant, CUdeviceptr ptr, size_t siz
 	(void)variant;
 	pthread_mutex_lock(&lock);
 	region = region_at(ptr);
+	if (region && !region->over)
+		region_clear(region);
 	if (!region || region->over)
 		result = driver.cuMemAddressFree(ptr, size);
 	else if (ptr != region->base || size != region->bytes || any_mapped(region))
@@ -383,6 +381,8 @@ static CUresult map(CUdeviceptr ptr, size_t size, size_t offset,
 
 	if (region && region->over)
 		return CUDA_ERROR_INVALID_VALUE;
+	if (region)
+		region_clear(region);
 	if (!is_ours(handle)) {
 		if (region && region->allocation)
 			return refuse("other memory beside it in one reservation (cuMemMap)");

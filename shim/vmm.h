@@ -114,6 +114,9 @@ CUresult region_displace(struct piece *piece);
 /* Nobody will use it: its bytes go. The device was waited for. */
 void region_end(struct piece *piece);
 
+/* If its device was reset, what is in it goes. */
+void region_clear(struct region *region);
+
 /* In a child of fork(). */
 void regions_forget(void);
 

@@ -57,23 +57,41 @@ static struct region *add(struct region fresh)
 	return region;
 }
 
+static void forget(struct region *region)
+{
+	uint32_t at = rank(region->base) - 1;
+
+	region_count--;
+	memmove(regions + at, regions + at + 1, (region_count - at) * sizeof(*regions));
+	free(region->pieces);
+	free(region);
+}
+
 void region_add(CUdeviceptr base, uint64_t bytes, uint64_t reserved)
 {
+	uint32_t after;
+
+	/* What is there yet is from before a reset: the driver gave its addresses anew. */
+	while ((after = rank(base + reserved - 1)) &&
+	       base < regions[after - 1]->base + regions[after - 1]->reserved) {
+		struct region *stale = regions[after - 1];
+
+		stale->over = false;
+		region_clear(stale);
+		if (stale->allocation)
+			return;
+		forget(stale);
+	}
 	add((struct region){ .base = base, .bytes = bytes, .reserved = reserved });
 }
 
 CUresult region_remove(struct region *region)
 {
-	uint32_t at = rank(region->base) - 1;
 	CUresult result = driver.cuMemAddressFree(region->base, region->reserved);
 
-	if (result)
-		return result;
-	region_count--;
-	memmove(regions + at, regions + at + 1, (region_count - at) * sizeof(*regions));
-	free(region->pieces);
-	free(region);
-	return CUDA_SUCCESS;
+	if (!result)
+		forget(region);
+	return result;
 }
 
 struct region *region_at(CUdeviceptr address)
@@ -551,12 +569,17 @@ static CUresult move(struct region *region, struct creation *creation, uint64_t 
 CUresult region_map(struct region *region, struct creation *creation, uint64_t offset)
 {
 	struct piece *piece = creation->piece;
+	CUresult result;
 
 	if (!piece || piece->region != region || piece->offset != offset)
 		return move(region, creation, offset);
-	return include(piece) ? memory_map_new(creation->device, region->allocation, offset,
-					       offset + piece->bytes)
-			      : CUDA_ERROR_OUT_OF_MEMORY;
+	if (!include(piece))
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	result = memory_map_new(creation->device, region->allocation, offset,
+				offset + piece->bytes);
+	if (result)
+		region_keep(piece);
+	return result;
 }
 
 CUresult region_displace(struct piece *piece)
@@ -597,4 +620,16 @@ void region_end(struct piece *piece)
 	creation->piece = NULL;
 	if (!creation->held)
 		creation_free(creation);
+}
+
+void region_clear(struct region *region)
+{
+	struct device *device = region->device;
+
+	if (!device || device_connected(device->ordinal) == device)
+		return;
+	/* From the end: with the last one perhaps the region goes. The pager of what was reset
+	 * still takes apart. */
+	for (uint32_t i = region->count; i-- > 0;)
+		region_end(region->pieces[i]);
 }

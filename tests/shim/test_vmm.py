@@ -471,12 +471,27 @@ fill(there, 12 * MIB, 4)
 check(there, 12 * MIB, 4)
 # What a reset leaves of the program's handles and mappings can be given back, and no more.
 call("cuCtxSetCurrent", contexts[0])
-(address, *_), handle = use(0), made(0, 12 * MIB)
+(address, again, *_), handle = use(0), made(0, 12 * MIB)
+places = [reserve(12 * MIB) for _ in range(4)]
+held = [made(0, 12 * MIB) for _ in places]
+for place, one in zip(places, held, strict=True):
+    put(place, 12 * MIB, one)
+unmap(places[0], 12 * MIB)
 call("cuDevicePrimaryCtxReset_v2", 0)
-release(handle)
-assert refused("cuMemRelease", u64(handle)) == 1
+for one in (handle, *held):
+    release(one)
+    assert refused("cuMemRelease", u64(one)) == 1
+unmap(places[1], 12 * MIB)
+assert refused("cuMemUnmap", u64(places[1]), c_size_t(12 * MIB)) == 1
+for place in (address, *places[:3]):
+    call("cuMemAddressFree", u64(place), c_size_t(12 * MIB))
 call("cuDevicePrimaryCtxRetain", byref(contexts[0]), 0)
 use(0)
+# Nor does it keep its addresses from what comes later.
+for place in (again, places[3]):
+    put(place, 12 * MIB, made(0, 12 * MIB))
+    fill(place, 12 * MIB, 6)
+    check(place, 12 * MIB, 6)
 """
 
 
@@ -523,6 +538,31 @@ release(other)
 
 def test_a_child_has_no_part_in_it(runner: Runner) -> None:
     right(runner, FORKED)
+
+
+STOPPED = """
+at, handle = mapped(8 * MIB)
+unmap(at, 8 * MIB)
+mapped(32 * MIB)  # with it all of VRAM
+# A kernel's fault spoils the context: when a slot should give way then, paging stops.
+module, function = c_void_p(), c_void_p()
+call("cuModuleLoadData", byref(module), b"softcuda")
+call("cuModuleGetFunction", byref(function), module, b"fill_u32")
+params = [u64(reserve(8 * MIB)), u64(1), c_uint(0)]
+pointers = (c_void_p * 3)(*(ctypes.addressof(p) for p in params))
+call("cuLaunchKernel", function, 1, 1, 1, 1, 1, 1, 0, None, pointers, None)
+assert refused("cuCtxSynchronize") == 700
+assert refused("cuMemCreate", byref(c_uint64()), c_size_t(2 * MIB), PROP, u64(0)) == 700
+# What could not be mapped again is as it was.
+assert refuses_map(at, 8 * MIB, handle) == 700
+assert refused("cuMemUnmap", u64(at), c_size_t(8 * MIB)) == 1
+call("cuMemAddressFree", u64(at), c_size_t(8 * MIB))
+"""
+
+
+def test_what_cannot_be_mapped_again_stays_unmapped(runner: Runner) -> None:
+    flags = "--paging mapped --chunk 4MiB --vram 40MiB --ram 32MiB"
+    right(runner, STOPPED, flags, SOFTCUDA_SPOIL="1")
 
 
 CAPTURED = """
