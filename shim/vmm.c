@@ -454,8 +454,7 @@ CUresult hook_cuMemUnmap(unsigned int variant, CUdeviceptr ptr, size_t size)
 	(void)variant;
 	pthread_mutex_lock(&lock);
 	region = region_at(ptr);
-	result = region && region->allocation ? unmap(region, ptr, size)
-					      : direct_unmap(ptr, size);
+	result = region && region->allocation ? unmap(region, ptr, size) : direct_unmap(ptr, size);
 	pthread_mutex_unlock(&lock);
 	return result;
 }

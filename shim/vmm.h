@@ -59,6 +59,7 @@ struct region {
 	uint64_t reserved;
 	bool direct; /* the driver's memory is mapped in it */
 	bool over; /* the program has no use for it; it goes with its last piece */
+	unsigned char *fixed; /* by chunk: what is there never leaves; NULL: nothing such was */
 	/* While something is paged in it: */
 	struct device *device;
 	struct allocation *allocation;

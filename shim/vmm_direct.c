@@ -120,7 +120,7 @@ struct creation *direct_at(CUdeviceptr address)
 	const struct mapping *mapping = after ? &mappings[after - 1] : NULL;
 
 	return mapping && address - mapping->address < mapping->creation->bytes ? mapping->creation
-										 : NULL;
+										: NULL;
 }
 
 void direct_forget(void)

@@ -63,6 +63,7 @@ static void forget(struct region *region)
 
 	region_count--;
 	memmove(regions + at, regions + at + 1, (region_count - at) * sizeof(*regions));
+	free(region->fixed);
 	free(region->pieces);
 	free(region);
 }
@@ -359,10 +360,10 @@ static uint32_t grants_of(const struct piece *piece, uint32_t from, uint32_t to,
 		uint32_t first = borders[i], chunks = borders[i + 1] - first;
 
 		if (chunks)
-			grants[count++] = (struct held_allocation){
-				region->allocation->first + first, chunks, chunks * chunk,
-				region->base + first * chunk
-			};
+			grants[count++] =
+				(struct held_allocation){ region->allocation->first + first, chunks,
+							  chunks * chunk,
+							  region->base + first * chunk };
 	}
 	return count;
 }
@@ -409,6 +410,57 @@ static CUresult admit(const struct piece *piece)
 	return result;
 }
 
+/*
+ * Graphs name addresses, whatever is mapped there: what of them was fixed is so again. Without
+ * memory for the table it is not. In the lock.
+ */
+static void remember_fixed(struct region *region, uint32_t from, uint32_t to)
+{
+	const struct chunk *chunks = region->device->chunks + region->allocation->first;
+
+	/* A reset ends the graphs as well. */
+	for (uint32_t g = from; g < to && !region->device->stopped; g++) {
+		if (!chunks[g].fixed || chunks[g].pinned)
+			continue;
+		if (!region->fixed)
+			region->fixed = calloc(chunks_of(region), 1);
+		if (region->fixed)
+			region->fixed[g] = true;
+	}
+}
+
+/* In device->allocate. */
+static CUresult fix_again(const struct piece *piece)
+{
+	struct region *region = piece->region;
+	struct device *device = region->device;
+	const uint64_t end = piece->offset + piece->bytes;
+	CUresult result = CUDA_SUCCESS;
+	uint32_t from, to;
+
+	grains_of(piece, &from, &to);
+	for (uint32_t g = from; region->fixed && g < to && !result; g++) {
+		struct span span = { .allocation = region->allocation,
+				     .begin = g * device->chunk,
+				     .end = (g + 1) * device->chunk };
+		struct hold hold = { .tag = 0 };
+
+		if (!region->fixed[g])
+			continue;
+		span.begin = span.begin < piece->offset ? piece->offset : span.begin;
+		span.end = span.end > end ? end : span.end;
+		result = residency_hold(device, &span, 1, &hold);
+		if (result)
+			break;
+		result = residency_begin_captured(&hold);
+		if (result)
+			residency_cancel(device, &hold);
+		else
+			residency_fix(device, &hold);
+	}
+	return result;
+}
+
 /* In device->allocate. */
 static CUresult put(struct region *region, struct creation *creation, uint64_t offset)
 {
@@ -447,7 +499,8 @@ static CUresult put(struct region *region, struct creation *creation, uint64_t o
 		return result;
 	}
 	creation->piece = piece;
-	return memory_map_new(device, region->allocation, offset, offset + piece->bytes);
+	result = memory_map_new(device, region->allocation, offset, offset + piece->bytes);
+	return result ? result : fix_again(piece);
 }
 
 /* Take it out of the tables, and its chunks apart. In device->allocate. */
@@ -473,6 +526,7 @@ static void take(struct piece *piece)
 		to--;
 	residency_wait_unheld(device, a->first + from, to - from);
 	pthread_mutex_lock(&device->lock);
+	remember_fixed(region, from, to);
 	if (from < to)
 		memory_end(device, &(struct ending){ a, a->first + from, to - from, false });
 	region->count--;
@@ -575,8 +629,8 @@ CUresult region_map(struct region *region, struct creation *creation, uint64_t o
 		return move(region, creation, offset);
 	if (!include(piece))
 		return CUDA_ERROR_OUT_OF_MEMORY;
-	result = memory_map_new(creation->device, region->allocation, offset,
-				offset + piece->bytes);
+	result =
+		memory_map_new(creation->device, region->allocation, offset, offset + piece->bytes);
 	if (result)
 		region_keep(piece);
 	return result;
@@ -628,6 +682,8 @@ void region_clear(struct region *region)
 
 	if (!device || device_connected(device->ordinal) == device)
 		return;
+	free(region->fixed);
+	region->fixed = NULL;
 	/* From the end: with the last one perhaps the region goes. The pager of what was reset
 	 * still takes apart. */
 	for (uint32_t i = region->count; i-- > 0;)

@@ -641,3 +641,43 @@ assert before - room() == 16, (before, room())
 
 def test_a_shared_chunk_does_not_keep_the_rest(runner: Runner) -> None:
     right(runner, SHARED)
+
+
+FIXED = """
+stream, graph, exe = c_void_p(), c_void_p(), c_void_p()
+call("cuStreamCreate", byref(stream), 1)
+at, handle = mapped(8 * MIB)
+others = [mapped(16 * MIB)[0] for _ in range(6)]
+call("cuStreamBeginCapture_v2", stream, 2)
+call("cuMemsetD32Async", u64(at), c_uint(5), c_size_t(8 * MIB // 4), stream)
+call("cuStreamEndCapture", stream, byref(graph))
+call("cuGraphInstantiateWithFlags", byref(exe), graph, u64(0))
+
+def use():
+    for other in others:
+        fill(other, 16 * MIB, 9)
+    call("cuGraphLaunch", exe, stream)
+    call("cuStreamSynchronize", stream)
+    check(at, 8 * MIB, 5)
+
+use()
+# As engines that sleep and wake do: the same addresses, other memory.
+unmap(at, 8 * MIB)
+release(handle)
+handle = create(8 * MIB)
+put(at, 8 * MIB, handle)
+use()
+# While the program holds what was there, and with it coming back.
+unmap(at, 8 * MIB)
+other = create(8 * MIB)
+put(at, 8 * MIB, other)
+use()
+unmap(at, 8 * MIB)
+put(at, 8 * MIB, handle)
+check(at, 8 * MIB, 5)
+use()
+"""
+
+
+def test_what_graphs_set_is_fixed_by_its_address(runner: Runner) -> None:
+    right(runner, FIXED)
