@@ -134,6 +134,7 @@ static struct span piece_span(const struct end *end, uint64_t at, uint64_t bytes
 	return (struct span){
 		.allocation = end->allocation,
 		.begin = end->offset + at,
+		.named = end->offset + at,
 		.end = end->offset + at + bytes,
 		.overwritten = overwritten,
 	};

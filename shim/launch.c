@@ -157,24 +157,6 @@ static int by_place(const void *left, const void *right)
 	return a->begin < b->begin ? -1 : a->begin > b->begin;
 }
 
-/* Make one of those that share a chunk, which none of them then does. Returns how many are left. */
-static uint32_t merge(const struct device *device, struct span *spans, uint32_t count)
-{
-	uint32_t kept = 0;
-
-	qsort(spans, count, sizeof(*spans), by_place);
-	for (uint32_t i = 0; i < count; i++) {
-		struct span *last = kept ? &spans[kept - 1] : NULL;
-
-		if (!last || last->allocation != spans[i].allocation ||
-		    spans[i].begin / device->chunk > (last->end - 1) / device->chunk)
-			spans[kept++] = spans[i];
-		else if (spans[i].end > last->end)
-			last->end = spans[i].end;
-	}
-	return kept;
-}
-
 static void say_too_large(const struct device *device, const struct span *spans, uint32_t count)
 {
 	uint64_t least = 0;
@@ -212,7 +194,7 @@ CUresult launch_begin_named(struct launch *launch, struct device *device, const 
 				spans[i].open = false;
 				spans[i].least = 0;
 			}
-			count = merge(device, spans, count);
+			qsort(spans, count, sizeof(*spans), by_place);
 			if (!residency_fits(device, spans, count))
 				result = CUDA_ERROR_OUT_OF_MEMORY;
 		}
@@ -248,7 +230,8 @@ bool launch_can_fit(struct device *device, const uint64_t *addresses, uint32_t n
 		spans[i].begin = spans[i].named;
 		spans[i].end = spans[i].open ? spans[i].named + 1 : spans[i].least;
 	}
-	fits = residency_fits(device, spans, merge(device, spans, count));
+	qsort(spans, count, sizeof(*spans), by_place);
+	fits = residency_fits(device, spans, count);
 	pthread_mutex_unlock(&device->lock);
 	if (spans != few)
 		free(spans);

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Graphs over memory that programs map themselves, which comes and goes under the same addresses."""
+
+from __future__ import annotations
+
+import pytest
+
+from .test_vmm import right
+from .tiers import Runner
+
+GRAPHS = """
+module, function, add = c_void_p(), c_void_p(), c_void_p()
+call("cuModuleLoadData", byref(module), b"softcuda")
+call("cuModuleGetFunction", byref(function), module, b"fill_u32")
+call("cuModuleGetFunction", byref(add), module, b"add_u32")
+stream, other = c_void_p(), c_void_p()
+call("cuStreamCreate", byref(stream), 1)
+call("cuStreamCreate", byref(other), 1)
+
+def kernel(f, stream, *params):
+    pointers = (c_void_p * len(params))(*(ctypes.addressof(p) for p in params))
+    call("cuLaunchKernel", f, 1, 1, 1, 1, 1, 1, 0, stream, pointers, None)
+
+def captured(work):
+    graph, exe = c_void_p(), c_void_p()
+    call("cuStreamBeginCapture_v2", stream, 2)
+    work()
+    call("cuStreamEndCapture", stream, byref(graph))
+    call("cuGraphInstantiateWithFlags", byref(exe), graph, u64(0))
+    return exe
+"""
+
+HOLE = """
+at = reserve(64 * MIB)
+put(at, 10 * MIB, create(10 * MIB))
+put(at + 12 * MIB, 18 * MIB, create(18 * MIB))
+allow(at, 10 * MIB)
+allow(at + 12 * MIB, 18 * MIB)
+others = [mapped(16 * MIB)[0] for _ in range(8)]
+fill(at, 10 * MIB, 1)
+fill(at + 12 * MIB, 18 * MIB, 2)
+def work():
+    kernel(add, stream, u64(at), u64(at + 12 * MIB), u64(at + 12 * MIB), u64(10 * MIB // 4))
+exe = captured(work)
+for o in others:
+    fill(o, 16 * MIB, 9)
+if HOW == "graph":
+    call("cuGraphLaunch", exe, stream)
+else:
+    work()
+call("cuStreamSynchronize", stream)
+check(at, 10 * MIB, 4)
+"""
+
+
+@pytest.mark.parametrize("how", ["stream", "graph"])
+def test_memory_on_both_sides_of_a_hole_within_a_chunk(runner: Runner, how: str) -> None:
+    flags = "--chunk 8MiB --vram 64MiB --ram 64MiB --spill {dir}/spill:256MiB"
+    right(runner, f"HOW = {how!r}" + GRAPHS + HOLE, flags)
