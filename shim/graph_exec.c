@@ -154,20 +154,11 @@ static void bounds(uint64_t *low, uint64_t *high)
 			continue;
 		from = __atomic_load_n(&device->map.low, __ATOMIC_RELAXED);
 		to = __atomic_load_n(&device->map.high, __ATOMIC_RELAXED);
-		if (from < *low)
+		if (to && from < *low)
 			*low = from;
 		if (to > *high)
 			*high = to;
 	}
-}
-
-/* While nothing is paged there is nothing that a graph could name. */
-static bool paging(void)
-{
-	uint64_t low, high;
-
-	bounds(&low, &high);
-	return high;
 }
 
 /* Look through the parameters, unless that was done where memory lies now. In the exec's lock. */
@@ -304,6 +295,17 @@ static CUresult launch_one_by_one(struct exec *exec, struct device *device, CUst
 	return result;
 }
 
+/* It names nothing that is paged. */
+static CUresult launch_unheld(const struct exec *exec, CUstream stream, unsigned int variant)
+{
+	CUresult result = driver.cuGraphLaunch[variant](exec->handle, stream);
+	struct device *device = !result && nodes_await(&exec->nodes) ? device_paging() : NULL;
+
+	if (device)
+		residency_await(device, stream, variant);
+	return result;
+}
+
 /* In the exec's lock. */
 static CUresult launch_exec(struct exec *exec, CUstream stream, unsigned int variant)
 {
@@ -315,7 +317,7 @@ static CUresult launch_exec(struct exec *exec, CUstream stream, unsigned int var
 	if (!result)
 		result = exec_device(exec, &device);
 	if (result || !device)
-		return result ? result : driver.cuGraphLaunch[variant](exec->handle, stream);
+		return result ? result : launch_unheld(exec, stream, variant);
 	bound = nodes_bound(&exec->nodes);
 	result = begin(exec, device, &launch, stream, variant);
 	if (result == CUDA_ERROR_OUT_OF_MEMORY)
@@ -327,6 +329,8 @@ static CUresult launch_exec(struct exec *exec, CUstream stream, unsigned int var
 	result = wait_for_last(exec, stream, variant);
 	if (!result)
 		result = driver.cuGraphLaunch[variant](exec->handle, stream);
+	if (!result && nodes_await(&exec->nodes))
+		residency_await(device, stream, variant);
 	launch_end(&launch);
 	if (!bound)
 		launched(exec, stream, variant);
@@ -385,10 +389,9 @@ static CUresult note(CUgraphExec handle, CUgraph graph, uint64_t flags)
 	struct exec *exec;
 	CUresult result;
 
-	if (!paging()) {
-		exec_forget(handle); /* of a context that has ended */
+	/* Also while nothing is paged: addresses may be named before there is memory at them. */
+	if (!device_wanted())
 		return CUDA_SUCCESS;
-	}
 	result = nodes_read(&nodes, graph);
 	exec = result ? NULL : exec_add(handle, &nodes);
 	if (!exec)
@@ -458,16 +461,13 @@ CUresult hook_cuGraphExecDestroy(unsigned int variant, CUgraphExec exec)
 
 /* ---- changing ---- */
 
-/*
- * Also for one that was made when nothing was paged, of which nothing was kept. NULL and
- * success: nothing is, still.
- */
+/* Also for one that was not seen to be made. NULL and success: there is no daemon. */
 static CUresult exec_obtain(CUgraphExec handle, struct exec **exec)
 {
 	struct nodes nodes = { .bound = "nodes that are not known" };
 
 	*exec = exec_get(handle);
-	if (*exec || !paging())
+	if (*exec || !device_wanted())
 		return CUDA_SUCCESS;
 	*exec = exec_add(handle, &nodes);
 	return *exec ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;

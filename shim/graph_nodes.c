@@ -544,6 +544,21 @@ bool nodes_unseen(const struct nodes *nodes)
 	return false;
 }
 
+bool nodes_await(const struct nodes *nodes)
+{
+	for (size_t i = 0; i < nodes->count; i++) {
+		const struct node *node = &nodes->all[i];
+
+		/* Some of a batch may wait. */
+		if (node->type == CU_GRAPH_NODE_TYPE_BATCH_MEM_OP && !node->disabled)
+			return true;
+		for (uint32_t b = 0; b < node->body_count; b++)
+			if (nodes_await(&node->bodies[b]))
+				return true;
+	}
+	return false;
+}
+
 void nodes_scan(struct nodes *nodes, uint64_t low, uint64_t high, params_found found, void *arg,
 		const uint32_t *count)
 {

@@ -60,6 +60,9 @@ const char *nodes_bound(const struct nodes *nodes);
 /* Whether a device may change what some node names. */
 bool nodes_unseen(const struct nodes *nodes);
 
+/* Whether some node may wait for a value that the program has yet to write. */
+bool nodes_await(const struct nodes *nodes);
+
 /*
  * Every address in [low, high) that kernels name, one node after the other; *count is
  * how many were found before, and those of a node are numbered on from it.

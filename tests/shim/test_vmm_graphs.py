@@ -57,3 +57,55 @@ check(at, 10 * MIB, 4)
 def test_memory_on_both_sides_of_a_hole_within_a_chunk(runner: Runner, how: str) -> None:
     flags = "--chunk 8MiB --vram 64MiB --ram 64MiB --spill {dir}/spill:256MiB"
     right(runner, f"HOW = {how!r}" + GRAPHS + HOLE, flags)
+
+
+EARLY = """
+at = reserve(16 * MIB)
+exe = captured(lambda: kernel(function, stream, u64(at), u64(16 * MIB // 4), c_uint(3)))
+put(at, 16 * MIB, create(16 * MIB))
+allow(at, 16 * MIB)
+fill(at, 16 * MIB, 1)
+for o in [mapped(16 * MIB)[0] for _ in range(6)]:
+    fill(o, 16 * MIB, 9)
+call("cuGraphLaunch", exe, stream)
+call("cuStreamSynchronize", stream)
+check(at, 16 * MIB, 3)
+"""
+
+
+def test_a_graph_may_name_addresses_at_which_memory_comes_later(runner: Runner) -> None:
+    right(runner, GRAPHS + EARLY)
+
+
+WAITS = """
+flag = c_void_p()
+call("cuMemHostAlloc", byref(flag), c_size_t(4096), 2)
+dflag = c_uint64()
+call("cuMemHostGetDevicePointer_v2", byref(dflag), flag, 0)
+word = ctypes.cast(flag, ctypes.POINTER(c_uint))
+word[0] = 0
+a, b, c, d = (mapped(16 * MIB)[0] for _ in range(4))
+for x in (a, b, c, d):
+    fill(x, 16 * MIB, 1)
+def work():
+    call("cuStreamWaitValue32_v2", stream, dflag, c_uint(1), 0)
+    kernel(function, stream, u64(a), u64(16 * MIB // 4), c_uint(3))
+if HOW == "graph":
+    exe = captured(work)
+    call("cuGraphLaunch", exe, stream)
+else:
+    work()
+kernel(function, other, u64(b), u64(16 * MIB // 4), c_uint(4))
+call("cuStreamSynchronize", other)
+kernel(function, other, u64(c), u64(16 * MIB // 4), c_uint(5))
+word[0] = 1
+call("cuCtxSynchronize")
+check(a, 16 * MIB, 3)
+check(b, 16 * MIB, 4)
+check(c, 16 * MIB, 5)
+"""
+
+
+@pytest.mark.parametrize("how", ["stream", "graph"])
+def test_what_runs_behind_a_value_is_not_waited_for(runner: Runner, how: str) -> None:
+    right(runner, f"HOW = {how!r}" + GRAPHS + WAITS)
