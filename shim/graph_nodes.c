@@ -60,7 +60,8 @@ struct node *nodes_add(struct nodes *nodes, CUgraphNode handle, int type)
 		nodes->all = grown;
 		nodes->room = room;
 	}
-	nodes->all[nodes->count] = (struct node){ .handle = handle, .type = type };
+	nodes->all[nodes->count] =
+		(struct node){ .handle = handle, .place = nodes->count, .type = type };
 	return &nodes->all[nodes->count++];
 }
 
@@ -93,8 +94,7 @@ static CUresult set_kernel(struct node *node, const CUDA_KERNEL_NODE_PARAMS *par
 		return result;
 	}
 	/* What the driver does not tell params.c has said. */
-	if (!node->unseen)
-		node->bound = result ? "a kernel whose parameters the driver does not tell" : NULL;
+	node->untold = result != CUDA_SUCCESS;
 	params_free(node->type, node->params);
 	node->params = kernel;
 	return CUDA_SUCCESS;
@@ -330,8 +330,8 @@ static size_t index_of(const struct place *places, size_t count, CUgraphNode han
 	return found ? found->index : count;
 }
 
-/* The edges of a graph, to be freed; NULL: no memory. */
-static CUgraphNode *edges_of(CUgraph graph, size_t *count)
+/* The edges of a graph, to be freed; NULL: no memory. *told: they are all of them. */
+static CUgraphNode *edges_of(CUgraph graph, size_t *count, bool *told)
 {
 	CUgraphNode *from;
 	CUgraphEdgeData *data = NULL;
@@ -339,7 +339,8 @@ static CUgraphNode *edges_of(CUgraph graph, size_t *count)
 
 	*count = 0;
 	plain = driver.cuGraphGetEdges_v2(graph, NULL, NULL, NULL, count) != CUDA_SUCCESS;
-	if (plain && driver.cuGraphGetEdges(graph, NULL, NULL, count))
+	*told = !plain || !driver.cuGraphGetEdges(graph, NULL, NULL, count);
+	if (!*told)
 		*count = 0;
 	from = malloc((2 * *count + 1) * sizeof(*from));
 	if (!plain) {
@@ -352,8 +353,10 @@ static CUgraphNode *edges_of(CUgraph graph, size_t *count)
 	}
 	if (from && *count &&
 	    (plain ? driver.cuGraphGetEdges(graph, from, from + *count, count)
-		   : driver.cuGraphGetEdges_v2(graph, from, from + *count, data, count)))
+		   : driver.cuGraphGetEdges_v2(graph, from, from + *count, data, count))) {
+		*told = false;
 		*count = 0;
+	}
 	free(data);
 	return from;
 }
@@ -361,9 +364,11 @@ static CUgraphNode *edges_of(CUgraph graph, size_t *count)
 /*
  * Put the handles in an order that respects the edges: each behind those it depends on,
  * and else as they are, which for what was captured is the order of the program.
- * *ordered: the edges are those of these nodes and form no circle.
+ * indices: where each was. *ordered: the edges are told, are those of these nodes and form
+ * no circle.
  */
-static CUresult put_in_order(CUgraph graph, CUgraphNode *handles, size_t count, bool *ordered)
+static CUresult put_in_order(CUgraph graph, CUgraphNode *handles, size_t *indices, size_t count,
+			     bool *ordered)
 {
 	struct place *places = malloc((count + 1) * sizeof(*places));
 	size_t *first = calloc(count + 2, sizeof(*first)), *on = NULL, *stack = NULL;
@@ -372,8 +377,7 @@ static CUresult put_in_order(CUgraph graph, CUgraphNode *handles, size_t count, 
 	size_t edge_count, placed = 0, from, to;
 	CUresult result = CUDA_ERROR_OUT_OF_MEMORY;
 
-	*ordered = true;
-	edges = edges_of(graph, &edge_count);
+	edges = edges_of(graph, &edge_count, ordered);
 	on = malloc((edge_count + 1) * sizeof(*on));
 	stack = malloc((edge_count + count + 1) * sizeof(*stack));
 	if (!places || !first || !sorted || !state || !edges || !on || !stack)
@@ -402,8 +406,10 @@ static CUresult put_in_order(CUgraph graph, CUgraphNode *handles, size_t count, 
 
 			if (state[top]) { /* what it depends on has been placed */
 				depth--;
-				if (state[top] == 1)
+				if (state[top] == 1) {
+					indices[placed] = top;
 					sorted[placed++] = handles[top];
+				}
 				state[top] = 2;
 				continue;
 			}
@@ -433,36 +439,44 @@ out:
 CUresult nodes_read(struct nodes *nodes, CUgraph graph)
 {
 	CUgraphNode *handles;
-	size_t count = 0;
+	size_t *places, count = 0;
 	CUresult result = driver.cuGraphGetNodes(graph, NULL, &count);
 	bool ordered;
 
 	*nodes = (struct nodes){ 0 };
 	handles = malloc((count + 1) * sizeof(*handles));
-	if (!handles)
+	places = malloc((count + 1) * sizeof(*places));
+	if (!handles || !places) {
+		free(handles);
+		free(places);
 		return CUDA_ERROR_OUT_OF_MEMORY;
+	}
 	if (!result && count)
 		result = driver.cuGraphGetNodes(graph, handles, &count);
 	if (result) {
 		free(handles);
+		free(places);
 		log_warn("the driver does not tell a graph's nodes (%s): what they read cannot be "
 			 "seen",
 			 driver_error(result));
 		nodes->bound = "nodes that the driver does not tell";
 		return CUDA_SUCCESS;
 	}
-	result = put_in_order(graph, handles, count, &ordered);
+	result = put_in_order(graph, handles, places, count, &ordered);
 	for (size_t i = 0; !result && i < count; i++) {
 		int type = CU_GRAPH_NODE_TYPE_EMPTY;
 		struct node *node;
 
 		result = driver.cuGraphNodeGetType(handles[i], &type);
 		node = result ? NULL : nodes_add(nodes, handles[i], type);
+		if (node)
+			node->place = places[i];
 		result = node ? read_node(node) : CUDA_ERROR_OUT_OF_MEMORY;
 	}
 	if (!ordered)
 		nodes->bound = "edges that the driver does not tell";
 	free(handles);
+	free(places);
 	if (result)
 		nodes_free(nodes);
 	return result;
@@ -470,21 +484,37 @@ CUresult nodes_read(struct nodes *nodes, CUgraph graph)
 
 /* ---- changing and finding ---- */
 
-/* The driver pairs the nodes of a graph with those of one updated from it in their order. */
+/*
+ * The driver pairs the nodes of a graph with those of one updated from it as it tells them.
+ * Those that are not paired for want of memory are not found when they are changed.
+ */
 static void keep_handles(struct nodes *nodes, const struct nodes *old)
 {
-	if (nodes->count != old->count)
+	const struct node **by_place = NULL;
+
+	if (nodes->count == old->count)
+		by_place = calloc(old->count + 1, sizeof(*by_place));
+	if (!by_place)
 		return;
-	for (size_t i = 0; i < nodes->count; i++)
-		if (nodes->all[i].type != old->all[i].type ||
-		    nodes->all[i].body_count != old->all[i].body_count)
-			return;
+	for (size_t i = 0; i < old->count; i++)
+		by_place[old->all[i].place] = &old->all[i];
 	for (size_t i = 0; i < nodes->count; i++) {
-		nodes->all[i].handle = old->all[i].handle;
-		nodes->all[i].disabled = old->all[i].disabled;
-		for (uint32_t b = 0; b < nodes->all[i].body_count; b++)
-			keep_handles(&nodes->all[i].bodies[b], &old->all[i].bodies[b]);
+		const struct node *was = by_place[nodes->all[i].place];
+
+		if (nodes->all[i].type != was->type || nodes->all[i].body_count != was->body_count)
+			goto out;
 	}
+	for (size_t i = 0; i < nodes->count; i++) {
+		struct node *node = &nodes->all[i];
+		const struct node *was = by_place[node->place];
+
+		node->handle = was->handle;
+		node->disabled = was->disabled;
+		for (uint32_t b = 0; b < node->body_count; b++)
+			keep_handles(&node->bodies[b], &was->bodies[b]);
+	}
+out:
+	free(by_place);
 }
 
 void nodes_replace(struct nodes *nodes, struct nodes *by)
@@ -524,6 +554,8 @@ const char *nodes_bound(const struct nodes *nodes)
 		const struct node *node = &nodes->all[i];
 
 		bound = node->bound;
+		if (!bound && node->untold)
+			bound = "a kernel whose parameters the driver does not tell";
 		for (uint32_t b = 0; !bound && b < node->body_count; b++)
 			bound = nodes_bound(&node->bodies[b]);
 	}

@@ -15,10 +15,12 @@ struct device;
 
 struct node {
 	CUgraphNode handle; /* by which the program may change it */
+	size_t place; /* as the driver tells the graph's nodes */
 	int type; /* CU_GRAPH_NODE_TYPE_* */
 	bool disabled;
 	bool unseen; /* a device may change what it names */
 	const char *bound; /* what it has that a stream cannot be given; NULL: it can be issued */
+	bool untold; /* nor can a kernel of parameters that the driver does not tell */
 	void *params; /* by type; NULL: none, or they cannot be read */
 	struct nodes *bodies; /* of a child graph: one; of a conditional node: all */
 	uint32_t body_count;

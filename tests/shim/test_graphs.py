@@ -39,6 +39,10 @@ def test_changes_of_an_executable_graph_are_followed(runner: Runner, case: str) 
     assert (BY_NODES in said) == (case == "one-by-one")
 
 
+def test_nodes_are_updated_from_those_made_in_their_place(runner: Runner) -> None:
+    right(runner, "updates-out-of-order")
+
+
 def test_launch_attributes_are_kept(runner: Runner) -> None:
     assert BY_NODES in right(runner, "attributes")
 

@@ -374,6 +374,38 @@ def updates(count: int) -> None:
     run("the older form", list(range(count)))
 
 
+def updates_out_of_order() -> None:
+    """What each node is updated from goes by how the graphs were made, not by the order that edges ask for."""
+    stream = cuda.stream()
+    weights, values = layers(7)
+    xs, expected = zip(*(new(100 + i) for i in range(2)), strict=True)
+
+    def graph_of(which: list[int], edges: tuple[int, int]) -> tuple[int, list[int]]:
+        graph = cuda.out(c_void_p, "cuGraphCreate", 0)
+        nodes = [chain(graph, [], x, [weights[i]])[0] for x, i in zip((xs[0], *xs), which, strict=True)]
+        for edge in edges:
+            cuda("cuGraphAddDependencies", graph, byref(c_void_p(nodes[edge])), byref(c_void_p(nodes[0])), 1)
+        return graph, nodes
+
+    def run(what: str, last: int, first: int, other: int) -> None:
+        evict()
+        cuda("cuGraphLaunch", one, stream)
+        for x, i in ((0, first), (0, last), (1, other)):
+            apply(expected[x], values[i])
+        cuda.sync(stream)
+        for x in range(2):
+            same(xs[x], expected[x], what)
+
+    graph, nodes = graph_of([0, 1, 2], (1, 2))
+    one = cuda.out(c_void_p, "cuGraphInstantiateWithFlags", graph, 0)
+    run("as made", 0, 1, 2)
+    second, _ = graph_of([3, 4, 5], (2, 1))
+    cuda("cuGraphExecUpdate_v2", one, second, (c_uint64 * 3)())
+    run("another graph", 3, 4, 5)
+    cuda("cuGraphExecKernelNodeSetParams_v2", one, nodes[1], byref(node_params(xs[0], weights[6])))
+    run("a node after that", 3, 6, 5)
+
+
 def attributes() -> None:
     """How a launch is spread stays, whether its graph is launched or its nodes are."""
     seen: list[tuple[list[int], int, list[int], int]] = []
@@ -605,6 +637,7 @@ CASES: dict[str, Callable[[], None]] = {
     "captured-model": captured_model,
     "updates-that-fit": lambda: updates(3),
     "updates-one-by-one": lambda: updates(6),
+    "updates-out-of-order": updates_out_of_order,
     "attributes": attributes,
     "conditional": conditional,
     "too-large": too_large,
