@@ -114,6 +114,18 @@ static struct exec *exec_add(CUgraphExec handle, struct nodes *nodes)
 	return exec;
 }
 
+/* It has no CUDA, and another thread may have been at it. */
+static void in_child(void)
+{
+	pthread_mutex_init(&table_lock, NULL);
+	memset(buckets, 0, sizeof(buckets));
+}
+
+__attribute__((constructor)) static void watch_forks(void)
+{
+	pthread_atfork(NULL, NULL, in_child);
+}
+
 /* ---- what it names ---- */
 
 static void found(void *arg, uint64_t address)

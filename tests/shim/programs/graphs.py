@@ -375,7 +375,7 @@ def updates(count: int) -> None:
 
 
 def updates_out_of_order() -> None:
-    """What each node is updated from goes by how the graphs were made, not by the order that edges ask for."""
+    """What a node is updated from goes by how the graphs were made, not by the order that edges ask for."""
     stream = cuda.stream()
     weights, values = layers(7)
     xs, expected = zip(*(new(100 + i) for i in range(2)), strict=True)
