@@ -43,6 +43,10 @@ def test_nodes_are_updated_from_those_made_in_their_place(runner: Runner) -> Non
     right(runner, "updates-out-of-order")
 
 
+def test_what_a_graph_overwrites_is_there_until_it_is_launched(runner: Runner) -> None:
+    right(runner, "overwrites")
+
+
 def test_launch_attributes_are_kept(runner: Runner) -> None:
     assert BY_NODES in right(runner, "attributes")
 

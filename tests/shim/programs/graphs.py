@@ -484,6 +484,23 @@ def too_large() -> None:
     same(x, expected, "what was refused")
 
 
+def overwrites() -> None:
+    """What a graph's copies and memsets write is as it was until the graph is launched."""
+    stream = cuda.stream()
+    (x, was), (y, other) = new(1), new(2)
+    source = np.full(WORDS, 7, dtype=np.uint32)
+    evict()
+    with captured(stream) as graph:
+        cuda("cuMemcpyHtoDAsync_v2", x, c_void_p(source.ctypes.data), LAYER, stream)
+        cuda("cuMemsetD32Async", y, c_uint32(9), c_size_t(WORDS), stream)
+    same(x, was, "a copy that was only captured")
+    same(y, other, "a memset that was only captured")
+    cuda("cuGraphLaunch", exec_of(graph[0]), stream)
+    cuda.sync(stream)
+    same(x, source, "a copy")
+    same(y, np.full(WORDS, 9, dtype=np.uint32), "a memset")
+
+
 def device_launch() -> None:
     """What a graph names that the device may launch stays, and must have room."""
     stream = cuda.stream()
@@ -641,6 +658,7 @@ CASES: dict[str, Callable[[], None]] = {
     "attributes": attributes,
     "conditional": conditional,
     "too-large": too_large,
+    "overwrites": overwrites,
     "device-launch": device_launch,
     "threads": threads,
     "while-capturing": while_capturing,
