@@ -293,6 +293,10 @@ static CUresult launch_one_by_one(struct exec *exec, struct device *device, CUst
 
 	if (!nodes_can_fit(&exec->nodes, device, exec->names))
 		return refuse(device, "a kernel that does so alone");
+	/* The value may come from this thread, later. */
+	if (nodes_await(&exec->nodes) && nodes_read_early(&exec->nodes))
+		return refuse(device, "a wait for a value and a copy from memory that is not "
+				      "pinned");
 	if (!atomic_flag_test_and_set(&said))
 		log_warn("a graph names more memory than fits VRAM at once: its nodes are launched "
 			 "one by one");

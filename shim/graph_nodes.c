@@ -576,13 +576,24 @@ bool nodes_unseen(const struct nodes *nodes)
 	return false;
 }
 
+/* NULL: the driver does not tell it. */
+static bool batch_waits(const CUDA_BATCH_MEM_OP_NODE_PARAMS *batch)
+{
+	bool waits = !batch;
+
+	for (unsigned int i = 0; batch && !waits && i < batch->count; i++)
+		waits = batch->paramArray[i].operation == CU_STREAM_MEM_OP_WAIT_VALUE_32 ||
+			batch->paramArray[i].operation == CU_STREAM_MEM_OP_WAIT_VALUE_64;
+	return waits;
+}
+
 bool nodes_await(const struct nodes *nodes)
 {
 	for (size_t i = 0; i < nodes->count; i++) {
 		const struct node *node = &nodes->all[i];
 
-		/* Some of a batch may wait. */
-		if (node->type == CU_GRAPH_NODE_TYPE_BATCH_MEM_OP && !node->disabled)
+		if (node->type == CU_GRAPH_NODE_TYPE_BATCH_MEM_OP && !node->disabled &&
+		    batch_waits(node->params))
 			return true;
 		for (uint32_t b = 0; b < node->body_count; b++)
 			if (nodes_await(&node->bodies[b]))
@@ -671,20 +682,40 @@ static CUresult issue_kernel(const struct node *node, struct device *device, con
  * A graph reads memory of the host when the copy's turn comes; a stream may read what
  * is not pinned when it is given the copy.
  */
-static CUresult await_source(const CUDA_MEMCPY3D *copy, CUstream stream, unsigned int variant)
+static bool reads_early(const CUDA_MEMCPY3D *copy)
 {
-	int relaxed = CU_STREAM_CAPTURE_MODE_RELAXED, type = 0;
+	int type = 0;
+
+	return copy->srcMemoryType == CU_MEMORYTYPE_HOST &&
+	       driver.cuPointerGetAttribute(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE,
+					    (CUdeviceptr)copy->srcHost);
+}
+
+static CUresult await_turn(CUstream stream, unsigned int variant)
+{
+	/* A capture of this thread must not forbid it. */
+	int relaxed = CU_STREAM_CAPTURE_MODE_RELAXED;
 	CUresult result;
 
-	if (copy->srcMemoryType != CU_MEMORYTYPE_HOST ||
-	    !driver.cuPointerGetAttribute(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE,
-					  (CUdeviceptr)copy->srcHost))
-		return CUDA_SUCCESS;
-	/* A capture of this thread must not forbid it. */
 	driver.cuThreadExchangeStreamCaptureMode(&relaxed);
 	result = driver.cuStreamSynchronize[variant](stream);
 	driver.cuThreadExchangeStreamCaptureMode(&relaxed);
 	return result;
+}
+
+bool nodes_read_early(const struct nodes *nodes)
+{
+	for (size_t i = 0; i < nodes->count; i++) {
+		const struct node *node = &nodes->all[i];
+
+		if (node->type == CU_GRAPH_NODE_TYPE_MEMCPY && !node->disabled && node->params &&
+		    reads_early(node->params))
+			return true;
+		for (uint32_t b = 0; b < node->body_count; b++)
+			if (nodes_read_early(&node->bodies[b]))
+				return true;
+	}
+	return false;
 }
 
 /* Bytes in a row between addresses, which copy.c cuts where it must. */
@@ -696,7 +727,7 @@ static bool is_plain(const CUDA_MEMCPY3D *c)
 
 static CUresult issue_copy(const CUDA_MEMCPY3D *c, CUstream stream, unsigned int variant)
 {
-	CUresult result = await_source(c, stream, variant);
+	CUresult result = reads_early(c) ? await_turn(stream, variant) : CUDA_SUCCESS;
 	CUdeviceptr src, dst;
 
 	if (result)

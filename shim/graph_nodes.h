@@ -75,6 +75,9 @@ void nodes_scan(struct nodes *nodes, uint64_t low, uint64_t high, params_found f
 /* Is there room for each kernel by itself? names: what nodes_scan() found, by number. */
 bool nodes_can_fit(const struct nodes *nodes, struct device *device, const uint64_t *names);
 
+/* Whether some node copies from memory of the host for which the stream must be waited for. */
+bool nodes_read_early(const struct nodes *nodes);
+
 /* Give the nodes to the stream, one after the other. */
 CUresult nodes_issue(const struct nodes *nodes, struct device *device, const uint64_t *names,
 		     CUstream stream, unsigned int variant);

@@ -56,6 +56,7 @@ def test_launch_attributes_are_kept(runner: Runner) -> None:
     [
         ("conditional", "and it has a conditional node; give it more VRAM"),
         ("too-large", "and it has a kernel that does so alone; give it more VRAM"),
+        ("waits-and-reads", "and it has a wait for a value and a copy from memory that is not pinned"),
         ("device-launch", "that the device itself may launch or change must stay in VRAM"),
     ],
 )

@@ -501,6 +501,36 @@ def overwrites() -> None:
     same(y, np.full(WORDS, 9, dtype=np.uint32), "a memset")
 
 
+def waits_and_reads() -> None:
+    """A copy that a stream may read early, behind a value that comes only after the launch."""
+    stream = cuda.stream()
+    weights, values = objects(6)
+    x, expected = new(100)
+    flag = cuda.out(c_void_p, "cuMemHostAlloc", 4096, 2)
+    value = c_uint32.from_address(flag)
+    source = np.zeros(WORDS, dtype=np.uint32)
+
+    def graph_of(which: list[int]) -> int:
+        with captured(stream) as graph:
+            cuda("cuStreamWaitValue32_v2", stream, flag, c_uint32(1), 0)
+            cuda("cuMemcpyHtoDAsync_v2", x, c_void_p(source.ctypes.data), LAYER, stream)
+            for w in which:
+                launch_layer(stream, x, w)
+        return exec_of(graph[0])
+
+    large, small = graph_of(weights), graph_of(weights[:1])
+    evict()
+    assert cuda.result("cuGraphLaunch", large, stream) == OUT_OF_MEMORY
+    cuda.sync(stream)
+    same(x, expected, "what was refused")
+    cuda("cuGraphLaunch", small, stream)
+    source[:] = 7
+    value.value = 1
+    cuda.sync(stream)
+    apply(source, values[0])
+    same(x, source, "what fits")
+
+
 def device_launch() -> None:
     """What a graph names that the device may launch stays, and must have room."""
     stream = cuda.stream()
@@ -659,6 +689,7 @@ CASES: dict[str, Callable[[], None]] = {
     "conditional": conditional,
     "too-large": too_large,
     "overwrites": overwrites,
+    "waits-and-reads": waits_and_reads,
     "device-launch": device_launch,
     "threads": threads,
     "while-capturing": while_capturing,
