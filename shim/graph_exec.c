@@ -38,6 +38,12 @@ struct exec {
 	bool failed; /* no memory for them */
 	uint64_t *distinct; /* the same without repetitions */
 	uint32_t distinct_count;
+	/*
+	 * What the other nodes name has been fixed, but its memory may end, and other be
+	 * mapped at the same addresses.
+	 */
+	struct extent *ranges;
+	uint32_t range_count, range_room;
 	struct ticket *last; /* the end of the last launch; NULL: it needs no waiting for */
 	struct function *shown; /* NULL: nobody has written it down */
 };
@@ -64,6 +70,7 @@ static void exec_put(struct exec *exec)
 	pthread_mutex_destroy(&exec->lock);
 	free(exec->names);
 	free(exec->distinct);
+	free(exec->ranges);
 	free(exec);
 }
 
@@ -146,6 +153,26 @@ static void found(void *arg, uint64_t address)
 	exec->names[exec->count++] = address;
 }
 
+static void found_range(void *arg, struct extent range)
+{
+	struct exec *exec = arg;
+
+	if (range.begin == range.end)
+		return;
+	if (exec->range_count == exec->range_room) {
+		uint32_t room = exec->range_room ? 2 * exec->range_room : 16;
+		struct extent *grown = realloc(exec->ranges, room * sizeof(*grown));
+
+		if (!grown) {
+			exec->failed = true;
+			return;
+		}
+		exec->ranges = grown;
+		exec->range_room = room;
+	}
+	exec->ranges[exec->range_count++] = range;
+}
+
 static int by_address(const void *left, const void *right)
 {
 	uint64_t a = *(const uint64_t *)left, b = *(const uint64_t *)right;
@@ -182,8 +209,9 @@ static CUresult exec_scan(struct exec *exec)
 	bounds(&low, &high);
 	if (exec->scanned && low >= exec->low && high <= exec->high)
 		return CUDA_SUCCESS;
-	exec->count = 0;
+	exec->count = exec->range_count = 0;
 	exec->failed = false;
+	nodes_ranges(&exec->nodes, found_range, exec);
 	nodes_scan(&exec->nodes, low, high, found, exec, &exec->count);
 	distinct = realloc(exec->distinct, (exec->count + 1) * sizeof(*distinct));
 	if (distinct)
@@ -210,7 +238,7 @@ static CUresult exec_device(const struct exec *exec, struct device **device)
 	bool several = false;
 
 	*device = NULL;
-	if (!exec->distinct_count)
+	if (!exec->distinct_count && !exec->range_count)
 		return CUDA_SUCCESS;
 	for (CUdevice i = 0; i < MAX_DEVICES; i++) {
 		struct device *d = device_connected(i);
@@ -224,8 +252,10 @@ static CUresult exec_device(const struct exec *exec, struct device **device)
 		*device = only;
 		return CUDA_SUCCESS;
 	}
-	for (uint32_t i = 0; i < exec->distinct_count; i++) {
-		struct device *d = device_of(exec->distinct[i]);
+	for (uint32_t i = 0; i < exec->distinct_count + exec->range_count; i++) {
+		struct device *d = device_of(
+			i < exec->distinct_count ? exec->distinct[i]
+						 : exec->ranges[i - exec->distinct_count].begin);
 
 		if (!d || d == *device)
 			continue;
@@ -247,11 +277,13 @@ static CUresult exec_device(const struct exec *exec, struct device **device)
 static CUresult begin(struct exec *exec, struct device *device, struct launch *launch,
 		      CUstream stream, unsigned int variant)
 {
+	const struct parts parts = { exec->distinct, exec->distinct_count, exec->ranges,
+				     exec->range_count };
+
 	if (!exec->shown && (atomic_load(&record_on) || atomic_load(&trace_on)))
 		exec->shown = function_named("graph");
 	launch->what = (struct launched){ .graph = exec->handle, .shown = exec->shown };
-	return launch_begin_named(launch, device, exec->distinct, exec->distinct_count, true,
-				  stream, variant);
+	return launch_begin_whole(launch, device, &parts, stream, variant);
 }
 
 /* ---- launching ---- */

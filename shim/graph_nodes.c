@@ -7,7 +7,6 @@
 
 #include "function.h"
 #include "graph_body.h"
-#include "launch.h"
 #include "log.h"
 
 #define ATTRIBUTES_MOST 4
@@ -620,6 +619,36 @@ void nodes_scan(struct nodes *nodes, uint64_t low, uint64_t high, params_found f
 	}
 }
 
+void nodes_ranges(const struct nodes *nodes, range_found found, void *arg)
+{
+	for (size_t i = 0; i < nodes->count; i++) {
+		const struct node *node = &nodes->all[i];
+		const CUDA_BATCH_MEM_OP_NODE_PARAMS *memop = node->params;
+		struct extent sides[2];
+
+		for (uint32_t b = 0; b < node->body_count; b++)
+			nodes_ranges(&node->bodies[b], found, arg);
+		if (!node->params || node->disabled)
+			continue;
+		switch (node->type) {
+		case CU_GRAPH_NODE_TYPE_MEMCPY:
+			rows_of_copy(node->params, sides);
+			found(arg, sides[0]);
+			found(arg, sides[1]);
+			break;
+		case CU_GRAPH_NODE_TYPE_MEMSET:
+			found(arg, rows_of_fill(node->params));
+			break;
+		case CU_GRAPH_NODE_TYPE_BATCH_MEM_OP:
+			for (unsigned int v = 0; v < memop->count; v++)
+				found(arg, memop_value(&memop->paramArray[v]));
+			break;
+		default:
+			break;
+		}
+	}
+}
+
 /* ---- one by one ---- */
 
 bool nodes_can_fit(const struct nodes *nodes, struct device *device, const uint64_t *names)
@@ -667,7 +696,7 @@ static CUresult issue_kernel(const struct node *node, struct device *device, con
 
 	functions_note(launch.what.function, stream);
 	result = launch_begin_named(&launch, device, names + node->name_first, node->name_count,
-				    false, stream, variant);
+				    stream, variant);
 
 	if (result)
 		return result;

@@ -9,9 +9,8 @@
 
 #include <stdbool.h>
 
+#include "launch.h"
 #include "params.h"
-
-struct device;
 
 struct node {
 	CUgraphNode handle; /* by which the program may change it */
@@ -71,6 +70,10 @@ bool nodes_await(const struct nodes *nodes);
  */
 void nodes_scan(struct nodes *nodes, uint64_t low, uint64_t high, params_found found, void *arg,
 		const uint32_t *count);
+
+/* What nodes that copy, set, write and wait name. */
+typedef void (*range_found)(void *arg, struct extent range);
+void nodes_ranges(const struct nodes *nodes, range_found found, void *arg);
 
 /* Is there room for each kernel by itself? names: what nodes_scan() found, by number. */
 bool nodes_can_fit(const struct nodes *nodes, struct device *device, const uint64_t *names);

@@ -109,3 +109,38 @@ check(c, 16 * MIB, 5)
 @pytest.mark.parametrize("how", ["stream", "graph"])
 def test_what_runs_behind_a_value_is_not_waited_for(runner: Runner, how: str) -> None:
     right(runner, f"HOW = {how!r}" + GRAPHS + WAITS)
+
+
+ANEW = """
+at, handle = mapped(8 * MIB)
+others = [mapped(16 * MIB)[0] for _ in range(6)]
+fill(at, 8 * MIB, 1)
+to, other = mapped(8 * MIB)
+fill(to, 8 * MIB, 1)
+def work():
+    call("cuMemsetD32Async", u64(at), c_uint(5), c_size_t(8 * MIB // 4), stream)
+    call("cuMemcpyDtoDAsync_v2", u64(to), u64(at), c_size_t(8 * MIB), stream)
+    call("cuStreamWriteValue32_v2", stream, u64(to), c_uint(5), 0)
+exe = captured(work)
+for turn in range(2):
+    for o in others:
+        fill(o, 16 * MIB, 9)
+    call("cuGraphLaunch", exe, stream)
+    call("cuStreamSynchronize", stream)
+    check(at, 8 * MIB, 5)
+    check(to, 8 * MIB, 5)
+    # As engines that sleep and wake do: the same addresses, other memory.
+    unmap(at, 8 * MIB)
+    unmap(to, 8 * MIB)
+    release(handle)
+    release(other)
+    handle, other = create(8 * MIB), create(8 * MIB)
+    for address, h in ((at, handle), (to, other)):
+        put(address, 8 * MIB, h)
+        allow(address, 8 * MIB)
+        fill(address, 8 * MIB, 2)
+"""
+
+
+def test_what_a_graph_copies_and_sets_may_be_mapped_anew(runner: Runner) -> None:
+    right(runner, GRAPHS + ANEW)
