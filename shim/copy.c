@@ -134,6 +134,7 @@ static struct span piece_span(const struct end *end, uint64_t at, uint64_t bytes
 	return (struct span){
 		.allocation = end->allocation,
 		.begin = end->offset + at,
+		.named = end->offset + at,
 		.end = end->offset + at + bytes,
 		.overwritten = overwritten,
 	};
@@ -145,6 +146,7 @@ static CUresult begin_piece(struct launch held[2], const struct end ends[2], con
 			    uint64_t at, uint64_t bytes, CUstream stream, unsigned int variant)
 {
 	struct span spans[2];
+	bool overwritten[2];
 	CUresult result;
 	uint32_t n = 0;
 
@@ -155,9 +157,12 @@ static CUresult begin_piece(struct launch held[2], const struct end ends[2], con
 		held[e].what = (struct launched){ 0 };
 	}
 	held[0].captured = held[1].captured = launch_captured(stream, variant);
+	/* What a graph overwrites is there until it is launched. */
+	for (int e = 0; e < 2; e++)
+		overwritten[e] = written[e] && !held[e].captured;
 	if (ends[0].device && ends[0].device == ends[1].device) {
 		for (int e = 0; e < 2; e++)
-			spans[n++] = piece_span(&ends[e], at, bytes, written[e]);
+			spans[n++] = piece_span(&ends[e], at, bytes, overwritten[e]);
 		return launch_begin(&held[0], ends[0].device, spans, n, stream, variant);
 	}
 	/* In one order everywhere: who holds the first end waits for nobody who wants it. */
@@ -166,7 +171,7 @@ static CUresult begin_piece(struct launch held[2], const struct end ends[2], con
 
 		if (!ends[e].device)
 			continue;
-		spans[0] = piece_span(&ends[e], at, bytes, written[e]);
+		spans[0] = piece_span(&ends[e], at, bytes, overwritten[e]);
 		result = launch_begin(&held[e], ends[e].device, spans, 1, stream, variant);
 		if (result) {
 			launch_end(&held[1 - e]);

@@ -484,21 +484,32 @@ CUresult hook_cuMemsetD2D32Async(unsigned int variant, CUdeviceptr dst, size_t p
 
 /* ---- nodes of graphs ---- */
 
+void rows_of_copy(const CUDA_MEMCPY3D *copy, struct extent sides[2])
+{
+	sides[0] = sides[1] = (struct extent){ 0, 0 };
+	if (copy->WidthInBytes && copy->Height && copy->Depth)
+		sides_3d(copy, sides);
+}
+
+struct extent rows_of_fill(const CUDA_MEMSET_NODE_PARAMS *params)
+{
+	if (!params->width || !params->height)
+		return (struct extent){ 0, 0 };
+	return (struct extent){ params->dst, params->dst + (params->height - 1) * params->pitch +
+						     params->width * params->elementSize };
+}
+
 CUresult rows_fix_copy(const CUDA_MEMCPY3D *copy)
 {
 	struct extent sides[2];
 
-	if (!copy->WidthInBytes || !copy->Height || !copy->Depth)
-		return CUDA_SUCCESS;
-	sides_3d(copy, sides);
+	rows_of_copy(copy, sides);
 	return ranges_fix(sides, 2, "a copy in a graph");
 }
 
 CUresult rows_fix_fill(const CUDA_MEMSET_NODE_PARAMS *params)
 {
-	struct extent side = { params->dst, params->dst + (params->height - 1) * params->pitch +
-						    params->width * params->elementSize };
+	const struct extent side = rows_of_fill(params);
 
-	return params->width && params->height ? ranges_fix(&side, 1, "a memset in a graph")
-					       : CUDA_SUCCESS;
+	return ranges_fix(&side, 1, "a memset in a graph");
 }

@@ -36,6 +36,7 @@ static uint32_t find_absent(struct device *device, struct absent *found)
 	return count;
 }
 
+/* In no lock. */
 static void say_launches(void)
 {
 	char line[900];
@@ -57,10 +58,14 @@ static void say_launches(void)
 
 void fault_say(struct device *locked)
 {
-	static atomic_flag said = ATOMIC_FLAG_INIT;
+	static atomic_flag said = ATOMIC_FLAG_INIT; /* or being looked into: one thread at a time
+						       takes a second lock */
+	static atomic_bool launches; /* are yet to be said */
 	struct absent found[ALLOCATIONS];
 	uint32_t count = 0;
 
+	if (!locked && atomic_exchange(&launches, false))
+		say_launches();
 	if (atomic_flag_test_and_set(&said))
 		return;
 	for (CUdevice i = 0; i < MAX_DEVICES && !count; i++) {
@@ -74,9 +79,11 @@ void fault_say(struct device *locked)
 		if (device != locked)
 			pthread_mutex_unlock(&device->lock);
 	}
-	/* Nothing is missing because of us. */
-	if (!count)
+	/* Nothing is missing because of us, as far as is known now. */
+	if (!count) {
+		atomic_flag_clear(&said);
 		return;
+	}
 	log_warn("a kernel touched an address where nothing is (%s). Unless the program does so "
 		 "without GreenBoost too, it followed a pointer that GreenBoost did not see, to "
 		 "memory that was not in VRAM. What is not there now is of:",
@@ -87,10 +94,14 @@ void fault_say(struct device *locked)
 			 found[i].chunks);
 	if (count > ALLOCATIONS)
 		log_warn("  and %u more allocations", count - ALLOCATIONS);
-	say_launches();
 	log_warn("to avoid it, have what is reached through pointers in device memory stay in VRAM "
 		 "(--pin), or give the program more of it (--vram), or use memory in place "
 		 "(--paging mapped)");
+	/* The driver is asked for names, and in no lock. */
+	if (locked)
+		atomic_store(&launches, true);
+	else
+		say_launches();
 }
 
 /* ---- where the program learns of it ---- */

@@ -89,3 +89,15 @@ CUresult hook_cuGraphDestroyNode(unsigned int variant, CUgraphNode node)
 	pthread_mutex_unlock(&lock);
 	return driver.cuGraphDestroyNode(node);
 }
+
+/* It has no CUDA, and another thread may have been at it. */
+static void in_child(void)
+{
+	pthread_mutex_init(&lock, NULL);
+	conditionals = NULL;
+}
+
+__attribute__((constructor)) static void watch_forks(void)
+{
+	pthread_atfork(NULL, NULL, in_child);
+}

@@ -38,6 +38,12 @@ struct exec {
 	bool failed; /* no memory for them */
 	uint64_t *distinct; /* the same without repetitions */
 	uint32_t distinct_count;
+	/*
+	 * What the other nodes name has been fixed, but its memory may end, and other be
+	 * mapped at the same addresses.
+	 */
+	struct extent *ranges;
+	uint32_t range_count, range_room;
 	struct ticket *last; /* the end of the last launch; NULL: it needs no waiting for */
 	struct function *shown; /* NULL: nobody has written it down */
 };
@@ -64,6 +70,7 @@ static void exec_put(struct exec *exec)
 	pthread_mutex_destroy(&exec->lock);
 	free(exec->names);
 	free(exec->distinct);
+	free(exec->ranges);
 	free(exec);
 }
 
@@ -114,6 +121,18 @@ static struct exec *exec_add(CUgraphExec handle, struct nodes *nodes)
 	return exec;
 }
 
+/* It has no CUDA, and another thread may have been at it. */
+static void in_child(void)
+{
+	pthread_mutex_init(&table_lock, NULL);
+	memset(buckets, 0, sizeof(buckets));
+}
+
+__attribute__((constructor)) static void watch_forks(void)
+{
+	pthread_atfork(NULL, NULL, in_child);
+}
+
 /* ---- what it names ---- */
 
 static void found(void *arg, uint64_t address)
@@ -132,6 +151,26 @@ static void found(void *arg, uint64_t address)
 		exec->room = room;
 	}
 	exec->names[exec->count++] = address;
+}
+
+static void found_range(void *arg, struct extent range)
+{
+	struct exec *exec = arg;
+
+	if (range.begin == range.end)
+		return;
+	if (exec->range_count == exec->range_room) {
+		uint32_t room = exec->range_room ? 2 * exec->range_room : 16;
+		struct extent *grown = realloc(exec->ranges, room * sizeof(*grown));
+
+		if (!grown) {
+			exec->failed = true;
+			return;
+		}
+		exec->ranges = grown;
+		exec->range_room = room;
+	}
+	exec->ranges[exec->range_count++] = range;
 }
 
 static int by_address(const void *left, const void *right)
@@ -154,20 +193,11 @@ static void bounds(uint64_t *low, uint64_t *high)
 			continue;
 		from = __atomic_load_n(&device->map.low, __ATOMIC_RELAXED);
 		to = __atomic_load_n(&device->map.high, __ATOMIC_RELAXED);
-		if (from < *low)
+		if (to && from < *low)
 			*low = from;
 		if (to > *high)
 			*high = to;
 	}
-}
-
-/* While nothing is paged there is nothing that a graph could name. */
-static bool paging(void)
-{
-	uint64_t low, high;
-
-	bounds(&low, &high);
-	return high;
 }
 
 /* Look through the parameters, unless that was done where memory lies now. In the exec's lock. */
@@ -179,8 +209,9 @@ static CUresult exec_scan(struct exec *exec)
 	bounds(&low, &high);
 	if (exec->scanned && low >= exec->low && high <= exec->high)
 		return CUDA_SUCCESS;
-	exec->count = 0;
+	exec->count = exec->range_count = 0;
 	exec->failed = false;
+	nodes_ranges(&exec->nodes, found_range, exec);
 	nodes_scan(&exec->nodes, low, high, found, exec, &exec->count);
 	distinct = realloc(exec->distinct, (exec->count + 1) * sizeof(*distinct));
 	if (distinct)
@@ -207,7 +238,7 @@ static CUresult exec_device(const struct exec *exec, struct device **device)
 	bool several = false;
 
 	*device = NULL;
-	if (!exec->distinct_count)
+	if (!exec->distinct_count && !exec->range_count)
 		return CUDA_SUCCESS;
 	for (CUdevice i = 0; i < MAX_DEVICES; i++) {
 		struct device *d = device_connected(i);
@@ -221,8 +252,10 @@ static CUresult exec_device(const struct exec *exec, struct device **device)
 		*device = only;
 		return CUDA_SUCCESS;
 	}
-	for (uint32_t i = 0; i < exec->distinct_count; i++) {
-		struct device *d = device_of(exec->distinct[i]);
+	for (uint32_t i = 0; i < exec->distinct_count + exec->range_count; i++) {
+		struct device *d = device_of(
+			i < exec->distinct_count ? exec->distinct[i]
+						 : exec->ranges[i - exec->distinct_count].begin);
 
 		if (!d || d == *device)
 			continue;
@@ -244,11 +277,13 @@ static CUresult exec_device(const struct exec *exec, struct device **device)
 static CUresult begin(struct exec *exec, struct device *device, struct launch *launch,
 		      CUstream stream, unsigned int variant)
 {
+	const struct parts parts = { exec->distinct, exec->distinct_count, exec->ranges,
+				     exec->range_count };
+
 	if (!exec->shown && (atomic_load(&record_on) || atomic_load(&trace_on)))
 		exec->shown = function_named("graph");
 	launch->what = (struct launched){ .graph = exec->handle, .shown = exec->shown };
-	return launch_begin_named(launch, device, exec->distinct, exec->distinct_count, true,
-				  stream, variant);
+	return launch_begin_whole(launch, device, &parts, stream, variant);
 }
 
 /* ---- launching ---- */
@@ -290,6 +325,10 @@ static CUresult launch_one_by_one(struct exec *exec, struct device *device, CUst
 
 	if (!nodes_can_fit(&exec->nodes, device, exec->names))
 		return refuse(device, "a kernel that does so alone");
+	/* The value may come from this thread, later. */
+	if (nodes_await(&exec->nodes) && nodes_read_early(&exec->nodes))
+		return refuse(device, "a wait for a value and a copy from memory that is not "
+				      "pinned");
 	if (!atomic_flag_test_and_set(&said))
 		log_warn("a graph names more memory than fits VRAM at once: its nodes are launched "
 			 "one by one");
@@ -304,6 +343,17 @@ static CUresult launch_one_by_one(struct exec *exec, struct device *device, CUst
 	return result;
 }
 
+/* It names nothing that is paged. */
+static CUresult launch_unheld(const struct exec *exec, CUstream stream, unsigned int variant)
+{
+	CUresult result = driver.cuGraphLaunch[variant](exec->handle, stream);
+	struct device *device = !result && nodes_await(&exec->nodes) ? device_paging() : NULL;
+
+	if (device)
+		residency_await(device, stream, variant);
+	return result;
+}
+
 /* In the exec's lock. */
 static CUresult launch_exec(struct exec *exec, CUstream stream, unsigned int variant)
 {
@@ -315,7 +365,7 @@ static CUresult launch_exec(struct exec *exec, CUstream stream, unsigned int var
 	if (!result)
 		result = exec_device(exec, &device);
 	if (result || !device)
-		return result ? result : driver.cuGraphLaunch[variant](exec->handle, stream);
+		return result ? result : launch_unheld(exec, stream, variant);
 	bound = nodes_bound(&exec->nodes);
 	result = begin(exec, device, &launch, stream, variant);
 	if (result == CUDA_ERROR_OUT_OF_MEMORY)
@@ -327,6 +377,8 @@ static CUresult launch_exec(struct exec *exec, CUstream stream, unsigned int var
 	result = wait_for_last(exec, stream, variant);
 	if (!result)
 		result = driver.cuGraphLaunch[variant](exec->handle, stream);
+	if (!result && nodes_await(&exec->nodes))
+		residency_await(device, stream, variant);
 	launch_end(&launch);
 	if (!bound)
 		launched(exec, stream, variant);
@@ -385,10 +437,9 @@ static CUresult note(CUgraphExec handle, CUgraph graph, uint64_t flags)
 	struct exec *exec;
 	CUresult result;
 
-	if (!paging()) {
-		exec_forget(handle); /* of a context that has ended */
+	/* Also while nothing is paged: addresses may be named before there is memory at them. */
+	if (!device_wanted())
 		return CUDA_SUCCESS;
-	}
 	result = nodes_read(&nodes, graph);
 	exec = result ? NULL : exec_add(handle, &nodes);
 	if (!exec)
@@ -458,16 +509,13 @@ CUresult hook_cuGraphExecDestroy(unsigned int variant, CUgraphExec exec)
 
 /* ---- changing ---- */
 
-/*
- * Also for one that was made when nothing was paged, of which nothing was kept. NULL and
- * success: nothing is, still.
- */
+/* Also for one that was not seen to be made. NULL and success: there is no daemon. */
 static CUresult exec_obtain(CUgraphExec handle, struct exec **exec)
 {
 	struct nodes nodes = { .bound = "nodes that are not known" };
 
 	*exec = exec_get(handle);
-	if (*exec || !paging())
+	if (*exec || !device_wanted())
 		return CUDA_SUCCESS;
 	*exec = exec_add(handle, &nodes);
 	return *exec ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;

@@ -7,7 +7,6 @@
 
 #include "function.h"
 #include "graph_body.h"
-#include "launch.h"
 #include "log.h"
 
 #define ATTRIBUTES_MOST 4
@@ -60,7 +59,8 @@ struct node *nodes_add(struct nodes *nodes, CUgraphNode handle, int type)
 		nodes->all = grown;
 		nodes->room = room;
 	}
-	nodes->all[nodes->count] = (struct node){ .handle = handle, .type = type };
+	nodes->all[nodes->count] =
+		(struct node){ .handle = handle, .place = nodes->count, .type = type };
 	return &nodes->all[nodes->count++];
 }
 
@@ -93,8 +93,7 @@ static CUresult set_kernel(struct node *node, const CUDA_KERNEL_NODE_PARAMS *par
 		return result;
 	}
 	/* What the driver does not tell params.c has said. */
-	if (!node->unseen)
-		node->bound = result ? "a kernel whose parameters the driver does not tell" : NULL;
+	node->untold = result != CUDA_SUCCESS;
 	params_free(node->type, node->params);
 	node->params = kernel;
 	return CUDA_SUCCESS;
@@ -330,8 +329,8 @@ static size_t index_of(const struct place *places, size_t count, CUgraphNode han
 	return found ? found->index : count;
 }
 
-/* The edges of a graph, to be freed; NULL: no memory. */
-static CUgraphNode *edges_of(CUgraph graph, size_t *count)
+/* The edges of a graph, to be freed; NULL: no memory. *told: they are all of them. */
+static CUgraphNode *edges_of(CUgraph graph, size_t *count, bool *told)
 {
 	CUgraphNode *from;
 	CUgraphEdgeData *data = NULL;
@@ -339,7 +338,8 @@ static CUgraphNode *edges_of(CUgraph graph, size_t *count)
 
 	*count = 0;
 	plain = driver.cuGraphGetEdges_v2(graph, NULL, NULL, NULL, count) != CUDA_SUCCESS;
-	if (plain && driver.cuGraphGetEdges(graph, NULL, NULL, count))
+	*told = !plain || !driver.cuGraphGetEdges(graph, NULL, NULL, count);
+	if (!*told)
 		*count = 0;
 	from = malloc((2 * *count + 1) * sizeof(*from));
 	if (!plain) {
@@ -352,8 +352,10 @@ static CUgraphNode *edges_of(CUgraph graph, size_t *count)
 	}
 	if (from && *count &&
 	    (plain ? driver.cuGraphGetEdges(graph, from, from + *count, count)
-		   : driver.cuGraphGetEdges_v2(graph, from, from + *count, data, count)))
+		   : driver.cuGraphGetEdges_v2(graph, from, from + *count, data, count))) {
+		*told = false;
 		*count = 0;
+	}
 	free(data);
 	return from;
 }
@@ -361,9 +363,11 @@ static CUgraphNode *edges_of(CUgraph graph, size_t *count)
 /*
  * Put the handles in an order that respects the edges: each behind those it depends on,
  * and else as they are, which for what was captured is the order of the program.
- * *ordered: the edges are those of these nodes and form no circle.
+ * indices: where each was. *ordered: the edges are told, are those of these nodes and form
+ * no circle.
  */
-static CUresult put_in_order(CUgraph graph, CUgraphNode *handles, size_t count, bool *ordered)
+static CUresult put_in_order(CUgraph graph, CUgraphNode *handles, size_t *indices, size_t count,
+			     bool *ordered)
 {
 	struct place *places = malloc((count + 1) * sizeof(*places));
 	size_t *first = calloc(count + 2, sizeof(*first)), *on = NULL, *stack = NULL;
@@ -372,8 +376,7 @@ static CUresult put_in_order(CUgraph graph, CUgraphNode *handles, size_t count, 
 	size_t edge_count, placed = 0, from, to;
 	CUresult result = CUDA_ERROR_OUT_OF_MEMORY;
 
-	*ordered = true;
-	edges = edges_of(graph, &edge_count);
+	edges = edges_of(graph, &edge_count, ordered);
 	on = malloc((edge_count + 1) * sizeof(*on));
 	stack = malloc((edge_count + count + 1) * sizeof(*stack));
 	if (!places || !first || !sorted || !state || !edges || !on || !stack)
@@ -402,8 +405,10 @@ static CUresult put_in_order(CUgraph graph, CUgraphNode *handles, size_t count, 
 
 			if (state[top]) { /* what it depends on has been placed */
 				depth--;
-				if (state[top] == 1)
+				if (state[top] == 1) {
+					indices[placed] = top;
 					sorted[placed++] = handles[top];
+				}
 				state[top] = 2;
 				continue;
 			}
@@ -433,36 +438,44 @@ out:
 CUresult nodes_read(struct nodes *nodes, CUgraph graph)
 {
 	CUgraphNode *handles;
-	size_t count = 0;
+	size_t *places, count = 0;
 	CUresult result = driver.cuGraphGetNodes(graph, NULL, &count);
 	bool ordered;
 
 	*nodes = (struct nodes){ 0 };
 	handles = malloc((count + 1) * sizeof(*handles));
-	if (!handles)
+	places = malloc((count + 1) * sizeof(*places));
+	if (!handles || !places) {
+		free(handles);
+		free(places);
 		return CUDA_ERROR_OUT_OF_MEMORY;
+	}
 	if (!result && count)
 		result = driver.cuGraphGetNodes(graph, handles, &count);
 	if (result) {
 		free(handles);
+		free(places);
 		log_warn("the driver does not tell a graph's nodes (%s): what they read cannot be "
 			 "seen",
 			 driver_error(result));
 		nodes->bound = "nodes that the driver does not tell";
 		return CUDA_SUCCESS;
 	}
-	result = put_in_order(graph, handles, count, &ordered);
+	result = put_in_order(graph, handles, places, count, &ordered);
 	for (size_t i = 0; !result && i < count; i++) {
 		int type = CU_GRAPH_NODE_TYPE_EMPTY;
 		struct node *node;
 
 		result = driver.cuGraphNodeGetType(handles[i], &type);
 		node = result ? NULL : nodes_add(nodes, handles[i], type);
+		if (node)
+			node->place = places[i];
 		result = node ? read_node(node) : CUDA_ERROR_OUT_OF_MEMORY;
 	}
 	if (!ordered)
 		nodes->bound = "edges that the driver does not tell";
 	free(handles);
+	free(places);
 	if (result)
 		nodes_free(nodes);
 	return result;
@@ -470,21 +483,37 @@ CUresult nodes_read(struct nodes *nodes, CUgraph graph)
 
 /* ---- changing and finding ---- */
 
-/* The driver pairs the nodes of a graph with those of one updated from it in their order. */
+/*
+ * The driver pairs the nodes of a graph with those of one updated from it as it tells them.
+ * Those that are not paired for want of memory are not found when they are changed.
+ */
 static void keep_handles(struct nodes *nodes, const struct nodes *old)
 {
-	if (nodes->count != old->count)
+	const struct node **by_place = NULL;
+
+	if (nodes->count == old->count)
+		by_place = calloc(old->count + 1, sizeof(*by_place));
+	if (!by_place)
 		return;
-	for (size_t i = 0; i < nodes->count; i++)
-		if (nodes->all[i].type != old->all[i].type ||
-		    nodes->all[i].body_count != old->all[i].body_count)
-			return;
+	for (size_t i = 0; i < old->count; i++)
+		by_place[old->all[i].place] = &old->all[i];
 	for (size_t i = 0; i < nodes->count; i++) {
-		nodes->all[i].handle = old->all[i].handle;
-		nodes->all[i].disabled = old->all[i].disabled;
-		for (uint32_t b = 0; b < nodes->all[i].body_count; b++)
-			keep_handles(&nodes->all[i].bodies[b], &old->all[i].bodies[b]);
+		const struct node *was = by_place[nodes->all[i].place];
+
+		if (nodes->all[i].type != was->type || nodes->all[i].body_count != was->body_count)
+			goto out;
 	}
+	for (size_t i = 0; i < nodes->count; i++) {
+		struct node *node = &nodes->all[i];
+		const struct node *was = by_place[node->place];
+
+		node->handle = was->handle;
+		node->disabled = was->disabled;
+		for (uint32_t b = 0; b < node->body_count; b++)
+			keep_handles(&node->bodies[b], &was->bodies[b]);
+	}
+out:
+	free(by_place);
 }
 
 void nodes_replace(struct nodes *nodes, struct nodes *by)
@@ -524,6 +553,8 @@ const char *nodes_bound(const struct nodes *nodes)
 		const struct node *node = &nodes->all[i];
 
 		bound = node->bound;
+		if (!bound && node->untold)
+			bound = "a kernel whose parameters the driver does not tell";
 		for (uint32_t b = 0; !bound && b < node->body_count; b++)
 			bound = nodes_bound(&node->bodies[b]);
 	}
@@ -544,6 +575,32 @@ bool nodes_unseen(const struct nodes *nodes)
 	return false;
 }
 
+/* NULL: the driver does not tell it. */
+static bool batch_waits(const CUDA_BATCH_MEM_OP_NODE_PARAMS *batch)
+{
+	bool waits = !batch;
+
+	for (unsigned int i = 0; batch && !waits && i < batch->count; i++)
+		waits = batch->paramArray[i].operation == CU_STREAM_MEM_OP_WAIT_VALUE_32 ||
+			batch->paramArray[i].operation == CU_STREAM_MEM_OP_WAIT_VALUE_64;
+	return waits;
+}
+
+bool nodes_await(const struct nodes *nodes)
+{
+	for (size_t i = 0; i < nodes->count; i++) {
+		const struct node *node = &nodes->all[i];
+
+		if (node->type == CU_GRAPH_NODE_TYPE_BATCH_MEM_OP && !node->disabled &&
+		    batch_waits(node->params))
+			return true;
+		for (uint32_t b = 0; b < node->body_count; b++)
+			if (nodes_await(&node->bodies[b]))
+				return true;
+	}
+	return false;
+}
+
 void nodes_scan(struct nodes *nodes, uint64_t low, uint64_t high, params_found found, void *arg,
 		const uint32_t *count)
 {
@@ -559,6 +616,36 @@ void nodes_scan(struct nodes *nodes, uint64_t low, uint64_t high, params_found f
 		node->name_count = *count - node->name_first;
 		for (uint32_t b = 0; b < node->body_count; b++)
 			nodes_scan(&node->bodies[b], low, high, found, arg, count);
+	}
+}
+
+void nodes_ranges(const struct nodes *nodes, range_found found, void *arg)
+{
+	for (size_t i = 0; i < nodes->count; i++) {
+		const struct node *node = &nodes->all[i];
+		const CUDA_BATCH_MEM_OP_NODE_PARAMS *memop = node->params;
+		struct extent sides[2];
+
+		for (uint32_t b = 0; b < node->body_count; b++)
+			nodes_ranges(&node->bodies[b], found, arg);
+		if (!node->params || node->disabled)
+			continue;
+		switch (node->type) {
+		case CU_GRAPH_NODE_TYPE_MEMCPY:
+			rows_of_copy(node->params, sides);
+			found(arg, sides[0]);
+			found(arg, sides[1]);
+			break;
+		case CU_GRAPH_NODE_TYPE_MEMSET:
+			found(arg, rows_of_fill(node->params));
+			break;
+		case CU_GRAPH_NODE_TYPE_BATCH_MEM_OP:
+			for (unsigned int v = 0; v < memop->count; v++)
+				found(arg, memop_value(&memop->paramArray[v]));
+			break;
+		default:
+			break;
+		}
 	}
 }
 
@@ -609,7 +696,7 @@ static CUresult issue_kernel(const struct node *node, struct device *device, con
 
 	functions_note(launch.what.function, stream);
 	result = launch_begin_named(&launch, device, names + node->name_first, node->name_count,
-				    false, stream, variant);
+				    stream, variant);
 
 	if (result)
 		return result;
@@ -624,20 +711,40 @@ static CUresult issue_kernel(const struct node *node, struct device *device, con
  * A graph reads memory of the host when the copy's turn comes; a stream may read what
  * is not pinned when it is given the copy.
  */
-static CUresult await_source(const CUDA_MEMCPY3D *copy, CUstream stream, unsigned int variant)
+static bool reads_early(const CUDA_MEMCPY3D *copy)
 {
-	int relaxed = CU_STREAM_CAPTURE_MODE_RELAXED, type = 0;
+	int type = 0;
+
+	return copy->srcMemoryType == CU_MEMORYTYPE_HOST &&
+	       driver.cuPointerGetAttribute(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE,
+					    (CUdeviceptr)copy->srcHost);
+}
+
+static CUresult await_turn(CUstream stream, unsigned int variant)
+{
+	/* A capture of this thread must not forbid it. */
+	int relaxed = CU_STREAM_CAPTURE_MODE_RELAXED;
 	CUresult result;
 
-	if (copy->srcMemoryType != CU_MEMORYTYPE_HOST ||
-	    !driver.cuPointerGetAttribute(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE,
-					  (CUdeviceptr)copy->srcHost))
-		return CUDA_SUCCESS;
-	/* A capture of this thread must not forbid it. */
 	driver.cuThreadExchangeStreamCaptureMode(&relaxed);
 	result = driver.cuStreamSynchronize[variant](stream);
 	driver.cuThreadExchangeStreamCaptureMode(&relaxed);
 	return result;
+}
+
+bool nodes_read_early(const struct nodes *nodes)
+{
+	for (size_t i = 0; i < nodes->count; i++) {
+		const struct node *node = &nodes->all[i];
+
+		if (node->type == CU_GRAPH_NODE_TYPE_MEMCPY && !node->disabled && node->params &&
+		    reads_early(node->params))
+			return true;
+		for (uint32_t b = 0; b < node->body_count; b++)
+			if (nodes_read_early(&node->bodies[b]))
+				return true;
+	}
+	return false;
 }
 
 /* Bytes in a row between addresses, which copy.c cuts where it must. */
@@ -649,7 +756,7 @@ static bool is_plain(const CUDA_MEMCPY3D *c)
 
 static CUresult issue_copy(const CUDA_MEMCPY3D *c, CUstream stream, unsigned int variant)
 {
-	CUresult result = await_source(c, stream, variant);
+	CUresult result = reads_early(c) ? await_turn(stream, variant) : CUDA_SUCCESS;
 	CUdeviceptr src, dst;
 
 	if (result)

@@ -9,16 +9,17 @@
 
 #include <stdbool.h>
 
+#include "launch.h"
 #include "params.h"
-
-struct device;
 
 struct node {
 	CUgraphNode handle; /* by which the program may change it */
+	size_t place; /* as the driver tells the graph's nodes */
 	int type; /* CU_GRAPH_NODE_TYPE_* */
 	bool disabled;
 	bool unseen; /* a device may change what it names */
 	const char *bound; /* what it has that a stream cannot be given; NULL: it can be issued */
+	bool untold; /* nor can a kernel of parameters that the driver does not tell */
 	void *params; /* by type; NULL: none, or they cannot be read */
 	struct nodes *bodies; /* of a child graph: one; of a conditional node: all */
 	uint32_t body_count;
@@ -60,6 +61,9 @@ const char *nodes_bound(const struct nodes *nodes);
 /* Whether a device may change what some node names. */
 bool nodes_unseen(const struct nodes *nodes);
 
+/* Whether some node may wait for a value that the program has yet to write. */
+bool nodes_await(const struct nodes *nodes);
+
 /*
  * Every address in [low, high) that kernels name, one node after the other; *count is
  * how many were found before, and those of a node are numbered on from it.
@@ -67,8 +71,15 @@ bool nodes_unseen(const struct nodes *nodes);
 void nodes_scan(struct nodes *nodes, uint64_t low, uint64_t high, params_found found, void *arg,
 		const uint32_t *count);
 
+/* What nodes that copy, set, write and wait name. */
+typedef void (*range_found)(void *arg, struct extent range);
+void nodes_ranges(const struct nodes *nodes, range_found found, void *arg);
+
 /* Is there room for each kernel by itself? names: what nodes_scan() found, by number. */
 bool nodes_can_fit(const struct nodes *nodes, struct device *device, const uint64_t *names);
+
+/* Whether some node copies from memory of the host for which the stream must be waited for. */
+bool nodes_read_early(const struct nodes *nodes);
 
 /* Give the nodes to the stream, one after the other. */
 CUresult nodes_issue(const struct nodes *nodes, struct device *device, const uint64_t *names,

@@ -157,24 +157,6 @@ static int by_place(const void *left, const void *right)
 	return a->begin < b->begin ? -1 : a->begin > b->begin;
 }
 
-/* Make one of those that share a chunk, which none of them then does. Returns how many are left. */
-static uint32_t merge(const struct device *device, struct span *spans, uint32_t count)
-{
-	uint32_t kept = 0;
-
-	qsort(spans, count, sizeof(*spans), by_place);
-	for (uint32_t i = 0; i < count; i++) {
-		struct span *last = kept ? &spans[kept - 1] : NULL;
-
-		if (!last || last->allocation != spans[i].allocation ||
-		    spans[i].begin / device->chunk > (last->end - 1) / device->chunk)
-			spans[kept++] = spans[i];
-		else if (spans[i].end > last->end)
-			last->end = spans[i].end;
-	}
-	return kept;
-}
-
 static void say_too_large(const struct device *device, const struct span *spans, uint32_t count)
 {
 	uint64_t least = 0;
@@ -190,43 +172,99 @@ static void say_too_large(const struct device *device, const struct span *spans,
 		 (unsigned long long)((uint64_t)residency_capacity(device) * device->chunk >> 20));
 }
 
-CUresult launch_begin_named(struct launch *launch, struct device *device, const uint64_t *addresses,
-			    uint32_t n, bool whole, CUstream stream, unsigned int variant)
+/* Those of the ranges that are the device's, each within one allocation. In the lock. */
+static uint32_t find_ranges(const struct device *device, const struct extent *ranges, uint32_t n,
+			    struct span *spans)
 {
-	struct span few[128], *spans = few;
-	CUresult result = CUDA_SUCCESS;
 	uint32_t count = 0;
 
+	for (uint32_t i = 0; i < n; i++) {
+		uint64_t bytes = ranges[i].end - ranges[i].begin;
+		struct allocation *a = alloc_map_find(&device->map, ranges[i].begin);
+		uint64_t offset = a ? ranges[i].begin - a->base : 0;
+
+		if (!a || !a->chunks || a->leaving || !bytes || !alloc_holds(a, offset, bytes))
+			continue;
+		spans[count++] = (struct span){ .allocation = a,
+						.begin = offset,
+						.end = offset + bytes,
+						.named = offset,
+						.guest = true };
+	}
+	return count;
+}
+
+/* In the lock. */
+static void invite(struct span *spans, uint32_t count)
+{
+	for (uint32_t i = 0; i < count; i++)
+		spans[i].allocation->guests++;
+}
+
+static CUresult begin_invited(struct launch *launch, struct device *device, struct span *spans,
+			      uint32_t count, CUstream stream, unsigned int variant)
+{
+	if (count)
+		device_count(device, COUNTER_LAUNCHES_PAGED, 1);
+	return launch_begin(launch, device, spans, count, stream, variant);
+}
+
+static struct span *begin_spans(struct launch *launch, uint32_t count, struct span few[128])
+{
 	launch->device = NULL;
 	launch->record = NULL;
 	launch->trace = NULL;
-	if (n > 128)
-		spans = malloc(n * sizeof(*spans));
+	return count > 128 ? malloc(count * sizeof(*few)) : few;
+}
+
+CUresult launch_begin_named(struct launch *launch, struct device *device, const uint64_t *addresses,
+			    uint32_t n, CUstream stream, unsigned int variant)
+{
+	struct span few[128], *spans = begin_spans(launch, n, few);
+	uint32_t count = 0;
+	CUresult result;
+
 	if (!spans)
 		return CUDA_ERROR_OUT_OF_MEMORY;
 	if (n) {
 		pthread_mutex_lock(&device->lock);
 		count = find_objects(device, addresses, n, spans);
-		if (whole) {
-			for (uint32_t i = 0; i < count; i++) {
-				spans[i].open = false;
-				spans[i].least = 0;
-			}
-			count = merge(device, spans, count);
-			if (!residency_fits(device, spans, count))
-				result = CUDA_ERROR_OUT_OF_MEMORY;
-		}
-		for (uint32_t i = 0; !result && i < count; i++)
-			spans[i].allocation->guests++;
+		invite(spans, count);
 		pthread_mutex_unlock(&device->lock);
 	}
-	if (!result) {
-		if (count)
-			device_count(device, COUNTER_LAUNCHES_PAGED, 1);
-		result = launch_begin(launch, device, spans, count, stream, variant);
-	}
-	if (count && !whole && result == CUDA_ERROR_OUT_OF_MEMORY)
+	result = begin_invited(launch, device, spans, count, stream, variant);
+	if (count && result == CUDA_ERROR_OUT_OF_MEMORY)
 		say_too_large(device, spans, count);
+	if (spans != few)
+		free(spans);
+	return result;
+}
+
+CUresult launch_begin_whole(struct launch *launch, struct device *device, const struct parts *parts,
+			    CUstream stream, unsigned int variant)
+{
+	struct span few[128],
+		*spans = begin_spans(launch, parts->address_count + parts->range_count, few);
+	CUresult result = CUDA_SUCCESS;
+	uint32_t count;
+
+	if (!spans)
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	pthread_mutex_lock(&device->lock);
+	count = find_objects(device, parts->addresses, parts->address_count, spans);
+	for (uint32_t i = 0; i < count; i++) {
+		spans[i].open = false;
+		spans[i].least = 0;
+	}
+	count += find_ranges(device, parts->ranges, parts->range_count, spans + count);
+	qsort(spans, count, sizeof(*spans), by_place);
+	if (residency_fits(device, spans, count))
+		invite(spans, count);
+	else
+		result = CUDA_ERROR_OUT_OF_MEMORY;
+	pthread_mutex_unlock(&device->lock);
+	if (!result)
+		result = begin_invited(launch, device, spans, count, stream, variant);
 	if (spans != few)
 		free(spans);
 	return result;
@@ -248,7 +286,8 @@ bool launch_can_fit(struct device *device, const uint64_t *addresses, uint32_t n
 		spans[i].begin = spans[i].named;
 		spans[i].end = spans[i].open ? spans[i].named + 1 : spans[i].least;
 	}
-	fits = residency_fits(device, spans, merge(device, spans, count));
+	qsort(spans, count, sizeof(*spans), by_place);
+	fits = residency_fits(device, spans, count);
 	pthread_mutex_unlock(&device->lock);
 	if (spans != few)
 		free(spans);
@@ -280,7 +319,7 @@ static CUresult begin_kernel(struct launch *launch, CUfunction f, uint64_t threa
 		named.count = 0;
 	result = named.failed ? CUDA_ERROR_OUT_OF_MEMORY
 			      : launch_begin_named(launch, device, named.addresses, named.count,
-						   false, stream, variant);
+						   stream, variant);
 	named_free(&named);
 	return result;
 }

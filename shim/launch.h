@@ -41,12 +41,31 @@ CUresult launch_begin(struct launch *launch, struct device *device, struct span 
 void launch_end(struct launch *launch);
 
 /*
- * The same for work that names objects by addresses, of which some may be none. whole:
- * all that they may mean is held, else CUDA_ERROR_OUT_OF_MEMORY; not only as much of it
- * as fits. No message is written then.
+ * The same for work that names objects by addresses, of which some may be none; of what
+ * they may mean as much as fits.
  */
 CUresult launch_begin_named(struct launch *launch, struct device *device, const uint64_t *addresses,
-			    uint32_t count, bool whole, CUstream stream, unsigned int variant);
+			    uint32_t count, CUstream stream, unsigned int variant);
+
+/* Bytes [begin, end) of device memory; begin == end: none. */
+struct extent {
+	CUdeviceptr begin, end;
+};
+
+/* What work of several parts names. */
+struct parts {
+	const uint64_t *addresses;
+	uint32_t address_count;
+	const struct extent *ranges;
+	uint32_t range_count;
+};
+
+/*
+ * The same for all that they may mean, else CUDA_ERROR_OUT_OF_MEMORY; not only for as much
+ * of it as fits. No message is written then.
+ */
+CUresult launch_begin_whole(struct launch *launch, struct device *device, const struct parts *parts,
+			    CUstream stream, unsigned int variant);
 
 /* Has VRAM room at once for the least that the addresses can mean? */
 bool launch_can_fit(struct device *device, const uint64_t *addresses, uint32_t count);
@@ -64,5 +83,10 @@ void launch_keep_pointee(CUdeviceptr address);
 CUresult memop_fix(const CUDA_BATCH_MEM_OP_NODE_PARAMS *params);
 CUresult rows_fix_copy(const CUDA_MEMCPY3D *copy);
 CUresult rows_fix_fill(const CUDA_MEMSET_NODE_PARAMS *params);
+
+/* The memory of the device's that it names. */
+struct extent memop_value(const CUstreamBatchMemOpParams *op);
+void rows_of_copy(const CUDA_MEMCPY3D *copy, struct extent sides[2]);
+struct extent rows_of_fill(const CUDA_MEMSET_NODE_PARAMS *params);
 
 #endif

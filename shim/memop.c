@@ -59,27 +59,29 @@ VALUE_HOOK(cuStreamWaitValue32_v2, uint32_t, true)
 VALUE_HOOK(cuStreamWaitValue64, uint64_t, true)
 VALUE_HOOK(cuStreamWaitValue64_v2, uint64_t, true)
 
+struct extent memop_value(const CUstreamBatchMemOpParams *op)
+{
+	CUdeviceptr address = op->waitValue.address;
+
+	switch (op->operation) {
+	case CU_STREAM_MEM_OP_WAIT_VALUE_32:
+	case CU_STREAM_MEM_OP_WRITE_VALUE_32:
+		return (struct extent){ address, address + 4 };
+	case CU_STREAM_MEM_OP_WAIT_VALUE_64:
+	case CU_STREAM_MEM_OP_WRITE_VALUE_64:
+		return (struct extent){ address, address + 8 };
+	default:
+		return (struct extent){ 0, 0 }; /* names no memory */
+	}
+}
+
 /* The values that a batch names; to be freed. NULL: no memory, or none. */
 static struct extent *values_of(const CUstreamBatchMemOpParams *ops, unsigned int count)
 {
 	struct extent *values = ops && count ? calloc(count, sizeof(*values)) : NULL;
 
-	for (unsigned int i = 0; values && i < count; i++) {
-		CUdeviceptr address = ops[i].waitValue.address;
-
-		switch (ops[i].operation) {
-		case CU_STREAM_MEM_OP_WAIT_VALUE_32:
-		case CU_STREAM_MEM_OP_WRITE_VALUE_32:
-			values[i] = (struct extent){ address, address + 4 };
-			break;
-		case CU_STREAM_MEM_OP_WAIT_VALUE_64:
-		case CU_STREAM_MEM_OP_WRITE_VALUE_64:
-			values[i] = (struct extent){ address, address + 8 };
-			break;
-		default:
-			break; /* names no memory */
-		}
-	}
+	for (unsigned int i = 0; values && i < count; i++)
+		values[i] = memop_value(&ops[i]);
 	return values;
 }
 

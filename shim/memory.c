@@ -154,7 +154,7 @@ static struct allocation *enter(struct device *device, CUdeviceptr base, size_t 
 CUresult memory_map_new(struct device *device, struct allocation *allocation, uint64_t begin,
 			uint64_t end)
 {
-	struct span span = { .allocation = allocation, .begin = begin, .end = end };
+	struct span span = { .allocation = allocation, .begin = begin, .end = end, .named = begin };
 	struct hold hold = { .tag = 0 };
 	uint64_t traced;
 	CUresult result;

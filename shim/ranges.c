@@ -33,7 +33,8 @@ static CUresult find_spans(const struct extent *ranges, uint32_t count, struct d
 			*device = owner;
 			spans[(*n)++] = (struct span){ .allocation = a,
 						       .begin = ranges[i].begin - a->base,
-						       .end = ranges[i].end - a->base };
+						       .end = ranges[i].end - a->base,
+						       .named = ranges[i].begin - a->base };
 		}
 		pthread_mutex_unlock(&owner->lock);
 	}

@@ -5,11 +5,6 @@
 
 #include "launch.h"
 
-/* Bytes [begin, end) of device memory; begin == end: none. */
-struct extent {
-	CUdeviceptr begin, end;
-};
-
 /*
  * Hold what the ranges cover of paged allocations; the caller has set
  * held->captured, and calls launch_end() after the work. A range that runs out

@@ -87,19 +87,44 @@ static uint32_t span_chunks(const struct device *device, const struct span *span
 	return count;
 }
 
-/* What of a sparse allocation was unmapped since it was named is not there to be held. */
+/* What of a sparse allocation was unmapped since it was named is not there to be held: what is left
+ * is around the address, from before which an object may reach. */
 static void clip(struct span *span)
 {
 	struct alloc_run run;
 
-	if (!span->allocation->sparse)
+	if (!span->allocation->sparse || span->begin == span->end)
 		return;
-	if (!alloc_run_at(span->allocation, span->open ? span->named : span->begin, &run))
+	if (!alloc_run_at(span->allocation, span->named, &run))
 		run = (struct alloc_run){ span->begin, span->begin };
 	if (span->begin < run.begin)
 		span->begin = run.begin;
 	if (span->end > run.end)
 		span->end = run.end;
+}
+
+/* Chunks [first, end) that spans have. */
+struct covered {
+	uint32_t first, end;
+};
+
+/*
+ * Of n chunks from *first on those that the spans before do not have: of sorted ones each is
+ * counted once, and many that reach to the same end cost no more than one.
+ */
+static uint32_t uncovered(struct covered *covered, uint32_t *first, uint32_t n)
+{
+	uint32_t end = *first + n;
+
+	if (*first < covered->first || *first >= covered->end) {
+		*covered = (struct covered){ *first, end };
+		return n;
+	}
+	if (end <= covered->end)
+		return 0;
+	*first = covered->end;
+	covered->end = end;
+	return end - *first;
 }
 
 static int by_index(const void *left, const void *right)
@@ -125,10 +150,13 @@ static void hold_normalize(struct hold *hold)
 static bool hold_fill(const struct device *device, const struct span *spans, uint32_t count,
 		      uint32_t window, enum cut cut, struct hold *hold)
 {
+	struct covered covered = { 0 };
+
 	hold->count = 0;
 	for (uint32_t s = 0; s < count; s++) {
 		uint32_t first, n = span_chunks(device, &spans[s], window, cut, &first);
 
+		n = uncovered(&covered, &first, n);
 		if (hold->count + n > hold->room) {
 			uint32_t room = 2 * (hold->count + n);
 			uint32_t *grown = malloc(room * sizeof(*grown));
@@ -161,6 +189,7 @@ static bool hold_fits(const struct device *device, const struct hold *hold)
 bool residency_fits(const struct device *device, const struct span *spans, uint32_t count)
 {
 	uint64_t chunks = device->fixed;
+	struct covered covered = { 0 };
 
 	/* What RAM is mapped for takes no room. */
 	if (device->maps)
@@ -169,6 +198,7 @@ bool residency_fits(const struct device *device, const struct span *spans, uint3
 		uint32_t first,
 			n = span_chunks(device, &spans[s], UINT32_MAX, CUT_UNLIKELY, &first);
 
+		n = uncovered(&covered, &first, n);
 		for (uint32_t i = 0; i < n; i++)
 			chunks += !device->chunks[first + i].fixed;
 	}

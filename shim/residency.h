@@ -67,7 +67,7 @@ struct span {
 	struct allocation *allocation;
 	uint64_t begin, end; /* bytes of the allocation */
 	bool open; /* a guess: as much as fits will do, from where it was named */
-	uint64_t named; /* of what a launch names, in [begin, end) */
+	uint64_t named; /* what a call gave, in [begin, end) */
 	uint64_t least; /* it may end here already, an open one even probably; 0: that is not known
 			 */
 	bool overwritten; /* chunks wholly inside need not be fetched */
@@ -224,8 +224,7 @@ static inline void device_gauge_most(struct device *device, enum counter counter
 CUresult residency_hold(struct device *device, struct span *spans, uint32_t count,
 			struct hold *hold);
 
-/* Is there room for all of the spans at once? None are open, and no two share a chunk. In the
- * lock. */
+/* Is there room for all of the spans at once? None are open, and they are sorted. In the lock. */
 bool residency_fits(const struct device *device, const struct span *spans, uint32_t count);
 
 /* Let the stream wait for what is still arriving. */

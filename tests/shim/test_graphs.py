@@ -39,6 +39,14 @@ def test_changes_of_an_executable_graph_are_followed(runner: Runner, case: str) 
     assert (BY_NODES in said) == (case == "one-by-one")
 
 
+def test_nodes_are_updated_from_those_made_in_their_place(runner: Runner) -> None:
+    right(runner, "updates-out-of-order")
+
+
+def test_what_a_graph_overwrites_is_there_until_it_is_launched(runner: Runner) -> None:
+    right(runner, "overwrites")
+
+
 def test_launch_attributes_are_kept(runner: Runner) -> None:
     assert BY_NODES in right(runner, "attributes")
 
@@ -48,6 +56,7 @@ def test_launch_attributes_are_kept(runner: Runner) -> None:
     [
         ("conditional", "and it has a conditional node; give it more VRAM"),
         ("too-large", "and it has a kernel that does so alone; give it more VRAM"),
+        ("waits-and-reads", "and it has a wait for a value and a copy from memory that is not pinned"),
         ("device-launch", "that the device itself may launch or change must stay in VRAM"),
     ],
 )

@@ -374,6 +374,38 @@ def updates(count: int) -> None:
     run("the older form", list(range(count)))
 
 
+def updates_out_of_order() -> None:
+    """What a node is updated from goes by how the graphs were made, not by the order that edges ask for."""
+    stream = cuda.stream()
+    weights, values = layers(7)
+    xs, expected = zip(*(new(100 + i) for i in range(2)), strict=True)
+
+    def graph_of(which: list[int], edges: tuple[int, int]) -> tuple[int, list[int]]:
+        graph = cuda.out(c_void_p, "cuGraphCreate", 0)
+        nodes = [chain(graph, [], x, [weights[i]])[0] for x, i in zip((xs[0], *xs), which, strict=True)]
+        for edge in edges:
+            cuda("cuGraphAddDependencies", graph, byref(c_void_p(nodes[edge])), byref(c_void_p(nodes[0])), 1)
+        return graph, nodes
+
+    def run(what: str, last: int, first: int, other: int) -> None:
+        evict()
+        cuda("cuGraphLaunch", one, stream)
+        for x, i in ((0, first), (0, last), (1, other)):
+            apply(expected[x], values[i])
+        cuda.sync(stream)
+        for x in range(2):
+            same(xs[x], expected[x], what)
+
+    graph, nodes = graph_of([0, 1, 2], (1, 2))
+    one = cuda.out(c_void_p, "cuGraphInstantiateWithFlags", graph, 0)
+    run("as made", 0, 1, 2)
+    second, _ = graph_of([3, 4, 5], (2, 1))
+    cuda("cuGraphExecUpdate_v2", one, second, (c_uint64 * 3)())
+    run("another graph", 3, 4, 5)
+    cuda("cuGraphExecKernelNodeSetParams_v2", one, nodes[1], byref(node_params(xs[0], weights[6])))
+    run("a node after that", 3, 6, 5)
+
+
 def attributes() -> None:
     """How a launch is spread stays, whether its graph is launched or its nodes are."""
     seen: list[tuple[list[int], int, list[int], int]] = []
@@ -450,6 +482,53 @@ def too_large() -> None:
     assert cuda.result("cuGraphLaunch", one, stream) == OUT_OF_MEMORY
     cuda.sync(stream)
     same(x, expected, "what was refused")
+
+
+def overwrites() -> None:
+    """What a graph's copies and memsets write is as it was until the graph is launched."""
+    stream = cuda.stream()
+    (x, was), (y, other) = new(1), new(2)
+    source = np.full(WORDS, 7, dtype=np.uint32)
+    evict()
+    with captured(stream) as graph:
+        cuda("cuMemcpyHtoDAsync_v2", x, c_void_p(source.ctypes.data), LAYER, stream)
+        cuda("cuMemsetD32Async", y, c_uint32(9), c_size_t(WORDS), stream)
+    same(x, was, "a copy that was only captured")
+    same(y, other, "a memset that was only captured")
+    cuda("cuGraphLaunch", exec_of(graph[0]), stream)
+    cuda.sync(stream)
+    same(x, source, "a copy")
+    same(y, np.full(WORDS, 9, dtype=np.uint32), "a memset")
+
+
+def waits_and_reads() -> None:
+    """A copy that a stream may read early, behind a value that comes only after the launch."""
+    stream = cuda.stream()
+    weights, values = objects(6)
+    x, expected = new(100)
+    flag = cuda.out(c_void_p, "cuMemHostAlloc", 4096, 2)
+    value = c_uint32.from_address(flag)
+    source = np.zeros(WORDS, dtype=np.uint32)
+
+    def graph_of(which: list[int]) -> int:
+        with captured(stream) as graph:
+            cuda("cuStreamWaitValue32_v2", stream, flag, c_uint32(1), 0)
+            cuda("cuMemcpyHtoDAsync_v2", x, c_void_p(source.ctypes.data), LAYER, stream)
+            for w in which:
+                launch_layer(stream, x, w)
+        return exec_of(graph[0])
+
+    large, small = graph_of(weights), graph_of(weights[:1])
+    evict()
+    assert cuda.result("cuGraphLaunch", large, stream) == OUT_OF_MEMORY
+    cuda.sync(stream)
+    same(x, expected, "what was refused")
+    cuda("cuGraphLaunch", small, stream)
+    source[:] = 7
+    value.value = 1
+    cuda.sync(stream)
+    apply(source, values[0])
+    same(x, source, "what fits")
 
 
 def device_launch() -> None:
@@ -605,9 +684,12 @@ CASES: dict[str, Callable[[], None]] = {
     "captured-model": captured_model,
     "updates-that-fit": lambda: updates(3),
     "updates-one-by-one": lambda: updates(6),
+    "updates-out-of-order": updates_out_of_order,
     "attributes": attributes,
     "conditional": conditional,
     "too-large": too_large,
+    "overwrites": overwrites,
+    "waits-and-reads": waits_and_reads,
     "device-launch": device_launch,
     "threads": threads,
     "while-capturing": while_capturing,
