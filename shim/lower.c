@@ -22,9 +22,8 @@
 /* Given up at a time when T3 is full: a few spills' worth. */
 #define EXTENTS_AT_ONCE 16
 
-/* Copies of what is in VRAM for which another arena is asked for: 1/4 of VRAM. More saves little,
- * and registering RAM with the GPU holds up everything else, a tenth of a second a GiB. */
-#define COPY_SHARE 4
+/* Copies of what is in VRAM for which another arena is asked for: 1/2 of VRAM. */
+#define COPY_SHARE 2
 
 /* Another arena is asked for when this share of the last one is in use (to divide by). */
 #define EARLY_SHARE 4
