@@ -115,20 +115,35 @@ void alloc_map_remove(struct alloc_map *map, struct allocation *allocation)
 	free(allocation);
 }
 
-/* The number of runs that begin at or below the offset. */
-static uint32_t run_rank(const struct allocation *a, uint64_t offset)
+/* The number of records, sorted by the offset that each begins with, at or below this one. */
+static uint32_t offset_rank(const void *records, size_t size, uint32_t count, uint64_t offset)
 {
-	uint32_t low = 0, high = a->run_count;
+	uint32_t low = 0, high = count;
 
 	while (low < high) {
 		uint32_t middle = low + (high - low) / 2;
 
-		if (a->runs[middle].begin <= offset)
+		if (*(const uint64_t *)((const char *)records + middle * size) <= offset)
 			low = middle + 1;
 		else
 			high = middle;
 	}
 	return low;
+}
+
+static uint32_t run_rank(const struct allocation *a, uint64_t offset)
+{
+	return offset_rank(a->runs, sizeof(*a->runs), a->run_count, offset);
+}
+
+static uint32_t start_rank(const struct allocation *a, uint64_t offset)
+{
+	return offset_rank(a->starts, sizeof(*a->starts), a->start_count, offset);
+}
+
+static uint32_t name_rank(const struct allocation *a, uint64_t offset)
+{
+	return offset_rank(a->names, sizeof(*a->names), a->name_count, offset);
 }
 
 bool alloc_include(struct allocation *a, uint64_t begin, uint64_t end)
@@ -248,41 +263,9 @@ uint32_t alloc_map_room(const struct alloc_map *map, uint32_t chunks, uint32_t l
 	return chunks <= limit && at <= limit - chunks ? at : UINT32_MAX;
 }
 
-/* The number of starts at or below the offset. */
-static uint32_t start_rank(const struct allocation *a, uint64_t offset)
-{
-	uint32_t low = 0, high = a->start_count;
-
-	while (low < high) {
-		uint32_t middle = low + (high - low) / 2;
-
-		if (a->starts[middle].offset <= offset)
-			low = middle + 1;
-		else
-			high = middle;
-	}
-	return low;
-}
-
-/* The number of names below the offset. */
-static uint32_t name_rank(const struct allocation *a, uint64_t offset)
-{
-	uint32_t low = 0, high = a->name_count;
-
-	while (low < high) {
-		uint32_t middle = low + (high - low) / 2;
-
-		if (a->names[middle] < offset)
-			low = middle + 1;
-		else
-			high = middle;
-	}
-	return low;
-}
-
 static void forget_names(struct allocation *a, uint64_t begin, uint64_t end)
 {
-	uint32_t from = name_rank(a, begin), to = name_rank(a, end);
+	uint32_t from = begin ? name_rank(a, begin - 1) : 0, to = name_rank(a, end - 1);
 
 	if (from == to)
 		return;
@@ -396,24 +379,26 @@ void alloc_object(struct allocation *a, uint64_t offset, uint64_t *begin, uint64
 
 uint64_t alloc_name(struct allocation *a, uint64_t offset)
 {
-	uint32_t at = name_rank(a, offset);
+	uint32_t after = name_rank(a, offset);
+	uint64_t next = after < a->name_count ? a->names[after] : 0;
 
-	if (at < a->name_count && a->names[at] == offset)
-		return at + 1 < a->name_count ? a->names[at + 1] : 0;
+	if (after && a->names[after - 1] == offset)
+		return next;
 	if (a->name_count == a->name_room) {
 		uint32_t room = a->name_room ? 2 * a->name_room : 16;
 		uint64_t *grown =
 			room > MAX_STARTS ? NULL : realloc(a->names, room * sizeof(*grown));
 
 		if (!grown)
-			return at < a->name_count ? a->names[at] : 0;
+			return next;
 		a->names = grown;
 		a->name_room = room;
 	}
-	memmove(a->names + at + 1, a->names + at, (a->name_count - at) * sizeof(*a->names));
-	a->names[at] = offset;
+	memmove(a->names + after + 1, a->names + after,
+		(a->name_count - after) * sizeof(*a->names));
+	a->names[after] = offset;
 	a->name_count++;
-	return at + 1 < a->name_count ? a->names[at + 1] : 0;
+	return next;
 }
 
 uint64_t alloc_filled(const struct allocation *a, uint64_t offset)

@@ -151,9 +151,7 @@ static CUresult begin_piece(struct launch held[2], const struct end ends[2], con
 	uint32_t n = 0;
 
 	for (int e = 0; e < 2; e++) {
-		held[e].device = NULL;
-		held[e].record = NULL;
-		held[e].trace = NULL;
+		launch_none(&held[e]);
 		held[e].what = (struct launched){ 0 };
 	}
 	held[0].captured = held[1].captured = launch_captured(stream, variant);

@@ -211,9 +211,7 @@ static CUresult begin_invited(struct launch *launch, struct device *device, stru
 
 static struct span *begin_spans(struct launch *launch, uint32_t count, struct span few[128])
 {
-	launch->device = NULL;
-	launch->record = NULL;
-	launch->trace = NULL;
+	launch_none(launch);
 	return count > 128 ? malloc(count * sizeof(*few)) : few;
 }
 
@@ -302,9 +300,7 @@ static CUresult begin_kernel(struct launch *launch, CUfunction f, uint64_t threa
 	struct named named = { .addresses = named.in_place, .room = 128 };
 	CUresult result;
 
-	launch->device = NULL;
-	launch->record = NULL;
-	launch->trace = NULL;
+	launch_none(launch);
 	if (!device)
 		return CUDA_SUCCESS;
 	launch->what = (struct launched){ .function = f, .few = threads <= GRACE_THREADS };

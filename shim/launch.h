@@ -32,6 +32,14 @@ struct launch {
 			  good */
 };
 
+/* It holds nothing: launch_end() may be called. */
+static inline void launch_none(struct launch *launch)
+{
+	launch->device = NULL;
+	launch->record = NULL;
+	launch->trace = NULL;
+}
+
 /*
  * Hold the spans for work that is about to be given to the stream, and let the
  * stream wait for them; after the work launch_end(). On error nothing is held.

@@ -56,9 +56,7 @@ static CUresult begin(struct launch *held, const struct extent *ranges, uint32_t
 	CUresult result;
 	uint32_t n = 0;
 
-	held->device = NULL;
-	held->record = NULL;
-	held->trace = NULL;
+	launch_none(held);
 	held->what = (struct launched){ 0 };
 	if (count > FEW)
 		spans = malloc(count * sizeof(*spans));

@@ -280,7 +280,7 @@ def test_smaller_memory_is_as_its_place(runner: Runner) -> None:
     right(runner, SMALLER)
 
 
-DIRECT = """
+LAUNCH = """
 module, function = c_void_p(), c_void_p()
 call("cuModuleLoadData", byref(module), b"softcuda")
 call("cuModuleGetFunction", byref(function), module, b"fill_u32")
@@ -289,7 +289,11 @@ def launch(address, size, value):
     params = [u64(address), u64(size // 4), c_uint(value)]
     pointers = (c_void_p * 3)(*(ctypes.addressof(p) for p in params))
     call("cuLaunchKernel", function, 1, 1, 1, 1, 1, 1, 0, None, pointers, None)
+"""
 
+DIRECT = (
+    LAUNCH
+    + """
 before = room()
 # Up to half of VRAM the driver makes it at once; all beyond is promised.
 small = [create(2 * MIB) for _ in range(28)]
@@ -332,22 +336,16 @@ at, big = mapped(40 * MIB)
 launch(at, 40 * MIB, 6)  # VRAM is whole again
 check(at, 40 * MIB, 6)
 """
+)
 
 
 def test_vram_of_small_memory_is_counted(runner: Runner) -> None:
     right(runner, DIRECT)
 
 
-HOLD = """
-module, function = c_void_p(), c_void_p()
-call("cuModuleLoadData", byref(module), b"softcuda")
-call("cuModuleGetFunction", byref(function), module, b"fill_u32")
-
-def launch(address, size, value):
-    params = [u64(address), u64(size // 4), c_uint(value)]
-    pointers = (c_void_p * 3)(*(ctypes.addressof(p) for p in params))
-    call("cuLaunchKernel", function, 1, 1, 1, 1, 1, 1, 0, None, pointers, None)
-
+HOLD = (
+    LAUNCH
+    + """
 # A tensor across pieces of 6 MiB, of which none is whole chunks, and others that drive it out.
 base = reserve(240 * MIB)
 for i in range(24):
@@ -375,6 +373,7 @@ for at in (0, 138 * MIB):
 launch(base, 24 * MIB, 8)
 check(base, 24 * MIB, 8)
 """
+)
 
 
 def test_launches_see_what_runs_across_pieces(runner: Runner) -> None:
