@@ -118,12 +118,15 @@ static struct end find_end(CUdeviceptr address, uint64_t bytes)
 static uint64_t piece_end(const struct end *end, uint64_t at)
 {
 	uint64_t chunk, span;
+	bool mapped;
 
 	if (!end->device)
 		return UINT64_MAX;
 	chunk = end->device->chunk;
-	/* VRAM and RAM side by side: no copy may run from one into the other. */
-	span = end->device->maps ? 0 : residency_capacity(end->device) / PIECE_SHARE * chunk;
+	/* VRAM and RAM side by side: no copy may run from one into the other, so what is in RAM
+	 * would have to be brought to VRAM for a longer piece. */
+	mapped = end->device->maps || __atomic_load_n(&end->device->mapped, __ATOMIC_RELAXED);
+	span = mapped ? 0 : residency_capacity(end->device) / PIECE_SHARE * chunk;
 	if (span < chunk)
 		span = chunk;
 	return span - (end->offset + at) % chunk;

@@ -229,7 +229,7 @@ static bool activate(struct device *device)
 			 (unsigned long long)device->limit, LEAST_SLOTS, device->chunk);
 		return false;
 	}
-	device->maps = device->mover.maps = paging_wanted() == PAGING_MAPPED;
+	device->maps = paging_wanted() == PAGING_MAPPED;
 	result = mover_init(&device->mover, device->ordinal, device->context, device->chunk, slots);
 	if (result) {
 		log_warn("no memory beyond VRAM: %s", driver_error(result));
@@ -399,6 +399,7 @@ static void in_child(void)
 		if (!device)
 			continue;
 		client_forget(&device->client);
+		mover_forget(&device->mover);
 		atomic_store(&devices[i], NULL);
 		atomic_store(&refused, true); /* CUDA was in use: it is not usable here */
 	}

@@ -10,6 +10,7 @@
 #include "fault.h"
 #include "function.h"
 #include "gate.h"
+#include "in_place.h"
 #include "log.h"
 #include "params.h"
 
@@ -44,6 +45,9 @@ CUresult launch_begin(struct launch *launch, struct device *device, struct span 
 					      0x9e3779b97f4a7c15u >>
 				      33);
 	launch->hold.few = launch->what.few;
+	launch->hold.where = launch->captured || launch->what.graph ? HOLD_VRAM
+			     : launch->what.function		    ? HOLD_EXCESS
+								    : HOLD_APART;
 	result = residency_hold(device, spans, count, &launch->hold);
 	if (result)
 		goto out;
@@ -165,9 +169,9 @@ static void say_too_large(const struct device *device, const struct span *spans,
 		least += spans[i].open	  ? device->chunk
 			 : spans[i].least ? spans[i].least - spans[i].named
 					  : spans[i].end - spans[i].begin;
-	log_warn("a launch needs at least %llu MiB in VRAM at once, and %llu MiB of chunks fit; "
-		 "give it more VRAM "
-		 "or, if there is, a smaller chunk",
+	log_warn("a launch needs at least %llu MiB at once, and %llu MiB of chunks fit VRAM; RAM "
+		 "has no room for the rest; give it more of either or, if there is, a smaller "
+		 "chunk",
 		 (unsigned long long)(least >> 20),
 		 (unsigned long long)((uint64_t)residency_capacity(device) * device->chunk >> 20));
 }
@@ -256,7 +260,7 @@ CUresult launch_begin_whole(struct launch *launch, struct device *device, const 
 	}
 	count += find_ranges(device, parts->ranges, parts->range_count, spans + count);
 	qsort(spans, count, sizeof(*spans), by_place);
-	if (residency_fits(device, spans, count))
+	if (residency_fits(device, spans, count, 0))
 		invite(spans, count);
 	else
 		result = CUDA_ERROR_OUT_OF_MEMORY;
@@ -285,7 +289,7 @@ bool launch_can_fit(struct device *device, const uint64_t *addresses, uint32_t n
 		spans[i].end = spans[i].open ? spans[i].named + 1 : spans[i].least;
 	}
 	qsort(spans, count, sizeof(*spans), by_place);
-	fits = residency_fits(device, spans, count);
+	fits = residency_fits(device, spans, count, in_place_most(device));
 	pthread_mutex_unlock(&device->lock);
 	if (spans != few)
 		free(spans);

@@ -75,7 +75,7 @@ struct parts {
 CUresult launch_begin_whole(struct launch *launch, struct device *device, const struct parts *parts,
 			    CUstream stream, unsigned int variant);
 
-/* Has VRAM room at once for the least that the addresses can mean? */
+/* Have VRAM, and RAM for the rest, room at once for the least that the addresses can mean? */
 bool launch_can_fit(struct device *device, const uint64_t *addresses, uint32_t count);
 
 /*

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "in_place.h"
 #include "log.h"
 #include "pager.h"
 #include "trace.h"
@@ -273,8 +274,7 @@ static void ask_for_arena(struct device *device)
 	take_back(device);
 }
 
-/* Ask the daemon for an arena and wait. Returns false if T2 has none to give. */
-static bool get_arena(struct device *device)
+bool lower_more_ram(struct device *device)
 {
 	uint64_t traced = trace_begin();
 
@@ -406,7 +406,7 @@ static bool give_up_extents(struct device *device)
 
 			bool in_ram = chunk->state == ABSENT && chunk->home == HOME_T2;
 
-			if (!chunk->extent || (!in_ram && chunk->state != RESIDENT))
+			if (!chunk->extent || (!in_ram && !chunk_usable(chunk)))
 				continue;
 			if (in_ram && !chunk->holds) {
 				start_spill(device, c);
@@ -454,7 +454,7 @@ static bool ram_free(struct device *device)
 static bool get_arena_at_times(struct device *device)
 {
 	if (!device->arena_refusals)
-		return get_arena(device);
+		return lower_more_ram(device);
 	device->arena_refusals--;
 	return false;
 }
@@ -493,7 +493,7 @@ struct ram_place lower_make_ram(struct device *device)
 			continue;
 		}
 		/* Before it is given up, T2 is asked whatever it said before. */
-		if (device->spill_error && !device->spills && get_arena(device))
+		if (device->spill_error && !device->spills && lower_more_ram(device))
 			continue;
 		if (device->spill_error) {
 			if (device->spill_error == ENOSPC)
@@ -510,7 +510,10 @@ struct ram_place lower_make_ram(struct device *device)
 		/* A spill may be over already: starting one lets go of the lock. */
 		if (ram_free(device) || device->doubt)
 			continue;
-		if (!device->spills && get_arena(device))
+		/* What was used in place can be spilled, too. */
+		if (!device->spills && in_place_end_any(device))
+			continue;
+		if (!device->spills && lower_more_ram(device))
 			continue;
 		/* What is being fetched can be spilled once it is there. */
 		if (!device->spills && !device->fetches) {
@@ -521,76 +524,6 @@ struct ram_place lower_make_ram(struct device *device)
 		pthread_cond_wait(&device->changed, &device->lock);
 	}
 	return NO_RAM;
-}
-
-static void show_mapped(struct device *device)
-{
-	device_gauge(device, COUNTER_MAPPED_SLOTS, device->mapped);
-}
-
-bool lower_map(struct device *device, uint32_t index)
-{
-	struct chunk *chunk = &device->chunks[index];
-	bool fresh = ram_none(chunk->ram);
-	uint64_t traced = trace_begin();
-	struct ram_place place = NO_RAM;
-	struct ticket *busy;
-	CUresult result;
-
-	/* A fresh slot holds somebody else's bytes: only what has none may get one. */
-	if (!fresh)
-		place = chunk->ram;
-	else if (chunk->home == HOME_EMPTY)
-		place = lower_make_ram(device);
-	if (ram_none(place))
-		return false;
-	/* Making room let go of the lock. */
-	if (chunk->state != ABSENT) {
-		if (fresh)
-			mover_put_ram(&device->mover, place);
-		return true;
-	}
-	chunk->ram = place;
-	pager_set_state(device, index, RISING);
-	busy = ticket_get(mover_ram_slot(&device->mover, place)->busy);
-	let_go(device);
-	/* The last copy to or from the slot. Kernels would not wait for it. */
-	result = ticket_wait(busy);
-	ticket_put(busy);
-	if (!result)
-		result = mover_map_ram(&device->mover, chunk->address, place);
-	take_back(device);
-	trace_host(device, traced, "map in RAM", index,
-		   result  ? "refused"
-		   : fresh ? "new"
-			   : "moved");
-	if (result) {
-		log_warn("RAM cannot be used in place at 0x%llx: %s", chunk->address,
-			 driver_error(result));
-		if (fresh) {
-			mover_put_ram(&device->mover, place);
-			chunk->ram = NO_RAM;
-		}
-		pager_set_state(device, index, ABSENT);
-		return false;
-	}
-	chunk->home = HOME_T2;
-	device->mapped++;
-	show_mapped(device);
-	pager_set_state(device, index, MAPPED);
-	return true;
-}
-
-/* Its allocation ends, and the device was waited for. */
-void lower_unmap(struct device *device, uint32_t index)
-{
-	struct chunk *chunk = &device->chunks[index];
-
-	let_go(device);
-	mover_unmap_ram(&device->mover, chunk->address);
-	take_back(device);
-	device->mapped--;
-	show_mapped(device);
 }
 
 /*
@@ -606,6 +539,10 @@ static void depart(struct device *device, uint32_t index)
 
 	if (chunk->state == RESIDENT) {
 		lower_forget_copy(device, index);
+		return;
+	}
+	if (chunk->state == MAPPED) {
+		in_place_end(device, index);
 		return;
 	}
 	/* Also because the daemon counts on it: what fits VRAM is promised no place in T3. */
@@ -653,7 +590,8 @@ static uint32_t first_in(const struct device *device, const struct arena *arena)
 		for (uint32_t c = a->first; c < a->first + a->chunks; c++) {
 			const struct chunk *chunk = &device->chunks[c];
 
-			if ((chunk->state == ABSENT || chunk->state == RESIDENT) &&
+			if ((chunk->state == ABSENT || chunk->state == RESIDENT ||
+			     in_place_may_end(device, c)) &&
 			    !ram_none(chunk->ram) &&
 			    &device->mover.arenas[chunk->ram.arena] == arena)
 				return c;

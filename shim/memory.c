@@ -155,7 +155,7 @@ CUresult memory_map_new(struct device *device, struct allocation *allocation, ui
 			uint64_t end)
 {
 	struct span span = { .allocation = allocation, .begin = begin, .end = end, .named = begin };
-	struct hold hold = { .tag = 0 };
+	struct hold hold = { .where = HOLD_VRAM };
 	uint64_t traced;
 	CUresult result;
 

@@ -23,6 +23,8 @@ CUresult mover_init(struct mover *mover, CUdevice device, CUcontext context, siz
 		return CUDA_ERROR_OUT_OF_MEMORY;
 	for (uint32_t i = 0; i < slots; i++)
 		mover->vram[i].chunk = NO_SLOT;
+	for (uint32_t i = 0; i < MAX_ARENAS; i++)
+		mover->arenas[i].fd = -1;
 	result = driver.cuStreamCreate(&mover->up, CU_STREAM_NON_BLOCKING);
 	if (result == CUDA_SUCCESS)
 		result = driver.cuStreamCreate(&mover->down, CU_STREAM_NON_BLOCKING);
@@ -184,6 +186,13 @@ struct ticket *mover_copy_down(struct mover *mover, uint32_t from, struct ram_pl
 	return ticket_record(mover->down, 0);
 }
 
+void mover_forget(struct mover *mover)
+{
+	for (uint32_t i = 0; mover->arenas && i < MAX_ARENAS; i++)
+		if (mover->arenas[i].fd >= 0)
+			close(mover->arenas[i].fd);
+}
+
 bool mover_open_arena(struct mover *mover, uint64_t id, int fd, size_t bytes, struct arena *arena)
 {
 	CUresult result;
@@ -194,13 +203,9 @@ bool mover_open_arena(struct mover *mover, uint64_t id, int fd, size_t bytes, st
 		return false;
 	}
 	arena->base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	if (mover->maps)
-		arena->fd = fd;
-	else
-		close(fd); /* the mapping keeps the memory */
+	arena->fd = fd; /* from which its slots can be mapped anywhere */
 	if (arena->base == MAP_FAILED) {
-		if (arena->fd >= 0)
-			close(fd);
+		close(fd);
 		return false;
 	}
 	arena->slot = calloc(arena->slots, sizeof(*arena->slot));
@@ -214,8 +219,7 @@ bool mover_open_arena(struct mover *mover, uint64_t id, int fd, size_t bytes, st
 			 bytes, driver_error(result));
 		free(arena->slot);
 		munmap(arena->base, bytes);
-		if (arena->fd >= 0)
-			close(arena->fd);
+		close(arena->fd);
 		return false;
 	}
 	return true;
@@ -251,8 +255,7 @@ void mover_close_arena(struct mover *mover, struct arena *arena)
 	}
 	driver.cuMemHostUnregister(arena->base);
 	munmap(arena->base, arena->slots * mover->chunk);
-	if (arena->fd >= 0)
-		close(arena->fd);
+	close(arena->fd);
 	free(arena->slot);
 }
 
@@ -288,7 +291,7 @@ void mover_put_ram(struct mover *mover, struct ram_place place)
 	mover->arenas[place.arena].used--;
 }
 
-void mover_count_ram(struct mover *mover, uint32_t *slots, uint32_t *available)
+void mover_count_ram(const struct mover *mover, uint32_t *slots, uint32_t *available)
 {
 	*slots = *available = 0;
 	for (uint32_t a = 0; a < mover->arena_count; a++) {

@@ -39,7 +39,7 @@ struct arena {
 	unsigned char *base;
 	uint32_t slots;
 	uint32_t used;
-	int fd; /* if the mover maps; else -1 */
+	int fd;
 	bool leaving; /* recalled: takes no new tenants */
 	int stays; /* why it cannot leave, errno value */
 	struct ram_slot *slot;
@@ -61,7 +61,6 @@ struct mover {
 	CUdevice device;
 	CUcontext context;
 	size_t chunk; /* bytes */
-	bool maps; /* RAM slots, too, are put at the application's addresses */
 	CUstream up, down; /* T2 to T1, T1 to T2 */
 	CUstream join; /* waits for others, and runs nothing */
 	struct timing timing; /* of copies, where that is asked for */
@@ -92,7 +91,7 @@ CUresult mover_map(struct mover *mover, CUdeviceptr address, uint32_t slot);
 CUresult mover_unmap(struct mover *mover, CUdeviceptr address);
 
 /*
- * The same with a RAM slot, which is then read in place; only where the mover maps.
+ * The same with a RAM slot, which is then read in place.
  * Nothing may use the slot. Taking it away waits for whatever runs on the device.
  */
 CUresult mover_map_ram(struct mover *mover, CUdeviceptr address, struct ram_place place);
@@ -107,6 +106,9 @@ struct ticket *mover_copy_up(struct mover *mover, struct ram_place from, uint32_
 			     struct span_of_time *time);
 struct ticket *mover_copy_down(struct mover *mover, uint32_t from, struct ram_place to,
 			       struct span_of_time *time);
+
+/* In a child of fork(), which has no use for them: close the arenas' files. */
+void mover_forget(struct mover *mover);
 
 /* Map an arena and register it, which takes long; fd is consumed. In no lock. */
 bool mover_open_arena(struct mover *mover, uint64_t id, int fd, size_t bytes, struct arena *arena);
@@ -136,6 +138,6 @@ unsigned char *mover_ram(struct mover *mover, struct ram_place place);
 struct ram_slot *mover_ram_slot(struct mover *mover, struct ram_place place);
 
 /* Slots in arenas that stay, and how many of them are free. In the device's lock. */
-void mover_count_ram(struct mover *mover, uint32_t *slots, uint32_t *available);
+void mover_count_ram(const struct mover *mover, uint32_t *slots, uint32_t *available);
 
 #endif

@@ -10,6 +10,7 @@
 #include <time.h>
 
 #include "fault.h"
+#include "in_place.h"
 #include "log.h"
 #include "thread.h"
 
@@ -20,9 +21,6 @@
 
 /* Reads of T3 under way ahead of use. */
 #define FETCHES_AHEAD 8
-
-/* How soon a pager looks again when what is to leave is still in use. */
-#define AGAIN_NS 100000
 
 void pager_set_state(struct device *device, uint32_t index, enum chunk_state state)
 {
@@ -94,6 +92,23 @@ static void fail_wanted(struct device *device, CUresult error)
 	pthread_cond_broadcast(&device->changed);
 }
 
+/* What was used in place is wanted in VRAM. */
+static void bring_back(struct device *device, uint32_t index)
+{
+	struct hold *hold = device->wanted;
+
+	if (device->chunks[index].holds > 1) { /* what it is in place for is just being made */
+		pthread_cond_wait(&device->work, &device->lock);
+	} else if (!vram_awaiting(device)) {
+		in_place_end(device, index);
+	} else if (device->wanted == hold && hold->where == HOLD_EXCESS) {
+		hold->ram = true; /* the device cannot be waited for */
+		pthread_cond_broadcast(&device->changed);
+	} else {
+		vram_look_again(device);
+	}
+}
+
 /* One step for the launch that waits. */
 static void serve_wanted(struct device *device)
 {
@@ -105,6 +120,10 @@ static void serve_wanted(struct device *device)
 		uint32_t index = hold->chunks[i];
 		struct chunk *chunk = &device->chunks[index];
 
+		if (chunk->state == MAPPED && !hold_usable(device, hold, index)) {
+			bring_back(device, index);
+			return;
+		}
 		if (chunk->state != ABSENT)
 			continue;
 		if (chunk->home == HOME_LOST) {
@@ -114,8 +133,16 @@ static void serve_wanted(struct device *device)
 		if (chunk->home == HOME_EMPTY || chunk->home == HOME_T2) {
 			if (vram_rise(device, index, false))
 				return;
-			if (device->wanted == hold && held_by_others(device, hold))
+			if (device->wanted != hold)
+				return;
+			if (held_by_others(device, hold))
 				pthread_cond_wait(&device->work, &device->lock);
+			else if (hold->exceeds && in_place_begin(device, index))
+				;
+			else if (device->wanted != hold)
+				;
+			else if (hold->exceeds && !hold->pressed)
+				hold->pressed = true;
 			else
 				fail_wanted(device, CUDA_ERROR_OUT_OF_MEMORY);
 			return;
@@ -143,7 +170,7 @@ static bool wants_more(const struct device *device)
 	if (!hold || device->failure)
 		return false;
 	for (uint32_t i = 0; i < hold->count; i++)
-		if (!chunk_usable(&device->chunks[hold->chunks[i]]))
+		if (!hold_usable(device, hold, hold->chunks[i]))
 			return true;
 	return false;
 }
@@ -160,7 +187,7 @@ static void end_allocation(struct device *device)
 		while (chunk->state == FETCHING || chunk->state == SPILLING)
 			pthread_cond_wait(&device->changed, &device->lock);
 		if (chunk->state == MAPPED)
-			lower_unmap(device, c);
+			in_place_free(device, c);
 		if (chunk->slot != NO_SLOT) {
 			let_go(device);
 			mover_unmap(&device->mover, chunk->address);

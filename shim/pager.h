@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * What the pager thread is made of: pager.c decides what is next, vram.c moves
- * chunks between VRAM and RAM, lower.c has the RAM slots and, by the daemon, T3.
+ * chunks between VRAM and RAM, in_place.c has them used in RAM, lower.c has the RAM slots and, by
+ * the daemon, T3.
  *
  * Every function is called by that thread, with the device's lock held, and
  * returns with it held; where one calls the driver or the daemon it lets go of
@@ -13,6 +14,9 @@
 #define GREENBOOST_PAGER_H
 
 #include "residency.h"
+
+/* How soon a pager looks again when what is to leave is still in use. */
+#define AGAIN_NS 100000
 
 static inline void let_go(struct device *device)
 {
@@ -61,18 +65,14 @@ void lower_forget_copy(struct device *device, uint32_t index);
 /* T3's copy of the chunk, if there is one, is no longer right. Lets go of the lock. */
 void lower_drop_extent(struct device *device, uint32_t index);
 
+/* Another arena, now. False: there is none to be had. */
+bool lower_more_ram(struct device *device);
+
 /*
  * A free RAM slot: from the arenas there are, from a new one, or by spilling.
  * NO_RAM: no tier has room.
  */
 struct ram_place lower_make_ram(struct device *device);
-
-/*
- * Have an absent chunk used in RAM, where it is or gets a place, for as long as there is
- * its allocation. False: no RAM for it, or the driver refuses.
- */
-bool lower_map(struct device *device, uint32_t index);
-void lower_unmap(struct device *device, uint32_t index);
 
 /*
  * One step of giving back what the daemon wants: all recalled arenas are emptied
@@ -101,6 +101,19 @@ bool vram_rise(struct device *device, uint32_t index, bool ahead);
 
 /* Ask the driver which launches are over, from the oldest on. */
 void vram_see_what_is_over(struct device *device);
+
+/*
+ * Wait until nothing uses the chunk, which is SINKING, and find out whether it is the same as
+ * when it was below last; address: where to read it; sum: the checksum of what it is.
+ */
+CUresult vram_settle(struct device *device, struct chunk *chunk, CUdeviceptr address,
+		     struct checksum *sum, bool *same);
+
+/* Does some stream wait for a value? What is used behind that wait is not over before. */
+bool vram_awaiting(struct device *device);
+
+/* Sleep until something may be over: it is not told. */
+void vram_look_again(struct device *device);
 
 /* One slot less, as direct allocations take VRAM from the slots. */
 void vram_give_up_slot(struct device *device);

@@ -38,207 +38,12 @@ void residency_show(struct device *device, uint32_t index)
 	__atomic_store_n(&device->state_map[index], letter, __ATOMIC_RELAXED);
 }
 
-uint32_t residency_capacity(const struct device *device)
-{
-	return device->slots_allowed;
-}
-
 static uint64_t now_ns(void)
 {
 	struct timespec t;
 
 	clock_gettime(CLOCK_MONOTONIC, &t);
 	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
-/*
- * What is cut to a window when not all that a launch may mean fits: the guesses, beyond where
- * they probably end; the guesses; also what only the next known object ends, down to what is
- * certain of it.
- */
-enum cut { CUT_UNLIKELY, CUT_GUESSES, CUT_DOUBTFUL };
-
-/*
- * The chunks of a span when it is cut to so many: first to first + result - 1. What lies before
- * the address that was named goes first: kernels read on from an address, hardly ever back.
- */
-static uint32_t span_chunks(const struct device *device, const struct span *span, uint32_t window,
-			    enum cut cut, uint32_t *first)
-{
-	uint32_t from = (uint32_t)(span->begin / device->chunk);
-	uint32_t to = (uint32_t)((span->end - 1) / device->chunk);
-	uint32_t named = (uint32_t)(span->named / device->chunk);
-	uint32_t count = to - from + 1;
-
-	if (span->begin == span->end) {
-		*first = 0;
-		return 0;
-	}
-	if (span->least && cut == (span->open ? CUT_UNLIKELY : CUT_DOUBTFUL)) {
-		uint32_t least = (uint32_t)((span->least - 1) / device->chunk) - named + 1;
-
-		window = window > least ? window : least;
-	}
-	if ((span->open || (cut == CUT_DOUBTFUL && span->least)) && count > window) {
-		from = named;
-		count = to - from + 1 < window ? to - from + 1 : window;
-	}
-	*first = span->allocation->first + from;
-	return count;
-}
-
-/* What of a sparse allocation was unmapped since it was named is not there to be held: what is left
- * is around the address, from before which an object may reach. */
-static void clip(struct span *span)
-{
-	struct alloc_run run;
-
-	if (!span->allocation->sparse || span->begin == span->end)
-		return;
-	if (!alloc_run_at(span->allocation, span->named, &run))
-		run = (struct alloc_run){ span->begin, span->begin };
-	if (span->begin < run.begin)
-		span->begin = run.begin;
-	if (span->end > run.end)
-		span->end = run.end;
-}
-
-/* Chunks [first, end) that spans have. */
-struct covered {
-	uint32_t first, end;
-};
-
-/*
- * Of n chunks from *first on those that the spans before do not have: of sorted ones each is
- * counted once, and many that reach to the same end cost no more than one.
- */
-static uint32_t uncovered(struct covered *covered, uint32_t *first, uint32_t n)
-{
-	uint32_t end = *first + n;
-
-	if (*first < covered->first || *first >= covered->end) {
-		*covered = (struct covered){ *first, end };
-		return n;
-	}
-	if (end <= covered->end)
-		return 0;
-	*first = covered->end;
-	covered->end = end;
-	return end - *first;
-}
-
-static int by_index(const void *left, const void *right)
-{
-	uint32_t a = *(const uint32_t *)left, b = *(const uint32_t *)right;
-
-	return a < b ? -1 : a > b;
-}
-
-/* Sort and drop what is there twice; spans overlap when a launch names an object twice. */
-static void hold_normalize(struct hold *hold)
-{
-	uint32_t kept = 0;
-
-	qsort(hold->chunks, hold->count, sizeof(*hold->chunks), by_index);
-	for (uint32_t i = 0; i < hold->count; i++)
-		if (!i || hold->chunks[i] != hold->chunks[i - 1])
-			hold->chunks[kept++] = hold->chunks[i];
-	hold->count = kept;
-}
-
-/* Fill the hold with the spans' chunks, open spans cut to the window. False: no memory. */
-static bool hold_fill(const struct device *device, const struct span *spans, uint32_t count,
-		      uint32_t window, enum cut cut, struct hold *hold)
-{
-	struct covered covered = { 0 };
-
-	hold->count = 0;
-	for (uint32_t s = 0; s < count; s++) {
-		uint32_t first, n = span_chunks(device, &spans[s], window, cut, &first);
-
-		n = uncovered(&covered, &first, n);
-		if (hold->count + n > hold->room) {
-			uint32_t room = 2 * (hold->count + n);
-			uint32_t *grown = malloc(room * sizeof(*grown));
-
-			if (!grown)
-				return false;
-			memcpy(grown, hold->chunks, hold->count * sizeof(*grown));
-			if (hold->chunks != hold->in_place)
-				free(hold->chunks);
-			hold->chunks = grown;
-			hold->room = room;
-		}
-		for (uint32_t i = 0; i < n; i++)
-			hold->chunks[hold->count++] = first + i;
-	}
-	hold_normalize(hold);
-	return true;
-}
-
-/* Fixed chunks take room from every other launch. */
-static bool hold_fits(const struct device *device, const struct hold *hold)
-{
-	uint32_t others = device->fixed;
-
-	for (uint32_t i = 0; i < hold->count; i++)
-		others -= device->chunks[hold->chunks[i]].fixed;
-	return hold->count + others <= residency_capacity(device);
-}
-
-bool residency_fits(const struct device *device, const struct span *spans, uint32_t count)
-{
-	uint64_t chunks = device->fixed;
-	struct covered covered = { 0 };
-
-	/* What RAM is mapped for takes no room. */
-	if (device->maps)
-		return true;
-	for (uint32_t s = 0; s < count; s++) {
-		uint32_t first,
-			n = span_chunks(device, &spans[s], UINT32_MAX, CUT_UNLIKELY, &first);
-
-		n = uncovered(&covered, &first, n);
-		for (uint32_t i = 0; i < n; i++)
-			chunks += !device->chunks[first + i].fixed;
-	}
-	return chunks <= residency_capacity(device);
-}
-
-/* The widest windows with which everything fits. */
-static CUresult widest(const struct device *device, const struct span *spans, uint32_t count,
-		       enum cut cut, struct hold *hold)
-{
-	uint32_t low = 1, high = residency_capacity(device);
-
-	while (low < high) {
-		uint32_t middle = low + (high - low + 1) / 2;
-
-		if (!hold_fill(device, spans, count, middle, cut, hold))
-			return CUDA_ERROR_OUT_OF_MEMORY;
-		if (hold_fits(device, hold))
-			low = middle;
-		else
-			high = middle - 1;
-	}
-	if (!hold_fill(device, spans, count, low, cut, hold))
-		return CUDA_ERROR_OUT_OF_MEMORY;
-	return hold_fits(device, hold) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
-}
-
-static CUresult hold_choose(const struct device *device, const struct span *spans, uint32_t count,
-			    struct hold *hold)
-{
-	CUresult result = CUDA_ERROR_OUT_OF_MEMORY;
-
-	if (!hold_fill(device, spans, count, UINT32_MAX, CUT_UNLIKELY, hold))
-		return CUDA_ERROR_OUT_OF_MEMORY;
-	/* What RAM is mapped for takes no room. */
-	if (device->maps || hold_fits(device, hold))
-		return CUDA_SUCCESS;
-	for (enum cut cut = CUT_UNLIKELY; result && cut <= CUT_DOUBTFUL; cut++)
-		result = widest(device, spans, count, cut, hold);
-	return result;
 }
 
 /*
@@ -274,11 +79,6 @@ static uint32_t forget_overwritten(struct device *device, const struct span *spa
 	return count;
 }
 
-bool hold_has(const struct hold *hold, uint32_t index)
-{
-	return bsearch(&index, hold->chunks, hold->count, sizeof(index), by_index) != NULL;
-}
-
 static void drop_done(void *arg, const struct reply *reply)
 {
 	(void)arg;
@@ -308,7 +108,7 @@ void residency_drop_extents(struct device *device, const uint32_t *dropped, uint
 static bool all_resident(const struct device *device, const struct hold *hold)
 {
 	for (uint32_t i = 0; i < hold->count; i++)
-		if (!chunk_usable(&device->chunks[hold->chunks[i]]))
+		if (!hold_usable(device, hold, hold->chunks[i]))
 			return false;
 	return true;
 }
@@ -337,9 +137,21 @@ static uint32_t *list_absent(const struct device *device, const struct hold *hol
 	uint32_t count = 0;
 
 	for (uint32_t i = 0; absent && i < hold->count; i++)
-		if (!chunk_usable(&device->chunks[hold->chunks[i]]))
+		if (!hold_usable(device, hold, hold->chunks[i]))
 			absent[count++] = hold->chunks[i];
 	return absent;
+}
+
+static void note_excess(struct device *device, const struct hold *hold)
+{
+	device_count(device, COUNTER_LAUNCHES_EXCEEDING, 1);
+	if (device->excess_said)
+		return;
+	device->excess_said = true;
+	log_warn("a launch names %u chunks of %zu MiB, and %u fit VRAM: the others are used in "
+		 "RAM, over the bus, which is slow where they are read more than once; more "
+		 "--vram would help",
+		 hold->count, device->chunk >> 20, residency_capacity(device));
 }
 
 CUresult residency_hold(struct device *device, struct span *spans, uint32_t count,
@@ -361,8 +173,6 @@ CUresult residency_hold(struct device *device, struct span *spans, uint32_t coun
 	 * what each other needs. The rest come back here holding nothing.
 	 */
 	for (;;) {
-		for (uint32_t s = 0; s < count; s++)
-			clip(&spans[s]);
 		result = device->stopped ? device->stop_error
 					 : hold_choose(device, spans, count, hold);
 		if (result)
@@ -389,17 +199,17 @@ CUresult residency_hold(struct device *device, struct span *spans, uint32_t coun
 	predict_begin(&device->predictor, hold->tag);
 	for (uint32_t i = 0; i < hold->count; i++) {
 		uint32_t index = hold->chunks[i];
-		bool mapped = device->chunks[index].state == MAPPED;
-		bool resident = mapped || device->chunks[index].state == RESIDENT;
+		bool usable = hold_usable(device, hold, index);
+		bool mapped = usable && device->chunks[index].state == MAPPED;
 
 		device->chunks[index].holds++;
 		device_count(device,
-			     mapped	? COUNTER_CHUNKS_IN_PLACE
-			     : resident ? COUNTER_CHUNK_HITS
-					: COUNTER_CHUNK_STALLS,
+			     mapped   ? COUNTER_CHUNKS_IN_PLACE
+			     : usable ? COUNTER_CHUNK_HITS
+				      : COUNTER_CHUNK_STALLS,
 			     1);
-		hold->absent += !resident;
-		if (resident && device->predictor.chunks[index].unread)
+		hold->absent += !usable;
+		if (usable && device->predictor.chunks[index].unread)
 			device_count(device, COUNTER_PREFETCH_HITS, 1);
 		predict_use(&device->predictor, index);
 	}
@@ -421,6 +231,8 @@ CUresult residency_hold(struct device *device, struct span *spans, uint32_t coun
 		if (absent)
 			trace_stall(device, traced, absent, hold->absent);
 	}
+	if (!result && hold->exceeds)
+		note_excess(device, hold);
 	if (dropped_count) {
 		pthread_mutex_unlock(&device->lock);
 		/* While they are held, so that none can be spilled anew before. */

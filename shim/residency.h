@@ -10,7 +10,8 @@
  *   ABSENT -----> RISING -> RESIDENT -----> SINKING -> ABSENT (home T2)
  *     | fetch (T3 to T2, by the daemon): FETCHING -> ABSENT
  *     | spill (T2 to T3, by the daemon): SPILLING -> ABSENT
- *     | map (device->maps: read in place, where it stays): RISING -> MAPPED
+ *     | map (to be used in place, in T2): RISING -> MAPPED -> SINKING -> ABSENT; where
+ *     |     all is (device->maps), it stays
  */
 #ifndef GREENBOOST_RESIDENCY_H
 #define GREENBOOST_RESIDENCY_H
@@ -80,6 +81,13 @@ static inline bool chunk_usable(const struct chunk *chunk)
 	return chunk->state == RESIDENT || chunk->state == MAPPED;
 }
 
+/* Where what a hold names is to be. */
+enum hold_where {
+	HOLD_APART, /* a copy: RAM is as good where no span runs across a border of chunks */
+	HOLD_VRAM, /* it stays for good, or is a graph's */
+	HOLD_EXCESS, /* a kernel: RAM for what VRAM has no room for */
+};
+
 #define HOLD_INLINE 256
 
 /* Chunks that must stay until released. */
@@ -91,6 +99,10 @@ struct hold {
 	uint32_t arrival_count;
 	uint32_t absent,
 		arriving; /* of chunks: waited for on the host, to be waited for on the device */
+	enum hold_where where; /* set by the caller */
+	bool exceeds; /* not all of it fits VRAM */
+	bool pressed; /* RAM has no room for that */
+	bool ram; /* a chunk that is MAPPED is as good as a RESIDENT one */
 	uint32_t tag; /* set by the caller: what kind of launch it is, 0 for a copy */
 	bool few; /* set by the caller: a kernel of so few threads that it may write pointers to
 		     what it names, for others */
@@ -170,7 +182,8 @@ struct device {
 	bool untold; /* nor has the next one been told what of T3's is counted on */
 	bool relying; /* a chunk is leaving VRAM that has no other copy */
 	int spill_error; /* of the last spill that failed, errno value */
-	uint32_t mapped; /* chunks that are read in place */
+	uint32_t mapped; /* chunks that are used in place; written in the lock */
+	bool excess_said; /* that a launch names more than VRAM holds */
 	uint32_t slots_used; /* VRAM slots with a chunk in them */
 	uint32_t copies; /* RAM slots with a copy of a chunk that is in VRAM */
 	uint32_t copy_hand; /* the VRAM slot whose chunk may lose its copy next */
@@ -224,8 +237,12 @@ static inline void device_gauge_most(struct device *device, enum counter counter
 CUresult residency_hold(struct device *device, struct span *spans, uint32_t count,
 			struct hold *hold);
 
-/* Is there room for all of the spans at once? None are open, and they are sorted. In the lock. */
-bool residency_fits(const struct device *device, const struct span *spans, uint32_t count);
+/*
+ * Is there room for all of the spans at once, in VRAM and so many RAM slots? None are open, and
+ * they are sorted. In the lock.
+ */
+bool residency_fits(const struct device *device, const struct span *spans, uint32_t count,
+		    uint32_t ram);
 
 /* Let the stream wait for what is still arriving. */
 CUresult residency_begin(struct hold *hold, CUstream stream, unsigned int variant);
@@ -291,6 +308,23 @@ void residency_drop_extents(struct device *device, const uint32_t *chunks, uint3
  */
 void residency_pin(struct device *device, uint32_t first, uint32_t chunks, uint64_t bytes);
 void residency_unpin(struct device *device, struct chunk *chunk); /* its allocation ends */
+
+/* Is the chunk where the hold can use it? */
+static inline bool hold_usable(const struct device *device, const struct hold *hold, uint32_t chunk)
+{
+	enum chunk_state state = device->chunks[chunk].state;
+
+	return state == RESIDENT || (state == MAPPED && (device->maps || hold->ram));
+}
+
+/* choose.c */
+
+/*
+ * Fill the hold with the chunks that the spans mean: all of them or, of guesses, as much as
+ * fits. CUDA_ERROR_OUT_OF_MEMORY: it does not, and may not use RAM. In the lock.
+ */
+CUresult hold_choose(const struct device *device, struct span *spans, uint32_t count,
+		     struct hold *hold);
 
 bool hold_has(const struct hold *hold, uint32_t chunk);
 

@@ -443,7 +443,7 @@ static CUresult fix_again(const struct piece *piece)
 		struct span span = { .allocation = region->allocation,
 				     .begin = g * device->chunk,
 				     .end = (g + 1) * device->chunk };
-		struct hold hold = { .tag = 0 };
+		struct hold hold = { .where = HOLD_VRAM };
 
 		if (!region->fixed[g])
 			continue;

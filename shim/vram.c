@@ -7,6 +7,7 @@
 #include <time.h>
 
 #include "fault.h"
+#include "in_place.h"
 #include "log.h"
 #include "trace.h"
 
@@ -28,13 +29,9 @@ static bool all_seen(struct device *device)
 	return !result;
 }
 
-/*
- * Wait until nothing uses the chunk, which is SINKING, and find out whether it is the
- * same as when it was below last; sum: the checksum of what it is.
- */
-static CUresult settle(struct device *device, struct chunk *chunk, struct checksum *sum, bool *same)
+CUresult vram_settle(struct device *device, struct chunk *chunk, CUdeviceptr address,
+		     struct checksum *sum, bool *same)
 {
-	struct mover *mover = &device->mover;
 	struct ticket *uses[CHUNK_USES];
 	CUresult result = CUDA_SUCCESS;
 	uint64_t traced = trace_begin();
@@ -56,8 +53,7 @@ static CUresult settle(struct device *device, struct chunk *chunk, struct checks
 	summer_init(&device->summer);
 	*sum = (struct checksum){ { 0, 0 } };
 	if (!result && device->summer.kernel)
-		result = summer_take(&device->summer, mover->alias + chunk->slot * mover->chunk,
-				     mover->chunk, sum);
+		result = summer_take(&device->summer, address, device->chunk, sum);
 	trace_host(device, traced, "checksum", TRACE_NO_CHUNK, NULL);
 	take_back(device);
 	*same = chunk->summed && !memcmp(sum, &chunk->sum, sizeof(*sum));
@@ -84,7 +80,8 @@ static bool sink(struct device *device, uint32_t index)
 		pager_set_state(device, index, RESIDENT);
 		return false;
 	}
-	result = settle(device, chunk, &sum, &same);
+	result = vram_settle(device, chunk, device->mover.alias + chunk->slot * device->mover.chunk,
+			     &sum, &same);
 	clean = same && (!ram_none(chunk->ram) || extent_holds(device, chunk));
 	device->relying = !result && clean && ram_none(chunk->ram);
 	/* Once it was below, not counting what has to be written because its copy was given up. */
@@ -222,8 +219,7 @@ static void see_all_that_is_over(struct device *device)
 	}
 }
 
-/* Does some stream wait for a value? */
-static bool awaiting(struct device *device)
+bool vram_awaiting(struct device *device)
 {
 	bool any = false;
 
@@ -242,6 +238,13 @@ static bool awaiting(struct device *device)
 		ticket_put(ticket);
 	}
 	return any;
+}
+
+void vram_look_again(struct device *device)
+{
+	let_go(device);
+	nanosleep(&(struct timespec){ .tv_nsec = AGAIN_NS }, NULL);
+	take_back(device);
 }
 
 /* Has the bus more to bring in than what it is just about to end? */
@@ -273,15 +276,17 @@ static uint32_t vram_victim(struct device *device, bool ahead)
 	 * Which of the busy ones are used behind the wait is not known, and one of those would be
 	 * waited for for ever. Others are over in a moment.
 	 */
-	while (awaiting(device) && !device->stopped) {
+	while (vram_awaiting(device) && !device->stopped) {
 		see_all_that_is_over(device);
 		victim = predict_victim(&device->predictor, PLACE_VRAM, HASTE_HURRY,
 					may_leave_at_once, device);
 		if (victim != PREDICT_NONE)
 			return victim;
-		let_go(device);
-		nanosleep(&(struct timespec){ .tv_nsec = 100000 }, NULL);
-		take_back(device);
+		/* All is held by who waits: nothing that ends would change that. */
+		if (predict_victim(&device->predictor, PLACE_VRAM, HASTE_HURRY, may_leave,
+				   device) == PREDICT_NONE)
+			return PREDICT_NONE;
+		vram_look_again(device);
 	}
 	if (bus_has_more(device)) {
 		struct ticket *last_but_one;
@@ -350,7 +355,7 @@ bool vram_rise(struct device *device, uint32_t index, bool ahead)
 		uint32_t victim;
 
 		if (device->maps)
-			return !device->stopped && lower_map(device, index);
+			return !device->stopped && in_place_begin(device, index);
 		/* Only if the driver had less VRAM than was promised: allocations see to it
 		 * otherwise. */
 		if (!device->paging) {
@@ -359,7 +364,10 @@ bool vram_rise(struct device *device, uint32_t index, bool ahead)
 			take_back(device);
 		}
 		victim = device->stopped ? PREDICT_NONE : vram_victim(device, ahead);
-
+		/* What a table may lead to must be there; what is named can be in RAM as well. */
+		if (victim != PREDICT_NONE && device->wanted && device->wanted->exceeds &&
+		    !device->wanted->pressed && may_leave(device, victim) == LEAVE_GRACE)
+			return false;
 		if (victim == PREDICT_NONE || !sink(device, victim))
 			return false;
 	}
@@ -436,7 +444,8 @@ void vram_give_up_slot(struct device *device)
 			pthread_cond_wait(&device->work, &device->lock);
 		} else if (victim == PREDICT_NONE || !sink(device, victim) ||
 			   (device->maps && device->chunks[victim].state == ABSENT &&
-			    device->chunks[victim].home == HOME_T2 && !lower_map(device, victim))) {
+			    device->chunks[victim].home == HOME_T2 &&
+			    !in_place_begin(device, victim))) {
 			device->slots_allowed = mover->slots_existing; /* as few as can be */
 			pthread_cond_broadcast(&device->changed);
 		}

@@ -55,6 +55,7 @@ enum counter {
 	COUNTER_MAPPED_SLOTS, /* RAM slots at the application's addresses */
 	COUNTER_PINNED_CHUNKS, /* that stay in VRAM because they are to */
 	COUNTER_PINS_REFUSED, /* chunks that were to, and there was no room */
+	COUNTER_LAUNCHES_EXCEEDING, /* that named more than VRAM holds */
 	COUNTER_COUNT
 };
 

@@ -181,6 +181,11 @@ def summary_table(ended: Mapping[str, Any]) -> str:
             f"down {format_size(ended['nvme_written_bytes'])}",
         ),
         ("launches", count("launches"), f"{count('launches_paged')} with paged memory"),
+        *(
+            [("", f"{count('launches_exceeding')} with more than fits VRAM", "")]
+            if counters.get("launches_exceeding")
+            else []
+        ),
         ("chunks found", f"{count('chunk_hits')} in VRAM", f"{count('chunk_stalls')} waited for"),
         *([("", f"{count('chunks_in_place')} used in RAM", "")] if counters.get("chunks_in_place") else []),
         ("prefetched", count("prefetched"), f"{count('prefetch_hits')} of them used"),

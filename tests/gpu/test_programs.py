@@ -74,6 +74,16 @@ def same(left: Path, right: Path) -> bool:
         )
 
 
+def test_one_product_larger_than_vram(tmp_path: Path) -> None:
+    """Of 3 GiB that a product names 2 have room: the rest is read in RAM."""
+    pytest.importorskip("torch")
+    program = ["matmul.py", "2", "16384"]
+    run(program, tmp_path / "whole.npz")
+    report = run(program, tmp_path / "part.npz", "--vram", "2GiB", "--chunk", "16MiB", "--ram", "8GiB")
+    assert same(tmp_path / "whole.npz", tmp_path / "part.npz")
+    assert report["total"]["counters"]["launches_exceeding"] > 0
+
+
 @pytest.mark.parametrize("chunk", ["2MiB", "16MiB"])
 @pytest.mark.parametrize("name", CASES)
 def test_same_numbers(name: str, chunk: str, tmp_path: Path) -> None:

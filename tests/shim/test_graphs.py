@@ -65,6 +65,12 @@ def test_what_cannot_run_is_refused_and_said(runner: Runner, case: str, why: str
 
 
 @pytest.mark.parametrize("late", ["0", "1"])
+def test_a_node_alone_that_is_larger_than_vram_runs(runner: Runner, late: str) -> None:
+    said = right(runner, "exceeds", SOFTCUDA_LATE=late)
+    assert said.count(BY_NODES) == said.count("the others are used in RAM") == 1
+
+
+@pytest.mark.parametrize("late", ["0", "1"])
 @pytest.mark.parametrize("case", ["threads", "while-capturing"])
 def test_graphs_and_paging_side_by_side(runner: Runner, case: str, late: str) -> None:
     right(runner, case, SOFTCUDA_LATE=late)

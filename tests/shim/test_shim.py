@@ -260,7 +260,9 @@ def test_a_launch_that_never_fits_is_refused_before_it_starts(runner: Runner) ->
     result = runner.tiered(SMALL, "-c", TOO_MUCH)
     assert result.status == 0, result.err
     assert result.out.split() == ["2", "0"]
-    assert "a launch needs at least 95 MiB in VRAM at once" in result.err
+    assert (
+        "a launch needs at least 95 MiB at once, and 40 MiB of chunks fit VRAM; RAM has no room" in result.err
+    )
 
 
 UNEVEN = """

@@ -66,6 +66,7 @@ COUNTERS = (
     "mapped_slots",
     "pinned_chunks",
     "pins_refused",
+    "launches_exceeding",
 )
 """Names of the u64 counters in the state memfd's header, in the order of their layout."""
 

@@ -48,7 +48,7 @@ static void end(struct run *run, const struct step *step)
 /* False: it does not fit. */
 static bool launch(struct run *run, const struct step *step, struct pass *pass)
 {
-	struct hold hold = { .tag = step->tag };
+	struct hold hold = { .where = HOLD_VRAM, .tag = step->tag };
 	double before, start;
 
 	for (uint32_t i = 0; i < step->count; i++) {

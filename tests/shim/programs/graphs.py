@@ -470,11 +470,11 @@ def conditional() -> None:
 
 
 def too_large() -> None:
-    """A kernel that names more than VRAM has room for, behind one that could run."""
+    """A kernel that names more than VRAM and RAM have room for, behind one that could run."""
     stream = cuda.stream()
-    weights, _ = objects(6)
+    weights, _ = objects(8)
     x, expected = new(100)
-    many = cuda.register("many", lambda _: sys.exit("it ran"), *[8] * 6)
+    many = cuda.register("many", lambda _: sys.exit("it ran"), *[8] * 8)
     with captured(stream) as graph:
         launch_layer(stream, x, weights[0])
         cuda.launch(many, *map(c_uint64, weights), stream=stream)
@@ -482,6 +482,33 @@ def too_large() -> None:
     assert cuda.result("cuGraphLaunch", one, stream) == OUT_OF_MEMORY
     cuda.sync(stream)
     same(x, expected, "what was refused")
+
+
+def exceeds() -> None:
+    """A kernel that names more than VRAM has room for, behind one that fits."""
+    stream = cuda.stream()
+    weights, arrays = objects(6)
+    x, expected = new(100)
+
+    def _all(params: Any) -> None:
+        for i in range(5):
+            launch = [words(c_uint64.from_address(params[j]).value) for j in (i, i + 1)]
+            launch[0] += launch[1]
+
+    many = cuda.register("all", _all, *[8] * 6)
+    with captured(stream) as graph:
+        launch_layer(stream, x, weights[0])
+        cuda.launch(many, *map(c_uint64, weights), stream=stream)
+    one = exec_of(graph[0])
+    for _ in range(3):
+        cuda("cuGraphLaunch", one, stream)
+        apply(expected, arrays[0])
+        for i in range(5):
+            arrays[i] += arrays[i + 1]
+    cuda.sync(stream)
+    same(x, expected, "the layer's")
+    for address, wanted in zip(weights, arrays, strict=True):
+        same(address, wanted, "of the sum")
 
 
 def overwrites() -> None:
@@ -688,6 +715,7 @@ CASES: dict[str, Callable[[], None]] = {
     "attributes": attributes,
     "conditional": conditional,
     "too-large": too_large,
+    "exceeds": exceeds,
     "overwrites": overwrites,
     "waits-and-reads": waits_and_reads,
     "device-launch": device_launch,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import random
 import sys
+from collections.abc import Callable
 from ctypes import byref, c_int, c_size_t, c_uint, c_uint64, c_void_p
 
 import numpy as np
@@ -181,14 +182,15 @@ class Memory:
         self.back(stream)
         self.shadow[dst][:n] = self.shadow[left][:n] + self.shadow[right][:n]
 
+    def operations(self) -> list[Callable[[], None]]:
+        return [self.upload, self.download, self.between, self.memset, self.rows, self.fill, self.add]
+
 
 def run(kind: type[Memory], seed: int, steps: int, allocations: int, mib: int, frees: float = 0.02) -> None:
     memory = kind(seed, mib)
     for _ in range(allocations):
         memory.allocate()
-    operations = [
-        memory.upload, memory.download, memory.between, memory.memset, memory.rows, memory.fill, memory.add
-    ]  # fmt: skip
+    operations = memory.operations()
     for _ in range(steps):
         operation = memory.free if memory.random.random() < frees else memory.random.choice(operations)
         operation()

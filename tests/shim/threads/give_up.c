@@ -38,7 +38,7 @@ struct ram_place lower_make_ram(struct device *d)
 	return NO_RAM;
 }
 
-bool lower_map(struct device *d, uint32_t index)
+bool in_place_begin(struct device *d, uint32_t index)
 {
 	(void)d, (void)index; /* device->maps is not set */
 	return false;

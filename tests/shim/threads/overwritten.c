@@ -64,7 +64,7 @@ static bool overwrite(struct allocation *a)
 		{ .allocation = a, .begin = 0, .end = 1 << 20, .overwritten = true },
 		{ .allocation = a, .begin = 1 << 20, .end = 2 << 20, .overwritten = true },
 	};
-	struct hold hold;
+	struct hold hold = { .where = HOLD_APART };
 	pthread_t pager;
 
 	for (int i = 0; i < 2; i++)

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#define _GNU_SOURCE
+#include "in_place.h"
+
+#include "log.h"
+#include "pager.h"
+#include "trace.h"
+
+/* Of RAM, as what to divide it by: what is left to chunks that come and go, a slot at least. */
+#define SPARE_SHARE 4
+
+static void show(struct device *device)
+{
+	device_gauge(device, COUNTER_MAPPED_SLOTS, device->mapped);
+}
+
+/* Without room for them in RAM no others could leave VRAM. */
+uint32_t in_place_most(const struct device *device)
+{
+	uint32_t slots, available, spare;
+
+	mover_count_ram(&device->mover, &slots, &available);
+	spare = slots / SPARE_SHARE;
+	return slots - (spare ? spare : slots > 0);
+}
+
+static bool room_for_one(struct device *device)
+{
+	while (!device->maps && device->mapped >= in_place_most(device))
+		if (!in_place_end_any(device) && !lower_more_ram(device))
+			return false;
+	return !device->stopped;
+}
+
+bool in_place_begin(struct device *device, uint32_t index)
+{
+	struct chunk *chunk = &device->chunks[index];
+	uint64_t traced = trace_begin();
+	struct ram_place place = NO_RAM;
+	struct ticket *busy;
+	CUresult result;
+	bool fresh;
+
+	if (!room_for_one(device))
+		return false;
+	/* It let go of the lock. */
+	if (chunk->state != ABSENT)
+		return true;
+	fresh = ram_none(chunk->ram);
+	/* A fresh slot holds somebody else's bytes: only what has none may get one. */
+	if (!fresh)
+		place = chunk->ram;
+	else if (chunk->home == HOME_EMPTY)
+		place = lower_make_ram(device);
+	if (ram_none(place))
+		return false;
+	/* Making room let go of the lock. */
+	if (chunk->state != ABSENT) {
+		if (fresh)
+			mover_put_ram(&device->mover, place);
+		return true;
+	}
+	chunk->ram = place;
+	pager_set_state(device, index, RISING);
+	busy = ticket_get(mover_ram_slot(&device->mover, place)->busy);
+	let_go(device);
+	/* The last copy to or from the slot. Kernels would not wait for it. */
+	result = ticket_wait(busy);
+	ticket_put(busy);
+	if (!result)
+		result = mover_map_ram(&device->mover, chunk->address, place);
+	take_back(device);
+	trace_host(device, traced, "map in RAM", index,
+		   result  ? "refused"
+		   : fresh ? "new"
+			   : "moved");
+	if (result) {
+		log_warn("RAM cannot be used in place at 0x%llx: %s", chunk->address,
+			 driver_error(result));
+		if (fresh) {
+			mover_put_ram(&device->mover, place);
+			chunk->ram = NO_RAM;
+		}
+		pager_set_state(device, index, ABSENT);
+		return false;
+	}
+	chunk->home = HOME_T2;
+	predict_moved(&device->predictor, index, PLACE_RAM, false);
+	__atomic_store_n(&device->mapped, device->mapped + 1, __ATOMIC_RELAXED);
+	show(device);
+	pager_set_state(device, index, MAPPED);
+	return true;
+}
+
+static CUresult unmap(struct device *device, struct chunk *chunk)
+{
+	CUresult result;
+
+	let_go(device);
+	result = mover_unmap_ram(&device->mover, chunk->address);
+	take_back(device);
+	__atomic_store_n(&device->mapped, device->mapped - 1, __ATOMIC_RELAXED);
+	show(device);
+	return result;
+}
+
+void in_place_end(struct device *device, uint32_t index)
+{
+	struct chunk *chunk = &device->chunks[index];
+	uint64_t traced = trace_begin();
+	struct checksum sum;
+	CUresult result;
+	bool same;
+
+	pager_set_state(device, index, SINKING);
+	/* Kernels may have written to it: what T3 has is right only if they have not. */
+	result = vram_settle(device, chunk, chunk->address, &sum, &same);
+	if (!result && !same)
+		lower_drop_extent(device, index);
+	if (!result)
+		result = unmap(device, chunk);
+	if (result) {
+		pager_stop(device, "moving a chunk in RAM", result);
+		return;
+	}
+	chunk->summed = device->summer.kernel;
+	chunk->sum = sum;
+	trace_host(device, traced, "unmap in RAM", index, same ? "clean" : "changed");
+	pager_set_state(device, index, ABSENT);
+}
+
+bool in_place_may_end(const struct device *device, uint32_t index)
+{
+	const struct chunk *chunk = &device->chunks[index];
+
+	return chunk->state == MAPPED && !device->maps && !chunk->holds;
+}
+
+bool in_place_end_any(struct device *device)
+{
+	if (!device->mapped || device->maps || vram_awaiting(device))
+		return false;
+	for (uint32_t i = 0; i < device->map.count; i++) {
+		const struct allocation *a = device->map.sorted[i];
+
+		for (uint32_t c = a->first; c < a->first + a->chunks; c++) {
+			if (!in_place_may_end(device, c))
+				continue;
+			in_place_end(device, c);
+			return true;
+		}
+	}
+	return false;
+}
+
+void in_place_free(struct device *device, uint32_t index)
+{
+	unmap(device, &device->chunks[index]);
+}

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Chunks that are used where they are in RAM, by the application's addresses: with
+ * --paging mapped all that VRAM has no room for, else what a launch names beyond that,
+ * until VRAM has room for it, or others need its RAM. As in pager.h, the pager's.
+ */
+#ifndef GREENBOOST_IN_PLACE_H
+#define GREENBOOST_IN_PLACE_H
+
+#include "residency.h"
+
+/*
+ * Have an absent chunk used in RAM, where it is or gets a place. False: no RAM for it, or the
+ * driver refuses.
+ */
+bool in_place_begin(struct device *device, uint32_t index);
+
+/*
+ * It becomes absent again: waits for what uses it and, as the driver does that, for every
+ * kernel that runs on the device.
+ */
+void in_place_end(struct device *device, uint32_t index);
+
+/* How many chunks may be in place at once, of those that VRAM has no room for. In the lock. */
+uint32_t in_place_most(const struct device *device);
+
+/* May it? Nothing is just being given to the device that uses it. */
+bool in_place_may_end(const struct device *device, uint32_t index);
+
+/* The same for the first that may. False: none may. */
+bool in_place_end_any(struct device *device);
+
+/* Its allocation ends, and the device was waited for. */
+void in_place_free(struct device *device, uint32_t index);
+
+#endif

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Kernels that name more than VRAM holds: what has no room there is used in place, in RAM."""
+
+from __future__ import annotations
+
+import pytest
+
+from .tiers import Runner
+
+SMALL = "--chunk 2MiB --vram 40MiB --ram 16MiB"
+NVME = " --spill {dir}/spill:256MiB"
+EXCESS_OPS = ("-m", "tests.shim.programs.excess_ops", 22)  # of the 20 that VRAM holds
+SAID = "fit VRAM: the others are used in RAM"
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("late", ["0", "1"])
+def test_random_operations(runner: Runner, seed: int, late: str) -> None:
+    result = runner.tiered(SMALL + NVME, *EXCESS_OPS, seed, 150, 8, 16, SOFTCUDA_LATE=late)
+    assert (result.status, result.out) == (0, "right\n"), result.err
+    counters = result.counters
+    assert counters["launches_exceeding"] > 5
+    assert counters["chunks_in_place"] > 0
+    assert min(counters["evictions"], counters["spill_bytes"], counters["fetch_bytes"]) > 0
+    assert result.err.count(SAID) == 1
+
+
+BEGIN = """
+import ctypes, sys
+from ctypes import c_uint32, c_uint64, c_void_p
+import numpy as np
+from tests.shim.softcuda.driver import MIB, Driver
+cuda = Driver("libcuda.so.1")
+add, fill = cuda.function("add_u32"), cuda.function("fill_u32")
+WORDS = 16 * MIB // 4
+
+def filled(value):
+    "An object that is known to reach to the end of its allocation, of whose last word another is made."
+    address = cuda.alloc(16 * MIB)
+    cuda("cuMemsetD32_v2", address, c_uint32(value), WORDS - 1)
+    cuda("cuMemsetD32_v2", address + 16 * MIB - 4, c_uint32(value), 1)
+    return address
+
+def all_are(address, value):
+    got = np.zeros(WORDS, dtype=np.uint32)
+    cuda("cuMemcpyDtoH_v2", c_void_p(got.ctypes.data), address, got.nbytes)
+    return (got == value).all()
+
+a, b, c = filled(1), filled(2), filled(4)  # 24 chunks, of which VRAM holds 20
+for address, value in ((a, 1), (b, 2), (c, 4)):
+    cuda.launch(fill, c_uint64(address + 16 * MIB - 4), c_uint64(1), c_uint32(value))
+
+def sum_up(stream=0):
+    cuda.launch(add, c_uint64(a), c_uint64(b), c_uint64(c), c_uint64(WORDS), stream=stream)
+"""
+
+AGAIN = (
+    BEGIN
+    + """
+for _ in range(int(sys.argv[1])):
+    sum_up()
+cuda("cuCtxSynchronize")
+assert all_are(a, 6) and all_are(b, 2) and all_are(c, 4)
+"""
+)
+
+
+def test_what_was_put_in_place_stays_there_for_the_next(runner: Runner) -> None:
+    """Of 24 chunks 20 fit VRAM; copies of a chunk or less leave the others where they are."""
+    once, often = (runner.tiered(SMALL, "-c", AGAIN, times).counters for times in (1, 11))
+    assert once["mapped_slots"] == often["mapped_slots"] == 4
+    assert once["chunks_in_place"] + 10 * 4 == often["chunks_in_place"]
+    assert once["chunk_stalls"] == often["chunk_stalls"]
+    assert often["launches_exceeding"] == 11
+
+
+FITS = (
+    BEGIN
+    + """
+sum_up()
+for address in (a, b, c):
+    cuda.launch(add, *[c_uint64(address)] * 3, c_uint64(WORDS))
+assert all_are(a, 12) and all_are(b, 4) and all_are(c, 8)
+"""
+)
+
+
+def test_what_fits_comes_to_vram(runner: Runner) -> None:
+    result = runner.tiered(SMALL, "-c", FITS)
+    assert result.status == 0, result.err
+    assert result.counters["launches_exceeding"] == 1
+    assert result.counters["mapped_slots"] == 0
+
+
+ROWS = (
+    BEGIN
+    + """
+from tests.shim.softcuda.driver import DEVICE, HOST, Memcpy3D
+sum_up()
+# One call, over borders of chunks: 3D copies with rows of one length are not cut.
+got = np.zeros(WORDS, dtype=np.uint32)
+for address, value in ((a, 6), (b, 2), (c, 4)):
+    copy = Memcpy3D(srcMemoryType=DEVICE, srcDevice=address, srcPitch=got.nbytes, srcHeight=1,
+                    dstMemoryType=HOST, dstHost=got.ctypes.data, dstPitch=got.nbytes, dstHeight=1,
+                    WidthInBytes=got.nbytes, Height=1, Depth=1)
+    cuda("cuMemcpy3D_v2", ctypes.byref(copy))
+    assert (got == value).all()
+"""
+)
+
+
+def test_rare_copies_are_right_beside_it(runner: Runner) -> None:
+    result = runner.tiered(SMALL, "-c", ROWS)
+    assert result.status == 0, result.err
+
+
+WAITS = (
+    BEGIN
+    + """
+value = c_uint32.from_address(cuda.out(c_void_p, "cuMemHostAlloc", 4096, 2))
+stream = cuda.stream()
+sum_up()
+cuda("cuCtxSynchronize")
+cuda("cuStreamWaitValue32_v2", stream, ctypes.addressof(value), c_uint32(1), 0)
+sum_up(stream)
+# The stream of these does not wait; were the other one waited for, that would be for ever.
+other = cuda.stream()
+for address in (b, c):
+    cuda.launch(add, *[c_uint64(address)] * 3, c_uint64(WORDS), stream=other)
+cuda("cuStreamSynchronize", other)
+value.value = 1
+cuda("cuCtxSynchronize")
+assert all_are(a, 12) and all_are(b, 4) and all_are(c, 8)
+"""
+)
+
+
+@pytest.mark.parametrize("late", ["0", "1"])
+def test_a_stream_that_waits_for_the_program_is_not_waited_for(runner: Runner, late: str) -> None:
+    result = runner.tiered(SMALL, "-c", WAITS, timeout=60, SOFTCUDA_LATE=late)
+    assert result.status == 0, result.err
+    assert result.counters["launches_exceeding"] == 2
+
+
+FREES = (
+    BEGIN
+    + """
+sum_up()
+for address in (a, b, c):
+    cuda("cuMemFree_v2", address)
+"""
+)
+
+
+def test_freed_while_in_place(runner: Runner) -> None:
+    result = runner.tiered(SMALL, "-c", FREES)
+    assert result.status == 0, result.err
+    assert result.counters["mapped_slots"] == result.counters["vram_slots_used"] == 0
