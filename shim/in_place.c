@@ -36,22 +36,18 @@ bool in_place_begin(struct device *device, uint32_t index)
 {
 	struct chunk *chunk = &device->chunks[index];
 	uint64_t traced = trace_begin();
-	struct ram_place place = NO_RAM;
+	struct ram_place place;
 	struct ticket *busy;
 	CUresult result;
 	bool fresh;
 
 	if (!room_for_one(device))
 		return false;
-	/* It let go of the lock. */
-	if (chunk->state != ABSENT)
+	/* It let go of the lock: the chunk may even have left RAM. */
+	if (chunk->state != ABSENT || (chunk->home != HOME_EMPTY && chunk->home != HOME_T2))
 		return true;
 	fresh = ram_none(chunk->ram);
-	/* A fresh slot holds somebody else's bytes: only what has none may get one. */
-	if (!fresh)
-		place = chunk->ram;
-	else if (chunk->home == HOME_EMPTY)
-		place = lower_make_ram(device);
+	place = fresh ? lower_make_ram(device) : chunk->ram;
 	if (ram_none(place))
 		return false;
 	/* Making room let go of the lock. */

@@ -10,7 +10,8 @@
 #include "residency.h"
 
 /*
- * Have an absent chunk used in RAM, where it is or gets a place. False: no RAM for it, or the
+ * Have an absent chunk of RAM used there, or one that has no bytes yet. True also if it is
+ * something else by then. False: no RAM for it, or the
  * driver refuses.
  */
 bool in_place_begin(struct device *device, uint32_t index);

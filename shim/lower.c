@@ -542,7 +542,10 @@ static void depart(struct device *device, uint32_t index)
 		return;
 	}
 	if (chunk->state == MAPPED) {
-		in_place_end(device, index);
+		if (vram_awaiting(device))
+			vram_look_again(device);
+		else
+			in_place_end(device, index);
 		return;
 	}
 	/* Also because the daemon counts on it: what fits VRAM is promised no place in T3. */
