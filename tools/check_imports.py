@@ -35,7 +35,7 @@ TIERD: Layers = (
 
 SHIM: Layers = (
     # The hooks, by what they are about; interpose is the way into them.
-    ("interpose", "graph graph_exec graph_nodes"),
+    ("interpose", "graph graph_exec graph_issue graph_nodes graph_read"),
     (
         "copy copy_rows",
         "handles",
