@@ -468,18 +468,8 @@ static CUresult instantiated(CUgraphExec *exec, CUgraph graph, uint64_t flags)
 CUresult hook_cuGraphInstantiate(unsigned int variant, CUgraphExec *exec, CUgraph graph,
 				 CUgraphNode *error_node, char *log, size_t size)
 {
-	CUresult result = driver.cuGraphInstantiate(exec, graph, error_node, log, size);
+	CUresult result = driver.cuGraphInstantiate[variant](exec, graph, error_node, log, size);
 
-	(void)variant;
-	return result ? result : instantiated(exec, graph, 0);
-}
-
-CUresult hook_cuGraphInstantiate_v2(unsigned int variant, CUgraphExec *exec, CUgraph graph,
-				    CUgraphNode *error_node, char *log, size_t size)
-{
-	CUresult result = driver.cuGraphInstantiate_v2(exec, graph, error_node, log, size);
-
-	(void)variant;
 	return result ? result : instantiated(exec, graph, 0);
 }
 

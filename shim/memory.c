@@ -647,60 +647,27 @@ CUresult hook_cuGreenCtxDestroy(unsigned int variant, CUgreenCtx green)
 
 CUresult hook_cuCtxDestroy(unsigned int variant, CUcontext ctx)
 {
-	(void)variant;
 	context_ends(ctx);
-	return driver.cuCtxDestroy(ctx);
+	return driver.cuCtxDestroy[variant](ctx);
 }
 
-CUresult hook_cuCtxDestroy_v2(unsigned int variant, CUcontext ctx)
+/* The last one ends the context. */
+CUresult hook_cuDevicePrimaryCtxRelease(unsigned int variant, CUdevice device)
 {
-	(void)variant;
-	context_ends(ctx);
-	return driver.cuCtxDestroy_v2(ctx);
-}
-
-/* The last release ends the context. */
-static void abandon_if_inactive(CUdevice device)
-{
+	CUresult result = driver.cuDevicePrimaryCtxRelease[variant](device);
 	unsigned int flags;
 	int active = 1;
 
 	if (driver.cuDevicePrimaryCtxGetState(device, &flags, &active) || active)
-		return;
+		return result;
 	device_abandon(device);
 	params_forget();
-}
-
-CUresult hook_cuDevicePrimaryCtxRelease(unsigned int variant, CUdevice device)
-{
-	CUresult result = driver.cuDevicePrimaryCtxRelease(device);
-
-	(void)variant;
-	abandon_if_inactive(device);
-	return result;
-}
-
-CUresult hook_cuDevicePrimaryCtxRelease_v2(unsigned int variant, CUdevice device)
-{
-	CUresult result = driver.cuDevicePrimaryCtxRelease_v2(device);
-
-	(void)variant;
-	abandon_if_inactive(device);
 	return result;
 }
 
 CUresult hook_cuDevicePrimaryCtxReset(unsigned int variant, CUdevice device)
 {
-	(void)variant;
 	device_abandon(device);
 	params_forget();
-	return driver.cuDevicePrimaryCtxReset(device);
-}
-
-CUresult hook_cuDevicePrimaryCtxReset_v2(unsigned int variant, CUdevice device)
-{
-	(void)variant;
-	device_abandon(device);
-	params_forget();
-	return driver.cuDevicePrimaryCtxReset_v2(device);
+	return driver.cuDevicePrimaryCtxReset[variant](device);
 }
