@@ -5,7 +5,7 @@
  */
 #include <stdio.h>
 
-#include "memory.c"
+#include "context.c"
 
 struct driver driver;
 
