@@ -24,7 +24,7 @@ TIERD: Layers = (
     ("cli",),
     ("daemon",),
     ("spillcontrol",),
-    ("server session listener", "relief", "view viewtree fusemount", "metrics"),
+    ("server session holdings resume listener", "relief", "view viewtree fusemount", "metrics"),
     ("reattach",),
     ("migrate tiers", "ledger", "statemap", "pressure", "arenasource"),
     ("policy capacity", "watermark", "arena", "nvme", "wire", "config tomlfile", "startup", "notify"),
