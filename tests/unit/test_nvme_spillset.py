@@ -13,7 +13,7 @@ import trio
 import trio.testing
 
 from tests.unit.nvme_harness import CHUNK, DATA, MemfdArena, added, arena_of, as_nobody, limited, spill_size
-from tests.unit.spillset_harness import corrupt, filled_arena, opened, spill_over, used
+from tests.unit.spillset_harness import corrupt, filled_arena, opened, path_of, spill_over, used
 from tierd.nvme import (
     ExtentError,
     NoSpace,
@@ -141,9 +141,7 @@ async def test_paths_are_mixed_by_their_speed(tmp_path: Path, arena: MemfdArena)
         assert all(rate is not None and rate > 0 for rate in rates)
         with added(spill, arena):
             for n, rate in enumerate((3e9, 1e9)):
-                path = spill.find(str(tmp_path / str(n)))
-                assert path is not None
-                path.rate = rate
+                path_of(spill, tmp_path / str(n)).rate = rate
             for _ in range(20):
                 await spill.store(arena, 0)
             assert used(spill) == [15, 5]

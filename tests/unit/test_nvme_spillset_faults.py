@@ -9,7 +9,6 @@ import resource
 from pathlib import Path
 
 import pytest
-import trio
 
 from tests.unit.nvme_harness import (
     CHUNK,
@@ -22,7 +21,7 @@ from tests.unit.nvme_harness import (
     needs_loop,
     spill_size,
 )
-from tests.unit.spillset_harness import corrupt, filled_arena, opened, spill_over, states, used
+from tests.unit.spillset_harness import corrupt, filled_arena, opened, spill_over, states, until, used
 from tierd.nvme import NoSpace, SpillFile, SpillWriteError, Stored, open_spill_files, open_spill_set
 from tierd.nvme.ring import Abandoned
 
@@ -107,9 +106,7 @@ async def test_a_path_that_fails_is_set_aside_and_drained(tmp_path: Path, arena:
             with pytest.raises(NoSpace):
                 await spill.store(arena, 0)
             await spill.add(opened(tmp_path / "1", 8))
-            with trio.fail_after(60):
-                while used(spill) != [0, 3]:
-                    await trio.lowlevel.checkpoint()
+            await until(lambda: used(spill) == [0, 3])
             for each in stored:
                 await spill.load(each, arena, 2)
                 assert arena[2] == arena[0]

@@ -39,8 +39,7 @@ async def test_a_path_is_drained_while_it_is_used(tmp_path: Path, arena: MemfdAr
             for _ in range(16):
                 arena[0] = os.urandom(CHUNK)
                 contents[await spill.store(arena, 0)] = arena[0]
-            old = spill.find(str(tmp_path / "0"))
-            assert old is not None
+            old = path_of(spill, tmp_path / "0")
             await spill.add(opened(tmp_path / "1", 20))
             spill.drain(old)
             assert spill.total == 20
@@ -67,9 +66,7 @@ async def test_a_drain_waits_for_room_and_can_be_called_off(tmp_path: Path, aren
     async with spill_over(tmp_path, 4, 4) as spill:
         with added(spill, arena):
             stored = [await spill.store(arena, 0) for _ in range(8)]
-            first, second = (spill.find(str(tmp_path / name)) for name in "01")
-            assert first is not None
-            assert second is not None
+            first, second = (path_of(spill, tmp_path / name) for name in "01")
             spill.drain(first)
             async with trio.open_nursery() as nursery:
 
@@ -79,9 +76,7 @@ async def test_a_drain_waits_for_room_and_can_be_called_off(tmp_path: Path, aren
 
                 nursery.start_soon(remove)
                 spill.give_back(next(each for each in stored if each.path is second))
-                with trio.fail_after(60):
-                    while used(spill) != [3, 4]:
-                        await trio.lowlevel.checkpoint()
+                await until(lambda: used(spill) == [3, 4])
                 assert spill.restore(first)
             assert states(spill) == ["active", "active"]
             assert sum(used(spill)) == 7
@@ -93,8 +88,7 @@ async def test_given_back_while_it_is_moved(
     async with spill_over(tmp_path, 1) as spill:
         with added(spill, arena):
             stored = await spill.store(arena, 0)
-            old = stored.path
-            assert old is not None
+            old = path_of(spill, tmp_path / "0")
             await spill.add(opened(tmp_path / "1", 1))
             reading, go_on = trio.Event(), trio.Event()
             read = SpillFile.read
@@ -110,23 +104,18 @@ async def test_given_back_while_it_is_moved(
             spill.give_back(stored)
             go_on.set()
             await spill.remove(old)
-            with trio.fail_after(60):
-                while used(spill) != [0]:
-                    await trio.lowlevel.checkpoint()
+            await until(lambda: used(spill) == [0])
 
 
 async def test_a_chunk_that_cannot_be_moved_stays_for_its_owner(tmp_path: Path, arena: MemfdArena) -> None:
     async with spill_over(tmp_path, 2) as spill:
         with added(spill, arena):
             bad, good = await spill.store(arena, 0), await spill.store(arena, 0)
-            old = bad.path
-            assert old is not None
+            old = path_of(spill, tmp_path / "0")
             corrupt(tmp_path / "0", bad)
             await spill.add(opened(tmp_path / "1", 4))
             spill.drain(old)
-            with trio.fail_after(60):
-                while used(spill) != [1, 1]:
-                    await trio.lowlevel.checkpoint()
+            await until(lambda: used(spill) == [1, 1])
             with pytest.raises(OSError, match="other bytes"):
                 await spill.load(bad, arena, 1)
             await spill.load(good, arena, 1)
@@ -218,12 +207,11 @@ async def test_no_memory_to_move_chunks_through(
     monkeypatch.setattr(drain, "_PAUSE", 0.01)
     async with spill_over(tmp_path, 2) as spill:
         with added(spill, arena):
-            stored = await spill.store(arena, 0)
+            await spill.store(arena, 0)
             monkeypatch.setattr(Transit, "open", exhausted)
             await spill.add(opened(tmp_path / "1", 2))
             assert tries == 2  # neither could be measured
-            assert stored.path is not None
-            spill.drain(stored.path)
+            spill.drain(path_of(spill, tmp_path / "0"))
             await until(lambda: used(spill) == [0, 1])
 
 
