@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from . import sanitizer
+from .pieces import SMALL
 from .tiers import Runner
 
 SHIM = Path(__file__).parents[2] / "shim"
 SOURCES = Path(__file__).parent / "threads"
-SMALL = "--chunk 2MiB --vram 40MiB --ram 16MiB --spill {dir}/spill:256MiB"
 
 
 def build(name: str, folder: Path, *others: Path) -> Path:
