@@ -1,36 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * Nodes of graphs that are made or changed by hand. What those that copy, set and wait
- * name is fixed then; what is wrong with them the driver says. What kernels name is
- * seen to when their graph is launched (graph_exec.c).
+ * Nodes that programs make or change by hand, in graphs and in executable ones. What those
+ * that copy, set and wait name is fixed before; what is wrong with them the driver says. What
+ * kernels name is seen to when their graph is launched (graph_exec.c).
  */
 #define _GNU_SOURCE
-#include "graph.h"
+#include <string.h>
 
 #include "graph_body.h"
+#include "graph_exec.h"
 #include "launch.h"
 
-static CUresult fix_copy(const CUDA_MEMCPY3D *copy)
+/* What a node of these parameters (NULL: the driver will refuse them) copies, sets or waits for
+ * stays in VRAM from now on. Nodes of other types name no memory, or graphs whose own nodes came
+ * by here. */
+static CUresult fix(int type, const void *params)
 {
-	return copy ? rows_fix_copy(copy) : CUDA_SUCCESS;
-}
-
-static CUresult fix_fill(const CUDA_MEMSET_NODE_PARAMS *params)
-{
-	return params ? rows_fix_fill(params) : CUDA_SUCCESS;
-}
-
-CUresult graph_fix_node(const CUgraphNodeParams *node)
-{
-	const void *params = node ? node->reserved1 : NULL;
-
-	if (!node)
+	if (!params)
 		return CUDA_SUCCESS;
-	switch (node->type) {
+	switch (type) {
 	case CU_GRAPH_NODE_TYPE_MEMCPY:
-		return rows_fix_copy(&((const CUDA_MEMCPY_NODE_PARAMS *)params)->copyParams);
+		return rows_fix_copy(params);
 	case CU_GRAPH_NODE_TYPE_MEMSET:
-		return rows_fix_fill(params); /* one field longer here */
+		return rows_fix_fill(params);
 	case CU_GRAPH_NODE_TYPE_BATCH_MEM_OP:
 		return memop_fix(params);
 	default:
@@ -38,11 +30,26 @@ CUresult graph_fix_node(const CUgraphNodeParams *node)
 	}
 }
 
+/* As the calls for nodes of its type take them; of a memset there is one field more here. */
+static const void *params_of(const CUgraphNodeParams *node)
+{
+	const void *params = node->reserved1;
+
+	if (node->type == CU_GRAPH_NODE_TYPE_MEMCPY)
+		return &((const CUDA_MEMCPY_NODE_PARAMS *)params)->copyParams;
+	return params;
+}
+
+static CUresult fix_node(const CUgraphNodeParams *node)
+{
+	return node ? fix(node->type, params_of(node)) : CUDA_SUCCESS;
+}
+
 CUresult hook_cuGraphAddMemcpyNode(unsigned int variant, CUgraphNode *node, CUgraph graph,
 				   const CUgraphNode *deps, size_t n, const CUDA_MEMCPY3D *copy,
 				   CUcontext ctx)
 {
-	CUresult result = fix_copy(copy);
+	CUresult result = fix(CU_GRAPH_NODE_TYPE_MEMCPY, copy);
 
 	(void)variant;
 	return result ? result : driver.cuGraphAddMemcpyNode(node, graph, deps, n, copy, ctx);
@@ -51,7 +58,7 @@ CUresult hook_cuGraphAddMemcpyNode(unsigned int variant, CUgraphNode *node, CUgr
 CUresult hook_cuGraphMemcpyNodeSetParams(unsigned int variant, CUgraphNode node,
 					 const CUDA_MEMCPY3D *copy)
 {
-	CUresult result = fix_copy(copy);
+	CUresult result = fix(CU_GRAPH_NODE_TYPE_MEMCPY, copy);
 
 	(void)variant;
 	return result ? result : driver.cuGraphMemcpyNodeSetParams(node, copy);
@@ -61,7 +68,7 @@ CUresult hook_cuGraphAddMemsetNode(unsigned int variant, CUgraphNode *node, CUgr
 				   const CUgraphNode *deps, size_t n,
 				   const CUDA_MEMSET_NODE_PARAMS *params, CUcontext ctx)
 {
-	CUresult result = fix_fill(params);
+	CUresult result = fix(CU_GRAPH_NODE_TYPE_MEMSET, params);
 
 	(void)variant;
 	return result ? result : driver.cuGraphAddMemsetNode(node, graph, deps, n, params, ctx);
@@ -70,7 +77,7 @@ CUresult hook_cuGraphAddMemsetNode(unsigned int variant, CUgraphNode *node, CUgr
 CUresult hook_cuGraphMemsetNodeSetParams(unsigned int variant, CUgraphNode node,
 					 const CUDA_MEMSET_NODE_PARAMS *params)
 {
-	CUresult result = fix_fill(params);
+	CUresult result = fix(CU_GRAPH_NODE_TYPE_MEMSET, params);
 
 	(void)variant;
 	return result ? result : driver.cuGraphMemsetNodeSetParams(node, params);
@@ -80,7 +87,7 @@ CUresult hook_cuGraphAddBatchMemOpNode(unsigned int variant, CUgraphNode *node, 
 				       const CUgraphNode *deps, size_t n,
 				       const CUDA_BATCH_MEM_OP_NODE_PARAMS *params)
 {
-	CUresult result = params ? memop_fix(params) : CUDA_SUCCESS;
+	CUresult result = fix(CU_GRAPH_NODE_TYPE_BATCH_MEM_OP, params);
 
 	(void)variant;
 	return result ? result : driver.cuGraphAddBatchMemOpNode(node, graph, deps, n, params);
@@ -89,7 +96,7 @@ CUresult hook_cuGraphAddBatchMemOpNode(unsigned int variant, CUgraphNode *node, 
 CUresult hook_cuGraphBatchMemOpNodeSetParams(unsigned int variant, CUgraphNode node,
 					     const CUDA_BATCH_MEM_OP_NODE_PARAMS *params)
 {
-	CUresult result = params ? memop_fix(params) : CUDA_SUCCESS;
+	CUresult result = fix(CU_GRAPH_NODE_TYPE_BATCH_MEM_OP, params);
 
 	(void)variant;
 	return result ? result : driver.cuGraphBatchMemOpNodeSetParams(node, params);
@@ -108,7 +115,7 @@ static CUresult note_bodies(CUgraph graph, CUgraphNode node, const CUgraphNodePa
 CUresult hook_cuGraphAddNode(unsigned int variant, CUgraphNode *node, CUgraph graph,
 			     const CUgraphNode *deps, size_t n, CUgraphNodeParams *params)
 {
-	CUresult result = graph_fix_node(params);
+	CUresult result = fix_node(params);
 
 	(void)variant;
 	if (!result)
@@ -120,7 +127,7 @@ CUresult hook_cuGraphAddNode_v2(unsigned int variant, CUgraphNode *node, CUgraph
 				const CUgraphNode *deps, const void *edges, size_t n,
 				CUgraphNodeParams *params)
 {
-	CUresult result = graph_fix_node(params);
+	CUresult result = fix_node(params);
 
 	(void)variant;
 	if (!result)
@@ -131,8 +138,118 @@ CUresult hook_cuGraphAddNode_v2(unsigned int variant, CUgraphNode *node, CUgraph
 CUresult hook_cuGraphNodeSetParams(unsigned int variant, CUgraphNode node,
 				   CUgraphNodeParams *params)
 {
-	CUresult result = graph_fix_node(params);
+	CUresult result = fix_node(params);
 
 	(void)variant;
 	return result ? result : driver.cuGraphNodeSetParams(node, params);
+}
+
+CUresult hook_cuGraphExecKernelNodeSetParams(unsigned int variant, CUgraphExec exec,
+					     CUgraphNode node,
+					     const CUDA_KERNEL_NODE_PARAMS_v1 *params)
+{
+	CUresult result = driver.cuGraphExecKernelNodeSetParams(exec, node, params);
+	CUDA_KERNEL_NODE_PARAMS now = { 0 };
+
+	(void)variant;
+	if (result)
+		return result;
+	memcpy(&now, params, sizeof(*params));
+	return exec_changed(exec, node, CU_GRAPH_NODE_TYPE_KERNEL, &now);
+}
+
+CUresult hook_cuGraphExecKernelNodeSetParams_v2(unsigned int variant, CUgraphExec exec,
+						CUgraphNode node,
+						const CUDA_KERNEL_NODE_PARAMS *params)
+{
+	CUresult result = driver.cuGraphExecKernelNodeSetParams_v2(exec, node, params);
+
+	(void)variant;
+	return result ? result : exec_changed(exec, node, CU_GRAPH_NODE_TYPE_KERNEL, params);
+}
+
+CUresult hook_cuGraphExecMemcpyNodeSetParams(unsigned int variant, CUgraphExec exec,
+					     CUgraphNode node, const CUDA_MEMCPY3D *copy,
+					     CUcontext ctx)
+{
+	CUresult result = fix(CU_GRAPH_NODE_TYPE_MEMCPY, copy);
+
+	(void)variant;
+	if (!result)
+		result = driver.cuGraphExecMemcpyNodeSetParams(exec, node, copy, ctx);
+	return result ? result : exec_changed(exec, node, CU_GRAPH_NODE_TYPE_MEMCPY, copy);
+}
+
+CUresult hook_cuGraphExecMemsetNodeSetParams(unsigned int variant, CUgraphExec exec,
+					     CUgraphNode node,
+					     const CUDA_MEMSET_NODE_PARAMS *params, CUcontext ctx)
+{
+	CUresult result = fix(CU_GRAPH_NODE_TYPE_MEMSET, params);
+
+	(void)variant;
+	if (!result)
+		result = driver.cuGraphExecMemsetNodeSetParams(exec, node, params, ctx);
+	return result ? result : exec_changed(exec, node, CU_GRAPH_NODE_TYPE_MEMSET, params);
+}
+
+CUresult hook_cuGraphExecBatchMemOpNodeSetParams(unsigned int variant, CUgraphExec exec,
+						 CUgraphNode node,
+						 const CUDA_BATCH_MEM_OP_NODE_PARAMS *params)
+{
+	CUresult result = fix(CU_GRAPH_NODE_TYPE_BATCH_MEM_OP, params);
+
+	(void)variant;
+	if (!result)
+		result = driver.cuGraphExecBatchMemOpNodeSetParams(exec, node, params);
+	return result ? result : exec_changed(exec, node, CU_GRAPH_NODE_TYPE_BATCH_MEM_OP, params);
+}
+
+CUresult hook_cuGraphExecHostNodeSetParams(unsigned int variant, CUgraphExec exec, CUgraphNode node,
+					   const CUDA_HOST_NODE_PARAMS *params)
+{
+	CUresult result = driver.cuGraphExecHostNodeSetParams(exec, node, params);
+
+	(void)variant;
+	return result ? result : exec_changed(exec, node, CU_GRAPH_NODE_TYPE_HOST, params);
+}
+
+CUresult hook_cuGraphExecChildGraphNodeSetParams(unsigned int variant, CUgraphExec exec,
+						 CUgraphNode node, CUgraph child)
+{
+	CUresult result = driver.cuGraphExecChildGraphNodeSetParams(exec, node, child);
+	const CUDA_CHILD_GRAPH_NODE_PARAMS params = { .graph = child };
+
+	(void)variant;
+	return result ? result : exec_changed(exec, node, CU_GRAPH_NODE_TYPE_GRAPH, &params);
+}
+
+CUresult hook_cuGraphExecEventRecordNodeSetEvent(unsigned int variant, CUgraphExec exec,
+						 CUgraphNode node, CUevent event)
+{
+	CUresult result = driver.cuGraphExecEventRecordNodeSetEvent(exec, node, event);
+	const CUDA_EVENT_RECORD_NODE_PARAMS params = { event };
+
+	(void)variant;
+	return result ? result : exec_changed(exec, node, CU_GRAPH_NODE_TYPE_EVENT_RECORD, &params);
+}
+
+CUresult hook_cuGraphExecEventWaitNodeSetEvent(unsigned int variant, CUgraphExec exec,
+					       CUgraphNode node, CUevent event)
+{
+	CUresult result = driver.cuGraphExecEventWaitNodeSetEvent(exec, node, event);
+	const CUDA_EVENT_RECORD_NODE_PARAMS params = { event };
+
+	(void)variant;
+	return result ? result : exec_changed(exec, node, CU_GRAPH_NODE_TYPE_WAIT_EVENT, &params);
+}
+
+CUresult hook_cuGraphExecNodeSetParams(unsigned int variant, CUgraphExec exec, CUgraphNode node,
+				       CUgraphNodeParams *params)
+{
+	CUresult result = fix_node(params);
+
+	(void)variant;
+	if (!result)
+		result = driver.cuGraphExecNodeSetParams(exec, node, params);
+	return result ? result : exec_changed(exec, node, params->type, params_of(params));
 }

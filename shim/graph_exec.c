@@ -13,7 +13,7 @@
 #include "fault.h"
 #include "function.h"
 #include "gate.h"
-#include "graph.h"
+#include "graph_exec.h"
 #include "graph_nodes.h"
 #include "launch.h"
 #include "log.h"
@@ -468,18 +468,8 @@ static CUresult instantiated(CUgraphExec *exec, CUgraph graph, uint64_t flags)
 CUresult hook_cuGraphInstantiate(unsigned int variant, CUgraphExec *exec, CUgraph graph,
 				 CUgraphNode *error_node, char *log, size_t size)
 {
-	CUresult result = driver.cuGraphInstantiate(exec, graph, error_node, log, size);
+	CUresult result = driver.cuGraphInstantiate[variant](exec, graph, error_node, log, size);
 
-	(void)variant;
-	return result ? result : instantiated(exec, graph, 0);
-}
-
-CUresult hook_cuGraphInstantiate_v2(unsigned int variant, CUgraphExec *exec, CUgraph graph,
-				    CUgraphNode *error_node, char *log, size_t size)
-{
-	CUresult result = driver.cuGraphInstantiate_v2(exec, graph, error_node, log, size);
-
-	(void)variant;
 	return result ? result : instantiated(exec, graph, 0);
 }
 
@@ -521,8 +511,7 @@ static CUresult exec_obtain(CUgraphExec handle, struct exec **exec)
 	return *exec ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
-/* The driver has changed a node of it. */
-static CUresult changed(CUgraphExec handle, CUgraphNode node, int type, const void *params)
+CUresult exec_changed(CUgraphExec handle, CUgraphNode node, int type, const void *params)
 {
 	struct exec *exec;
 	struct node *known;
@@ -582,121 +571,6 @@ CUresult hook_cuGraphExecUpdate_v2(unsigned int variant, CUgraphExec exec, CUgra
 
 	(void)variant;
 	return result ? result : updated(exec, graph);
-}
-
-CUresult hook_cuGraphExecKernelNodeSetParams(unsigned int variant, CUgraphExec exec,
-					     CUgraphNode node,
-					     const CUDA_KERNEL_NODE_PARAMS_v1 *params)
-{
-	CUresult result = driver.cuGraphExecKernelNodeSetParams(exec, node, params);
-	CUDA_KERNEL_NODE_PARAMS now = { 0 };
-
-	(void)variant;
-	if (result)
-		return result;
-	memcpy(&now, params, sizeof(*params));
-	return changed(exec, node, CU_GRAPH_NODE_TYPE_KERNEL, &now);
-}
-
-CUresult hook_cuGraphExecKernelNodeSetParams_v2(unsigned int variant, CUgraphExec exec,
-						CUgraphNode node,
-						const CUDA_KERNEL_NODE_PARAMS *params)
-{
-	CUresult result = driver.cuGraphExecKernelNodeSetParams_v2(exec, node, params);
-
-	(void)variant;
-	return result ? result : changed(exec, node, CU_GRAPH_NODE_TYPE_KERNEL, params);
-}
-
-CUresult hook_cuGraphExecMemcpyNodeSetParams(unsigned int variant, CUgraphExec exec,
-					     CUgraphNode node, const CUDA_MEMCPY3D *copy,
-					     CUcontext ctx)
-{
-	CUresult result = copy ? rows_fix_copy(copy) : CUDA_SUCCESS;
-
-	(void)variant;
-	if (!result)
-		result = driver.cuGraphExecMemcpyNodeSetParams(exec, node, copy, ctx);
-	return result ? result : changed(exec, node, CU_GRAPH_NODE_TYPE_MEMCPY, copy);
-}
-
-CUresult hook_cuGraphExecMemsetNodeSetParams(unsigned int variant, CUgraphExec exec,
-					     CUgraphNode node,
-					     const CUDA_MEMSET_NODE_PARAMS *params, CUcontext ctx)
-{
-	CUresult result = params ? rows_fix_fill(params) : CUDA_SUCCESS;
-
-	(void)variant;
-	if (!result)
-		result = driver.cuGraphExecMemsetNodeSetParams(exec, node, params, ctx);
-	return result ? result : changed(exec, node, CU_GRAPH_NODE_TYPE_MEMSET, params);
-}
-
-CUresult hook_cuGraphExecBatchMemOpNodeSetParams(unsigned int variant, CUgraphExec exec,
-						 CUgraphNode node,
-						 const CUDA_BATCH_MEM_OP_NODE_PARAMS *params)
-{
-	CUresult result = params ? memop_fix(params) : CUDA_SUCCESS;
-
-	(void)variant;
-	if (!result)
-		result = driver.cuGraphExecBatchMemOpNodeSetParams(exec, node, params);
-	return result ? result : changed(exec, node, CU_GRAPH_NODE_TYPE_BATCH_MEM_OP, params);
-}
-
-CUresult hook_cuGraphExecHostNodeSetParams(unsigned int variant, CUgraphExec exec, CUgraphNode node,
-					   const CUDA_HOST_NODE_PARAMS *params)
-{
-	CUresult result = driver.cuGraphExecHostNodeSetParams(exec, node, params);
-
-	(void)variant;
-	return result ? result : changed(exec, node, CU_GRAPH_NODE_TYPE_HOST, params);
-}
-
-CUresult hook_cuGraphExecChildGraphNodeSetParams(unsigned int variant, CUgraphExec exec,
-						 CUgraphNode node, CUgraph child)
-{
-	CUresult result = driver.cuGraphExecChildGraphNodeSetParams(exec, node, child);
-	const CUDA_CHILD_GRAPH_NODE_PARAMS params = { .graph = child };
-
-	(void)variant;
-	return result ? result : changed(exec, node, CU_GRAPH_NODE_TYPE_GRAPH, &params);
-}
-
-CUresult hook_cuGraphExecEventRecordNodeSetEvent(unsigned int variant, CUgraphExec exec,
-						 CUgraphNode node, CUevent event)
-{
-	CUresult result = driver.cuGraphExecEventRecordNodeSetEvent(exec, node, event);
-	const CUDA_EVENT_RECORD_NODE_PARAMS params = { event };
-
-	(void)variant;
-	return result ? result : changed(exec, node, CU_GRAPH_NODE_TYPE_EVENT_RECORD, &params);
-}
-
-CUresult hook_cuGraphExecEventWaitNodeSetEvent(unsigned int variant, CUgraphExec exec,
-					       CUgraphNode node, CUevent event)
-{
-	CUresult result = driver.cuGraphExecEventWaitNodeSetEvent(exec, node, event);
-	const CUDA_EVENT_RECORD_NODE_PARAMS params = { event };
-
-	(void)variant;
-	return result ? result : changed(exec, node, CU_GRAPH_NODE_TYPE_WAIT_EVENT, &params);
-}
-
-CUresult hook_cuGraphExecNodeSetParams(unsigned int variant, CUgraphExec exec, CUgraphNode node,
-				       CUgraphNodeParams *params)
-{
-	CUresult result = graph_fix_node(params);
-	const void *of_type = params ? params->reserved1 : NULL;
-
-	(void)variant;
-	if (!result)
-		result = driver.cuGraphExecNodeSetParams(exec, node, params);
-	if (result)
-		return result;
-	if (params->type == CU_GRAPH_NODE_TYPE_MEMCPY)
-		of_type = &((const CUDA_MEMCPY_NODE_PARAMS *)of_type)->copyParams;
-	return changed(exec, node, params->type, of_type);
 }
 
 CUresult hook_cuGraphNodeSetEnabled(unsigned int variant, CUgraphExec handle, CUgraphNode node,

@@ -12,6 +12,21 @@
 #include "launch.h"
 #include "params.h"
 
+#define ATTRIBUTES_MOST 4
+
+/* What the parameters of a kernel's node are kept as; other types' as the driver tells them. */
+struct kernel {
+	CUDA_KERNEL_NODE_PARAMS node; /* whose parameters are: */
+	struct params *params;
+	CUlaunchAttribute attributes[ATTRIBUTES_MOST];
+	unsigned int attribute_count;
+};
+
+static inline CUfunction function_of_kernel(const CUDA_KERNEL_NODE_PARAMS *params)
+{
+	return params->func ? params->func : (CUfunction)params->kern;
+}
+
 struct node {
 	CUgraphNode handle; /* by which the program may change it */
 	size_t place; /* as the driver tells the graph's nodes */
@@ -33,8 +48,6 @@ struct nodes {
 	size_t hint; /* where the last one was found: programs change one after the other */
 };
 
-/* Zeroed at first. CUDA_ERROR_OUT_OF_MEMORY: of the host's; there is nothing to free then. */
-CUresult nodes_read(struct nodes *nodes, CUgraph graph);
 void nodes_free(struct nodes *nodes);
 
 /*
@@ -74,6 +87,13 @@ void nodes_scan(struct nodes *nodes, uint64_t low, uint64_t high, params_found f
 /* What nodes that copy, set, write and wait name. */
 typedef void (*range_found)(void *arg, struct extent range);
 void nodes_ranges(const struct nodes *nodes, range_found found, void *arg);
+
+/* graph_read.c */
+
+/* Zeroed at first. CUDA_ERROR_OUT_OF_MEMORY: of the host's; there is nothing to free then. */
+CUresult nodes_read(struct nodes *nodes, CUgraph graph);
+
+/* graph_issue.c */
 
 /* Is there room for each kernel by itself? names: what nodes_scan() found, by number. */
 bool nodes_can_fit(const struct nodes *nodes, struct device *device, const uint64_t *names);

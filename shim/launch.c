@@ -481,14 +481,6 @@ CUresult hook_cuLibraryUnload(unsigned int variant, CUlibrary library)
 
 CUresult hook_cuStreamDestroy(unsigned int variant, CUstream stream)
 {
-	(void)variant;
 	tickets_forget_stream(stream_key(stream, 0));
-	return driver.cuStreamDestroy(stream);
-}
-
-CUresult hook_cuStreamDestroy_v2(unsigned int variant, CUstream stream)
-{
-	(void)variant;
-	tickets_forget_stream(stream_key(stream, 0));
-	return driver.cuStreamDestroy_v2(stream);
+	return driver.cuStreamDestroy[variant](stream);
 }

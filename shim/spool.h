@@ -2,7 +2,7 @@
 /*
  * What was noted of device work, written to a file as lines by a thread of its own,
  * which may wait for the work where the program must not. What a line looks like is
- * the business of record.c and trace.c.
+ * the business of record.c and trace_write.c.
  */
 #ifndef GREENBOOST_SPOOL_H
 #define GREENBOOST_SPOOL_H

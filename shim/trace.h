@@ -14,7 +14,6 @@
 #include "driver.h"
 #include "timing.h"
 
-struct allocation;
 struct device;
 struct function;
 struct hold;

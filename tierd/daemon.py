@@ -21,6 +21,7 @@ from . import __version__, metrics
 from .arena import ArenaPool, open_pool
 from .arenasource import open_arena_source
 from .config import Config
+from .holdings import Identity
 from .ledger import KnownPath, Ledger, Terms, open_ledger, process_start
 from .listener import SocketError, listening
 from .model import AllocationSnapshot, EndedSession, PressureSnapshot, Snapshot, format_size, printable
@@ -32,7 +33,7 @@ from .pressure import open_source
 from .reattach import Absentees
 from .relief import Relief
 from .server import ControlError, Peer, serve_connections
-from .session import Identity, Session
+from .session import Session
 from .spillcontrol import SpillControl
 from .startup import MountError, SpillStartupError, StartupError
 from .statemap import StateError, StateMap
@@ -349,7 +350,9 @@ class _Daemon:
             arenas=len(self._pool),
             arena_limit=self._pool.limit,
             spill_paths=self._store.snapshot(),
-            sessions=[session.snapshot(allocations=allocations) for session in self._sessions.values()],
+            sessions=[
+                session.holdings.snapshot(allocations=allocations) for session in self._sessions.values()
+            ],
             ended=self._ended,
             arena_source=self.arena_source,
             pressure=self.pressure(),
@@ -407,7 +410,7 @@ class _Daemon:
     def _chunk_map(self, session: int, allocation: AllocationSnapshot) -> str:
         if session not in self._sessions:
             return ""  # it ended since its directory was listed
-        return self._sessions[session].chunk_map(allocation.first_chunk, allocation.chunks)
+        return self._sessions[session].holdings.chunk_map(allocation.first_chunk, allocation.chunks)
 
 
 class _View:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One application process: its requests, what it holds, and its end.
+"""One application process served: its requests, from its hello to its end.
 
 However a session ends (bye, a closed socket, SIGKILL, a broken message, the daemon's own end), run()
 awaits the transfers under way and then gives back every arena and extent before it returns.
@@ -7,47 +7,27 @@ awaits the transfers under way and then gives back every arena and extent before
 
 from __future__ import annotations
 
-import bisect
-import fcntl
 import logging
-import os
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 
 import trio
 
 from .arena import Arena
 from .capacity import lone_capacity, room
-from .ledger import Heir, Ledger
-from .migrate import Migrator, MigratorStatistics
-from .model import (
-    PAGING_MODES,
-    VRAM_SOURCES,
-    AllocationSnapshot,
-    Decisions,
-    EndedSession,
-    SessionSnapshot,
-    Tier,
-)
+from .holdings import Holdings, Identity, Lent
+from .ledger import Ledger
+from .model import PAGING_MODES, VRAM_SOURCES, Decisions, EndedSession
 from .nvme.spillset import Stored
-from .policy import Allocated, ArenaReturned, Freed, RecallFailed, Refused, VramSet
-from .reattach import Absent, SessionRecords
+from .policy import Allocated, Freed, RecallFailed, Refused, VramSet
+from .reattach import Absent
+from .resume import hear
 from .statemap import StateMap
 from .tiers import RECALL_PATIENCE, Tiers
-from .wire import (
-    MAX_STATE_CHUNKS,
-    MAX_UNDER_WAY,
-    Disconnected,
-    RemoteError,
-    Request,
-    WireError,
-    close_fds,
-)
+from .wire import MAX_UNDER_WAY, Disconnected, RemoteError, Request, WireError, close_fds
 from .wire.connection import Connection
 
-__all__ = ["Identity", "Session"]
+__all__ = ["Session"]
 
 _log = logging.getLogger(__name__)
 
@@ -55,71 +35,6 @@ _BURST = 16
 """Requests that are taken one after the other before everybody else has a turn."""
 BYE_PATIENCE = 10.0
 """Seconds for a process to take the answer to its bye."""
-
-
-def _counted_on(fd: int) -> bytes:
-    """What a resume's memfd says, one byte a chunk. Raises Refused."""
-    try:
-        fcntl.fcntl(fd, fcntl.F_GET_SEALS)  # reading any other kind of file might block for ever
-    except OSError:
-        raise Refused("EPERM", "what is counted on is said in a memfd") from None
-    size = os.fstat(fd).st_size
-    if size > MAX_STATE_CHUNKS:
-        raise Refused("EINVAL", f"what is counted on: no session has more than {MAX_STATE_CHUNKS} chunks")
-    try:
-        return os.pread(fd, size, 0)
-    except OSError as error:
-        raise Refused("EPERM", f"what is counted on cannot be read: {error.strerror}") from error
-
-
-def _say_what_is_there(fd: int, there: bytes) -> None:
-    try:
-        os.pwrite(fd, there, 0)
-    except OSError as error:
-        raise Refused("EPERM", f"what is lost cannot be said: {error.strerror}") from error
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Who the session is: its number, and its process as the kernel vouches for it."""
-
-    id: int
-    pid: int
-    uid: int
-    name: str
-    pidfd: int  #: readable once the process is gone; -1 where the kernel cannot say
-    vouched_pid: int  #: the same as `pid`, or 0 where the kernel does not tell
-    key: str  #: with which it may go on with the next daemon; empty: it cannot
-    started: int  #: see ledger.process_start()
-
-
-@dataclass(frozen=True, slots=True)
-class _Allocation:
-    first: int
-    chunks: int
-    bytes: int
-    address: int
-
-
-class _Lent:
-    """An arena of this session, from the moment the policy grants it."""
-
-    __slots__ = ("answered", "arena", "busy", "idle", "returned", "sent")
-
-    def __init__(self) -> None:
-        self.arena: Arena | None = None  # None while it is made or closed, and for ever if making it fails
-        self.answered = trio.Event()  # the shim has answered the last recall, or there was none
-        self.answered.set()
-        self.sent = trio.Event()  # the shim knows of it, or it could not be made
-        self.returned = False  # the shim has given it back
-        self.busy: set[int] = set()  # slots that a transfer uses
-        self.idle = trio.Event()  # set when the last of them is done after it was returned
-
-    def done(self, slot: int) -> None:
-        """The transfer that used `slot` is over."""
-        self.busy.discard(slot)
-        if self.returned and not self.busy:
-            self.idle.set()
 
 
 class Session:
@@ -143,31 +58,17 @@ class Session:
         """
         self.who = who
         self._connection = connection
-        self._map = state
+        self.holdings = Holdings(who, state, tiers, ledger, absent.heir if absent else None)
         self._tiers = tiers
         self._ledger = ledger
         self._absent = absent  # until it is back
         self._gone = False  # it ended by itself, or by its process, or was thrown out
         self._ended = ended
-        self._migrator = Migrator(
-            tiers.store,
-            reserve=lambda: tiers.reserve_extent(who.id),
-            returned=lambda count: tiers.return_extents(who.id, count),
-            records=SessionRecords(ledger, who.id) if who.key else None,
-        )
-        self._allocations: dict[int, _Allocation] = {}
-        self._firsts: list[int] = []  # the keys of _allocations, sorted
-        self._end = 0  # chunks of the map from here on were never allocated
-        self._lent: dict[int, _Lent] = {}
         self._nursery: trio.Nursery | None = None  # while requests are taken
         # To tasks of _serve() that have nothing to do; see there.
         self._assignments, self._assigned = trio.open_memory_channel[Request | None](0)
         self._under_way = 0
         self._bye: Request | None = None
-        self._began = time.monotonic()
-        self._vram_bytes = absent.heir.vram_bytes if absent else 0
-        self._decided = absent.heir.decided if absent else Decisions()
-        self._peak_chunks = 0
         self._at_once: Mapping[str, Callable[[Request], Mapping[str, int] | None]] = {
             "vram": self._vram,
             "decided": self._decide,
@@ -189,17 +90,17 @@ class Session:
         """Answer `hello` and all that follows, until the session ends."""
         if self._absent is None:
             self._tiers.join(self.who.id, self)
-            self._note()
+            self.holdings.note()
         else:
             self._tiers.take_over(self.who.id, self)
-            self._migrator.inherit(self._absent.stored)
+            self.holdings.migrator.inherit(self._absent.stored)
         try:
             async with trio.open_nursery() as nursery:
                 if self.who.pidfd >= 0:
                     nursery.start_soon(self._watch, nursery.cancel_scope)
                 with suppress(Disconnected):  # which is seen again at once
                     await self._connection.answer(hello, self._welcome())
-                if await self._come_back():
+                if self._absent is None or await self._come_back(self._absent):
                     self._nursery = nursery
                     for arena in self._tiers.state.sessions[self.who.id].recalled:
                         self.recall(arena)  # while it was away
@@ -227,6 +128,31 @@ class Session:
             "key": self.who.key,
         }
 
+    async def _come_back(self, absent: Absent) -> bool:
+        """Hear what it has from the daemon before this one; whether it goes on."""
+        try:
+            while True:
+                request = await self._connection.receive()
+                try:
+                    answer = await hear(self.holdings, self._tiers, request)
+                except Refused as refused:
+                    _log.warning("session %d cannot go on: %s", self.who.id, refused)
+                    self._gone = refused.name != "ENOMEM"  # which may be over when it tries again
+                    await self._refuse(request, refused)
+                    return False
+                await self._connection.answer(request, answer)
+                if request.op.name == "resume":
+                    self._absent = None
+                    absent.settle(None)
+                    _log.info("session %d (pid %d) goes on", self.who.id, self.who.pid)
+                    return True
+        except WireError as error:
+            self._gone = True
+            await self._connection.refuse(error.re, error.name, str(error))
+        except Disconnected:
+            _log.warning("session %d (pid %d) was gone before it went on", self.who.id, self.who.pid)
+        return False
+
     async def _watch(self, scope: trio.CancelScope) -> None:
         # A child of the application may hold a copy of the socket, so its closing does not tell.
         await trio.lowlevel.wait_readable(self.who.pidfd)
@@ -235,20 +161,20 @@ class Session:
 
     def _release(self) -> None:
         """Give everything back. No request is under way any more."""
-        counters = self._map.counters()
-        moved = self._migrator.statistics()
+        has = self.holdings
+        last = has.last_snapshot()
         absent, self._absent = self._absent, None
         still: Mapping[int, Stored] | None = None
         if self._gone or not self.who.key or (absent is None and self._has_hung_up()):
             self._ledger.end(self.who.id)  # before its extents are anybody else's
-            self._migrator.close()
+            has.migrator.close()
         else:
-            still = self._migrator.leave()  # the daemon ends: its process goes on with the next
-        for lent in self._lent.values():
+            still = has.migrator.leave()  # the daemon ends: its process goes on with the next
+        for lent in has.lent.values():
             if lent.arena is not None:
                 self._tiers.close_arena(lent.arena)
-        self._lent.clear()
-        self._map.close()
+        has.lent.clear()
+        has.map.close()
         if absent is not None and still is not None:
             self._tiers.take_over(self.who.id, absent)
             self._ended(self.who.id, None)
@@ -257,23 +183,7 @@ class Session:
         self._tiers.leave(self.who.id)
         if absent is not None:
             absent.settle(None)
-        self._ended(
-            self.who.id,
-            EndedSession(
-                id=self.who.id,
-                pid=self.who.pid,
-                uid=self.who.uid,
-                name=self.who.name,
-                seconds=time.monotonic() - self._began,
-                peak_chunks=self._peak_chunks,
-                resident=self._most(counters, moved),
-                counters=counters,
-                written=moved.written,
-                read=moved.read,
-                vram_bytes=self._vram_bytes,
-                decided=self._decided,
-            ),
-        )
+        self._ended(self.who.id, last)
 
     def _has_hung_up(self) -> bool:
         """Whether the session was ended at the other end, as nobody has seen yet."""
@@ -379,15 +289,15 @@ class Session:
 
     def _vram(self, request: Request) -> None:
         self._tiers.apply(VramSet(self.who.id, request.uint("slots")))
-        self._vram_bytes = request.uint("bytes")
-        self._note()
+        self.holdings.vram_bytes = request.uint("bytes")
+        self.holdings.note()
 
     def _decide(self, request: Request) -> None:
         decided = Decisions(request.text("paging"), request.text("vram_source"))
         if decided.paging not in PAGING_MODES or decided.vram_source not in VRAM_SOURCES:
             raise Refused("EINVAL", f"{decided.paging!r}, {decided.vram_source!r}: not known")
-        self._decided = decided
-        self._note()
+        self.holdings.decided = decided
+        self.holdings.note()
 
     def _memory(self, request: Request) -> Mapping[str, int]:
         state = self._tiers.state
@@ -396,48 +306,29 @@ class Session:
         return {"total": most * self._tiers.chunk, "free": free * self._tiers.chunk}
 
     def _alloc(self, request: Request) -> None:
-        new = self._allocation(request)
+        new = self.holdings.possible(request)
         self._tiers.apply(Allocated(self.who.id, new.chunks))
-        self._enter(new)
-        self._peak_chunks = max(self._peak_chunks, self._committed)
-        self._note()
-
-    def _allocation(self, request: Request) -> _Allocation:
-        """One that could be. Raises Refused."""
-        new = _Allocation(*map(request.uint, ("first", "chunks", "bytes", "address")))
-        after = new.first + new.chunks
-        if after > self._map.chunks:
-            raise Refused("EINVAL", f"chunks {new.first} to {after - 1}: the map has {self._map.chunks}")
-        if new.bytes > new.chunks * self._tiers.chunk:
-            raise Refused("EINVAL", f"{new.bytes} bytes do not fit {new.chunks} chunks")
-        at = bisect.bisect_left(self._firsts, new.first)
-        if (at < len(self._firsts) and self._firsts[at] < after) or self._owner(new.first) is not None:
-            raise Refused("EEXIST", f"chunks {new.first} to {after - 1} are allocated already")
-        return new
-
-    def _enter(self, new: _Allocation) -> None:
-        bisect.insort(self._firsts, new.first)
-        self._allocations[new.first] = new
-        self._end = max(self._end, new.first + new.chunks)
+        self.holdings.enter(new)
+        self.holdings.peak_chunks = max(self.holdings.peak_chunks, self.holdings.committed)
+        self.holdings.note()
 
     def _free(self, request: Request) -> None:
-        old = self._allocations.get(request.uint("first"))
+        old = self.holdings.beginning_at(request.uint("first"))
         if old is None:
             raise Refused("EINVAL", f"no allocation begins at chunk {request.uint('first')}")
-        self._migrator.drop_range(old.first, old.chunks)
+        self.holdings.migrator.drop_range(old.first, old.chunks)
         self._tiers.apply(Freed(self.who.id, old.chunks))
-        del self._allocations[old.first]
-        del self._firsts[bisect.bisect_left(self._firsts, old.first)]
-        self._note()
+        self.holdings.remove(old)
+        self.holdings.note()
 
     def _drop(self, request: Request) -> None:
-        self._migrator.drop(request.uint("chunk"))
+        self.holdings.migrator.drop(request.uint("chunk"))
 
     async def _move(self, request: Request) -> None:
         chunk, slot = request.uint("chunk"), request.uint("slot")
-        if self._owner(chunk) is None:
+        if self.holdings.owner(chunk) is None:
             raise Refused("EINVAL", f"chunk {chunk} is not allocated")
-        lent = self._lent.get(request.uint("arena"))
+        lent = self.holdings.lent.get(request.uint("arena"))
         if lent is None or lent.arena is None or lent.returned:
             raise Refused("EINVAL", f"arena {request.uint('arena')} is not this session's")
         if slot >= lent.arena.slots:
@@ -448,11 +339,11 @@ class Session:
         keep = True
         try:
             if request.op.name == "spill":
-                await self._migrator.spill(chunk, lent.arena, slot)
+                await self.holdings.migrator.spill(chunk, lent.arena, slot)
                 answer = {}
             else:
                 keep = bool(request.uint("keep")) and self._may_keep()
-                await self._migrator.fetch(chunk, lent.arena, slot)
+                await self.holdings.migrator.fetch(chunk, lent.arena, slot)
                 answer = {"kept": int(keep)}
         finally:
             lent.done(slot)
@@ -460,7 +351,7 @@ class Session:
         if not keep:
             # Not before: a shim that has no answer asks the next daemon again. Nor may anybody come in
             # between, and nobody does: answer() returns as soon as the packet is sent.
-            self._migrator.drop(chunk)
+            self.holdings.migrator.drop(chunk)
 
     def _may_keep(self) -> bool:
         """Whether an extent may stay, as a second copy, after its chunk was fetched.
@@ -474,24 +365,17 @@ class Session:
         share = state.sessions[self.who.id]
         return share.extents <= share.need and 8 * state.extents_used <= 7 * state.limits.extents
 
-    def _owner(self, chunk: int) -> _Allocation | None:
-        at = bisect.bisect_right(self._firsts, chunk) - 1
-        if at < 0:
-            return None
-        below = self._allocations[self._firsts[at]]
-        return below if chunk < below.first + below.chunks else None
-
     # Arenas
 
     async def _arena(self, request: Request) -> None:
         id = await self._tiers.reserve_arena(self.who.id)
-        lent = self._lent.setdefault(id, _Lent())  # a recall may have been quicker
-        self._note()
+        lent = self.holdings.lent.setdefault(id, Lent())  # a recall may have been quicker
+        self.holdings.note()
         try:
             lent.arena = await self._tiers.open_arena(self.who.id, id)
             await self._connection.answer(request, {"arena": id}, [lent.arena.fd])
         except Refused:
-            del self._lent[id]
+            del self.holdings.lent[id]
             raise
         finally:
             lent.sent.set()
@@ -504,7 +388,7 @@ class Session:
             self._nursery.start_soon(self._recall, arena)
 
     async def _recall(self, id: int) -> None:
-        lent = self._lent.setdefault(id, _Lent())
+        lent = self.holdings.lent.setdefault(id, Lent())
         await lent.sent.wait()
         if lent.arena is None or self._nursery is None:
             return
@@ -538,176 +422,17 @@ class Session:
 
     async def _return(self, request: Request) -> None:
         id = request.uint("arena")
-        lent = self._lent.get(id)
+        lent = self.holdings.lent.get(id)
         if lent is None or lent.arena is None or lent.returned:
             raise Refused("EINVAL", f"arena {id} is not this session's")
         await self._take_back(id, lent, lent.arena)
         await self._connection.answer(request)
 
-    async def _take_back(self, id: int, lent: _Lent, arena: Arena) -> None:
+    async def _take_back(self, id: int, lent: Lent, arena: Arena) -> None:
         lent.returned = True
         if lent.busy:  # it should not be, but the kernel writes into it
             await lent.idle.wait()
         lent.arena = None
         await self._tiers.give_back_arena(self.who.id, arena)
-        del self._lent[id]
-        self._note()
-
-    # The next daemon, and the one before
-
-    def _note(self) -> None:
-        """Write down what the session was promised and has; before it is told, so it never has more."""
-        if not self.who.key:
-            return
-        state = self._tiers.state.sessions[self.who.id]
-        self._ledger.session(
-            Heir(
-                id=self.who.id,
-                key=self.who.key,
-                uid=self.who.uid,
-                pid=self.who.vouched_pid,
-                started=self.who.started,
-                name=self.who.name,
-                committed=state.committed,
-                vram=state.vram,
-                vram_bytes=self._vram_bytes,
-                decided=self._decided,
-                arenas=state.arenas,
-            )
-        )
-
-    async def _come_back(self) -> bool:
-        """Hear what it has from the daemon before this one; whether it goes on."""
-        if self._absent is None:
-            return True
-        try:
-            while True:
-                request = await self._connection.receive()
-                try:
-                    if request.op.name == "adopt":
-                        await self._adopt(request)
-                    elif request.op.name == "alloc":
-                        self._claim(request)
-                    elif request.op.name == "resume":
-                        await self._resume(request)
-                        return True
-                    else:
-                        close_fds(request.fds)
-                        raise Refused("EPROTO", f"{request.op.name}: resume has to be said before")
-                except Refused as refused:
-                    _log.warning("session %d cannot go on: %s", self.who.id, refused)
-                    self._gone = refused.name != "ENOMEM"  # which may be over when it tries again
-                    await self._refuse(request, refused)
-                    return False
-                if request.op.name != "resume":
-                    await self._connection.answer(request)
-        except WireError as error:
-            self._gone = True
-            await self._connection.refuse(error.re, error.name, str(error))
-        except Disconnected:
-            _log.warning("session %d (pid %d) was gone before it went on", self.who.id, self.who.pid)
-        return False
-
-    async def _adopt(self, request: Request) -> None:
-        id, (fd,) = request.uint("arena"), request.fds
-        if id not in self._tiers.state.sessions[self.who.id].arenas or id in self._lent:
-            os.close(fd)
-            raise Refused("EINVAL", f"arena {id} is not this session's")
-        lent = self._lent[id] = _Lent()
-        lent.arena = await self._tiers.adopt_arena(id, fd)
-        lent.sent.set()
-
-    def _claim(self, request: Request) -> None:
-        new = self._allocation(request)
-        claimed = new.chunks + sum(old.chunks for old in self._allocations.values())
-        if claimed > self._committed:
-            raise Refused("EINVAL", f"{claimed} chunks are claimed, {self._committed} were admitted")
-        self._enter(new)
-
-    async def _resume(self, request: Request) -> None:
-        """It has said what it has; what it has not said is given back."""
-        try:
-            lost = self._settle(request.fds[0])
-            await self._connection.answer(request, {"lost": lost})
-        finally:
-            close_fds(request.fds)
-        assert self._absent is not None
-        absent, self._absent = self._absent, None
-        absent.settle(None)
-        _log.info("session %d (pid %d) goes on", self.who.id, self.who.pid)
-
-    def _settle(self, fd: int) -> int:
-        """Do what a resume with this memfd means; how many of the chunks that are counted on are lost."""
-        counted_on = _counted_on(fd)
-        id = self.who.id
-
-        def wanted(chunk: int) -> bool:
-            return counted_on[chunk : chunk + 1] not in (b"", b"\0") and self._owner(chunk) is not None
-
-        self._migrator.drop_all([chunk for chunk in self._migrator.held if not wanted(chunk)])
-        for arena in set(self._tiers.state.sessions[id].arenas) - set(self._lent):
-            self._tiers.apply(ArenaReturned(id, arena))
-        claimed = sum(allocation.chunks for allocation in self._allocations.values())
-        self._tiers.apply(Freed(id, self._committed - claimed))
-        self._peak_chunks = self._committed
-        self._note()
-        there = bytearray(len(counted_on))
-        for chunk in self._migrator.held:
-            there[chunk] = 1
-        lost = there.count(0) - counted_on.count(0)
-        if lost:
-            _log.error("session %d: %d chunks that it had in T3 are lost", id, lost)
-            _say_what_is_there(fd, bytes(there))
-        return lost
-
-    # What there is to see
-
-    @property
-    def _committed(self) -> int:
-        return self._tiers.state.sessions[self.who.id].committed
-
-    def _most(self, counters: Mapping[str, int], moved: MigratorStatistics) -> Mapping[Tier, int]:
-        """Bytes in each tier when that tier held most: programs free everything before they end.
-
-        Kept by whoever changes them. Looking at the state map now and then missed what an allocation
-        had: the shim has cleared its letters before its free comes.
-        """
-        # What the shim writes is not to be relied on, and status could not be packed for anybody.
-        slots = [min(counters[name], MAX_STATE_CHUNKS) for name in ("vram_slots_most", "arena_slots_most")]
-        chunks = zip(Tier, (*slots, moved.most_held), strict=True)
-        return {tier: count * self._tiers.chunk for tier, count in chunks}
-
-    def _resident(self) -> Mapping[Tier, int]:
-        """Bytes in each tier now."""
-        chunk = self._tiers.chunk
-        resident = {tier: n * chunk for tier, n in self._map.resident(self._end).items()}
-        # Of T3 the daemon knows better: the shim writes its letters before and after the transfers.
-        resident[Tier.T3] = self._migrator.statistics().held * chunk
-        return resident
-
-    def snapshot(self, *, allocations: bool) -> SessionSnapshot:
-        """The session now; its allocations without their maps, if wanted."""
-        state = self._tiers.state.sessions[self.who.id]
-        moved = self._migrator.statistics()
-        return SessionSnapshot(
-            id=self.who.id,
-            pid=self.who.pid,
-            uid=self.who.uid,
-            name=self.who.name,
-            vram_slots=state.vram,
-            committed_chunks=state.committed,
-            resident=self._resident(),
-            counters=self._map.counters(),
-            allocations=tuple(
-                AllocationSnapshot(a.address, a.bytes, a.first, a.chunks, "")
-                for a in (self._allocations.values() if allocations else ())
-            ),
-            written=moved.written,
-            read=moved.read,
-            vram_bytes=self._vram_bytes,
-            decided=self._decided,
-        )
-
-    def chunk_map(self, first: int, chunks: int) -> str:
-        """One ChunkState letter a chunk, as the shim last wrote them."""
-        return self._map.letters(first, chunks)
+        del self.holdings.lent[id]
+        self.holdings.note()

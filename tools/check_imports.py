@@ -24,7 +24,7 @@ TIERD: Layers = (
     ("cli",),
     ("daemon",),
     ("spillcontrol",),
-    ("server session listener", "relief", "view viewtree fusemount", "metrics"),
+    ("server session holdings resume listener", "relief", "view viewtree fusemount", "metrics"),
     ("reattach",),
     ("migrate tiers", "ledger", "statemap", "pressure", "arenasource"),
     ("policy capacity", "watermark", "arena", "nvme", "wire", "config tomlfile", "startup", "notify"),
@@ -35,17 +35,18 @@ TIERD: Layers = (
 
 SHIM: Layers = (
     # The hooks, by what they are about; interpose is the way into them.
-    ("interpose", "graph graph_exec graph_nodes"),
+    ("interpose", "graph graph_exec graph_issue graph_nodes graph_read"),
     (
         "copy copy_rows",
         "handles",
         "memop",
         "refuse",
-        "memory ordered room vmm vmm_account vmm_direct vmm_region",
+        "memory memory_info ordered room vmm vmm_account vmm_direct vmm_region",
+        "context",
     ),
     ("ranges",),
     ("graph_body", "launch"),
-    ("residency grace pager lower vram handover device fault record trace",),
+    ("residency grace pager lower vram handover device fault record trace trace_event trace_write",),
     ("predict predict_log predict_plan", "mover", "client reattach", "alloc_map", "params"),
     ("packet", "held", "ticket", "gate", "timing", "function", "spool", "checksum", "pins"),
     ("wire",),

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from .pieces import BEGIN
 from .pure_c import SHIM
-from .test_shim import BEGIN
 from .tiers import Runner
 
 MIB = 1 << 20

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import pytest
 
+from .pieces import SMALL
 from .tiers import Runner
 
-SMALL = "--chunk 2MiB --vram 40MiB --ram 16MiB"
-NVME = " --spill {dir}/spill:256MiB"
+RAM = "--chunk 2MiB --vram 40MiB --ram 16MiB"
 EXCESS_OPS = ("-m", "tests.shim.programs.excess_ops", 22)  # of the 20 that VRAM holds
 SAID = "fit VRAM: the others are used in RAM"
 
@@ -16,7 +16,7 @@ SAID = "fit VRAM: the others are used in RAM"
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("late", ["0", "1"])
 def test_random_operations(runner: Runner, seed: int, late: str) -> None:
-    result = runner.tiered(SMALL + NVME, *EXCESS_OPS, seed, 150, 8, 16, SOFTCUDA_LATE=late)
+    result = runner.tiered(SMALL, *EXCESS_OPS, seed, 150, 8, 16, SOFTCUDA_LATE=late)
     assert (result.status, result.out) == (0, "right\n"), result.err
     counters = result.counters
     assert counters["launches_exceeding"] > 5
@@ -67,7 +67,7 @@ assert all_are(a, 6) and all_are(b, 2) and all_are(c, 4)
 
 def test_what_was_put_in_place_stays_there_for_the_next(runner: Runner) -> None:
     """Of 24 chunks 20 fit VRAM; copies of a chunk or less leave the others where they are."""
-    once, often = (runner.tiered(SMALL, "-c", AGAIN, times).counters for times in (1, 11))
+    once, often = (runner.tiered(RAM, "-c", AGAIN, times).counters for times in (1, 11))
     assert once["mapped_slots"] == often["mapped_slots"] == 4
     assert once["chunks_in_place"] + 10 * 4 == often["chunks_in_place"]
     assert once["chunk_stalls"] == often["chunk_stalls"]
@@ -86,7 +86,7 @@ assert all_are(a, 12) and all_are(b, 4) and all_are(c, 8)
 
 
 def test_what_fits_comes_to_vram(runner: Runner) -> None:
-    result = runner.tiered(SMALL, "-c", FITS)
+    result = runner.tiered(RAM, "-c", FITS)
     assert result.status == 0, result.err
     assert result.counters["launches_exceeding"] == 1
     assert result.counters["mapped_slots"] == 0
@@ -110,7 +110,7 @@ for address, value in ((a, 6), (b, 2), (c, 4)):
 
 
 def test_rare_copies_are_right_beside_it(runner: Runner) -> None:
-    result = runner.tiered(SMALL, "-c", ROWS)
+    result = runner.tiered(RAM, "-c", ROWS)
     assert result.status == 0, result.err
 
 
@@ -137,7 +137,7 @@ assert all_are(a, 12) and all_are(b, 4) and all_are(c, 8)
 
 @pytest.mark.parametrize("late", ["0", "1"])
 def test_a_stream_that_waits_for_the_program_is_not_waited_for(runner: Runner, late: str) -> None:
-    result = runner.tiered(SMALL, "-c", WAITS, timeout=60, SOFTCUDA_LATE=late)
+    result = runner.tiered(RAM, "-c", WAITS, timeout=60, SOFTCUDA_LATE=late)
     assert result.status == 0, result.err
     assert result.counters["launches_exceeding"] == 2
 
@@ -153,6 +153,6 @@ for address in (a, b, c):
 
 
 def test_freed_while_in_place(runner: Runner) -> None:
-    result = runner.tiered(SMALL, "-c", FREES)
+    result = runner.tiered(RAM, "-c", FREES)
     assert result.status == 0, result.err
     assert result.counters["mapped_slots"] == result.counters["vram_slots_used"] == 0

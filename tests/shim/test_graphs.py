@@ -7,9 +7,8 @@ import json
 
 import pytest
 
+from .pieces import SMALL
 from .tiers import Runner
-
-SMALL = "--chunk 2MiB --vram 40MiB --ram 16MiB --spill {dir}/spill:256MiB"
 
 
 def right(runner: Runner, case: str, **environment: str) -> str:

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from .pieces import SMALL
 from .tiers import Runner
-
-SMALL = "--chunk 2MiB --vram 40MiB --ram 16MiB --spill {dir}/spill:256MiB"
 
 PROGRAM = """
 import ctypes, json, os, uuid

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from .test_shim import BEGIN, FULL
+from .pieces import BEGIN, FULL
 from .tiers import PROGRAMS, Runner
 
 MAPPED = "--paging mapped --chunk 2MiB --vram 40MiB --ram 128MiB"

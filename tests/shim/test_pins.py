@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from .test_shim import BEGIN
+from .pieces import BEGIN
 from .tiers import Result, Runner
 
 SMALL = "--chunk 2MiB --vram 24MiB --ram 64MiB --trace {dir}/trace.json --pin"

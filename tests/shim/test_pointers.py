@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from .test_shim import BEGIN
+from .pieces import BEGIN
 from .tiers import Runner
 
 SMALL = "--chunk 2MiB --vram 24MiB --ram 256MiB"

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .test_shim import BEGIN
+from .pieces import BEGIN
 from .tiers import Runner
 
 SMALL = "--chunk 2MiB --vram 40MiB --ram 16MiB --record {dir}/trace.jsonl"

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import pytest
 
+from .pieces import SMALL
 from .tiers import Runner
-
-SMALL = "--chunk 2MiB --vram 40MiB --ram 16MiB --spill {dir}/spill:256MiB"
 
 BEGIN = """
 import ctypes, struct, sys

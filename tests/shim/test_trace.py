@@ -8,7 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from .test_shim import BEGIN
+from .pieces import BEGIN
 from .tiers import Result, Runner
 
 Event = dict[str, Any]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The file of `greenboost run --trace`: an array of Chrome's trace events.
 
-Every traced process appends lines of its own (shim/trace.c), each of one event and a comma. The
+Every traced process appends lines of its own (shim/trace_write.c), each of one event and a comma. The
 array's end may be missing, and viewers open it all the same; it is put there where that can be done.
 """
 

@@ -5,7 +5,7 @@
  */
 #include <stdio.h>
 
-#include "memory.c"
+#include "context.c"
 
 struct driver driver;
 
@@ -57,21 +57,21 @@ static bool expect(int times, const char *what)
 
 int main(void)
 {
-	driver.cuCtxDestroy_v2 = of_context;
-	driver.cuDevicePrimaryCtxRelease_v2 = of_device;
-	driver.cuDevicePrimaryCtxReset_v2 = of_device;
+	driver.cuCtxDestroy[1] = of_context;
+	driver.cuDevicePrimaryCtxRelease[1] = of_device;
+	driver.cuDevicePrimaryCtxReset[1] = of_device;
 	driver.cuDevicePrimaryCtxGetState = state;
-	hook_cuCtxDestroy_v2(0, (CUcontext)&driver);
+	hook_cuCtxDestroy(1, (CUcontext)&driver);
 	if (!expect(1, "destroyed"))
 		return 1;
-	hook_cuDevicePrimaryCtxReset_v2(0, 0);
+	hook_cuDevicePrimaryCtxReset(1, 0);
 	if (!expect(2, "reset"))
 		return 1;
 	active = 1;
-	hook_cuDevicePrimaryCtxRelease_v2(0, 0);
+	hook_cuDevicePrimaryCtxRelease(1, 0);
 	if (!expect(2, "one of two released"))
 		return 1;
 	active = 0;
-	hook_cuDevicePrimaryCtxRelease_v2(0, 0);
+	hook_cuDevicePrimaryCtxRelease(1, 0);
 	return !expect(3, "released");
 }
