@@ -144,14 +144,18 @@ static uint32_t *list_absent(const struct device *device, const struct hold *hol
 
 static void note_excess(struct device *device, const struct hold *hold)
 {
+	uint32_t fit = 0;
+
 	device_count(device, COUNTER_LAUNCHES_EXCEEDING, 1);
 	if (device->excess_said)
 		return;
 	device->excess_said = true;
+	for (uint32_t i = 0; i < hold->count; i++)
+		fit += device->chunks[hold->chunks[i]].state == RESIDENT;
 	log_warn("a launch names %u chunks of %zu MiB, and %u fit VRAM: the others are used in "
 		 "RAM, over the bus, which is slow where they are read more than once; more "
 		 "--vram would help",
-		 hold->count, device->chunk >> 20, residency_capacity(device));
+		 hold->count, device->chunk >> 20, fit);
 }
 
 CUresult residency_hold(struct device *device, struct span *spans, uint32_t count,
