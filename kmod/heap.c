@@ -28,9 +28,6 @@
 /* Saves most of the entries that single pages would need, and is found in torn memory, too. */
 #define GB_MIDDLE_ORDER 4
 
-/* Blocks that compaction may fail for, on the buffer's node, before only what is free is taken. */
-#define GB_MISSES 16
-
 /* Tries hard, but has nobody killed: who asks for a buffer can do with less. */
 #define GB_GFP_PATIENT (__GFP_RETRY_MAYFAIL | __GFP_NOWARN)
 #define GB_GFP_META (GFP_KERNEL_ACCOUNT | GB_GFP_PATIENT)
@@ -438,15 +435,12 @@ static int gb_buffer_fill(struct gb_buffer *buffer, int node)
 		if (fatal_signal_pending(current))
 			return -EINTR;
 		if (count == GB_BLOCK_PAGES)
-			block->huge =
-				gb_page_alloc(node, misses < GB_MISSES ? GB_COMPACT : GB_TAKE);
+			block->huge = gb_page_alloc(node, &misses);
 		if (block->huge) {
-			misses += node != NUMA_NO_NODE && page_to_nid(block->huge->page) != node;
 			buffer->huge_pages += GB_BLOCK_PAGES;
 			buffer->runs++;
 		} else {
 			/* The next one is to be huge again, if a page turns up. */
-			misses += count == GB_BLOCK_PAGES;
 			ret = gb_block_fill_small(buffer, block, count, node);
 			if (ret)
 				return ret;

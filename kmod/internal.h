@@ -78,17 +78,18 @@ struct gb_page {
 	struct page *page;
 };
 
-/* How hard to look for a page of 2 MiB. */
-enum gb_effort {
-	GB_TAKE, /* what is free as it is */
-	GB_COMPACT, /* and what reclaim and compaction make */
-};
-
 bool gb_charge(atomic_long_t *used, unsigned long pages, unsigned long limit);
 void gb_uncharge(atomic_long_t *used, unsigned long pages);
 
+/*
+ * How often compaction may fail for a buffer. After failures, be they others', the kernel refuses
+ * without looking: one that asks for 2 MiB can be refused 63 times before all of the memory is
+ * looked at afresh (defer_compaction(), which counts each of these twice). Refusals cost little.
+ */
+#define GB_MISSES 128
+
 struct page *gb_alloc_pages(int node, gfp_t gfp, unsigned int order);
-struct gb_page *gb_page_alloc(int node, enum gb_effort effort);
+struct gb_page *gb_page_alloc(int node, unsigned int *misses);
 void gb_page_free(struct gb_page *gp);
 
 unsigned long gb_pool_idle(void);

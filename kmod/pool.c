@@ -212,39 +212,52 @@ static bool gb_pool_keep(struct gb_page *gp)
 	return true;
 }
 
+/*
+ * By reclaim and compaction, if need be. Tries again for the same block: the next one would not
+ * fare better, and this one would be on another node, or small, for nothing but a refusal.
+ */
+static struct page *gb_page_make(int node, gfp_t gfp, unsigned int *misses)
+{
+	struct page *page;
+
+	/* Left to itself, the allocator takes another node's free page before it compacts. */
+	if (node != NUMA_NO_NODE)
+		gfp |= __GFP_THISNODE;
+	/* With __GFP_NORETRY, compaction would leave all that is movable where it is. */
+	gfp |= __GFP_RETRY_MAYFAIL;
+	while (*misses < GB_MISSES && !fatal_signal_pending(current)) {
+		page = gb_alloc_pages(node, gfp, GB_BLOCK_ORDER);
+		if (page)
+			return page;
+		++*misses;
+	}
+	return NULL;
+}
+
 /**
  * gb_page_alloc - a page of 2 MiB, zeroed
  * @node: where it should be, or NUMA_NO_NODE
- * @effort: what it may cost
+ * @misses: how often compaction has failed for the buffer; from GB_MISSES on, only what is free is
+ *	    taken, on any node
  *
  * Return: NULL if there is none.
  */
-struct gb_page *gb_page_alloc(int node, enum gb_effort effort)
+struct gb_page *gb_page_alloc(int node, unsigned int *misses)
 {
-	gfp_t gfp = GFP_HIGHUSER | __GFP_ACCOUNT | __GFP_ZERO | __GFP_COMP | __GFP_NOMEMALLOC |
-		    __GFP_NOWARN;
+	const gfp_t gfp = GFP_HIGHUSER | __GFP_ACCOUNT | __GFP_ZERO | __GFP_COMP |
+			  __GFP_NOMEMALLOC | __GFP_NOWARN;
 	struct gb_page *gp = gb_pool_take(node);
-	struct page *page = NULL;
+	struct page *page;
 
 	if (gp)
 		return gp;
-	if (effort == GB_TAKE)
-		gfp &= ~__GFP_DIRECT_RECLAIM;
-	else
-		/* With __GFP_NORETRY, compaction would leave all that is movable where it is. */
-		gfp |= __GFP_RETRY_MAYFAIL;
 	gp = kmem_cache_alloc_lru(gb_page_cache, &gb_idle,
 				  GFP_KERNEL | __GFP_NORETRY | __GFP_NOWARN);
 	if (!gp)
 		return NULL;
-	/*
-	 * Left to itself, the allocator takes another node's free page before it compacts the
-	 * memory of the one that was named.
-	 */
-	if (node != NUMA_NO_NODE)
-		page = gb_alloc_pages(node, gfp | __GFP_THISNODE, GB_BLOCK_ORDER);
+	page = gb_page_make(node, gfp, misses);
 	if (!page)
-		page = gb_alloc_pages(node, gfp, GB_BLOCK_ORDER);
+		page = gb_alloc_pages(node, gfp & ~__GFP_DIRECT_RECLAIM, GB_BLOCK_ORDER);
 	if (!page) {
 		kmem_cache_free(gb_page_cache, gp);
 		return NULL;

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import mmap
 import os
@@ -76,11 +77,13 @@ def empty_pool() -> None:
     assert attribute("pool_bytes") == 0
 
 
-def meminfo(name: str) -> int:
+def meminfo(name: str, node: int | None = None) -> int:
     """Bytes."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
+    path = "/proc/meminfo" if node is None else f"/sys/devices/system/node/node{node}/meminfo"
+    for line in Path(path).read_text().splitlines():
+        match line.split():
+            case [*_, key, count, "kB"] if key == f"{name}:":
+                return int(count) * 1024
     raise KeyError(name)
 
 
@@ -94,6 +97,18 @@ def free_memory(node: int | None = None) -> int:
             case ["pages", "free", count] | ["count:", count] if here:
                 pages += int(count)
     return pages * mmap.PAGESIZE
+
+
+def bytes_on_nodes(fd: int, size: int) -> dict[int, int]:
+    """Where a buffer's pages are: no free memory that comes or goes meanwhile counts."""
+    with mmap.mmap(fd, size) as memory:
+        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        for line in Path("/proc/self/numa_maps").read_text().splitlines():
+            start, *words = line.split()
+            if int(start, 16) == address:
+                counts = (word[1:].split("=") for word in words if word[0] == "N")
+                return {int(node): int(pages) * mmap.PAGESIZE for node, pages in counts}
+    raise KeyError(address)
 
 
 def populate(memory: mmap.mmap) -> None:
@@ -111,6 +126,35 @@ def every_other_free(size: int, step: int = mmap.PAGESIZE) -> Iterator[None]:
         for offset in range(0, size, 2 * step):
             filler.madvise(mmap.MADV_DONTNEED, offset, step)
         yield
+
+
+@contextmanager
+def torn_memory(size: int) -> Iterator[None]:
+    """Of `size` bytes, every 32nd page stays in use and cannot be moved; the others are free."""
+    step = 32 * mmap.PAGESIZE
+    size -= size % step
+    with mmap.mmap(-1, size, mmap.MAP_PRIVATE) as memory:
+        populate(memory)
+        libc = ctypes.CDLL(None, use_errno=True)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        pinned = range(0, size, step)
+        # io_uring pins what is registered with it, for good: no compaction moves these.
+        parameters = (ctypes.c_uint32 * 30)()
+        ring = libc.syscall(425, 4, parameters)
+        assert ring >= 0, os.strerror(ctypes.get_errno())
+        vectors = (ctypes.c_uint64 * (2 * len(pinned)))()
+        for number, offset in enumerate(pinned):
+            vectors[2 * number] = address + offset
+            vectors[2 * number + 1] = mmap.PAGESIZE
+        try:
+            assert libc.syscall(427, ring, 0, vectors, len(pinned)) == 0, os.strerror(ctypes.get_errno())
+            for offset in pinned:
+                memory.madvise(mmap.MADV_DONTNEED, offset + mmap.PAGESIZE, step - mmap.PAGESIZE)
+            yield
+            # What is closed, a thread of the kernel's lets go of later.
+            assert libc.syscall(427, ring, 1, None, 0) == 0, os.strerror(ctypes.get_errno())
+        finally:
+            os.close(ring)
 
 
 def modules() -> list[Path]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import mmap
 import os
@@ -33,6 +32,7 @@ from tests.vm.guest.kmod.device import (
     populate,
     remove_module,
     set_parameter,
+    torn_memory,
     wait_until_unused,
 )
 from tierd.nvme.ring import open_ring
@@ -99,29 +99,6 @@ def test_under_pressure_the_pool_goes_first() -> None:
     with mmap.mmap(-1, size, mmap.MAP_PRIVATE) as memory:
         populate(memory)
         assert attribute("pool_bytes") < 300 * MIB
-
-
-@contextmanager
-def torn_memory(size: int) -> Iterator[None]:
-    """Of `size` bytes, every 32nd page stays in use and cannot be moved; the others are free."""
-    with mmap.mmap(-1, size, mmap.MAP_PRIVATE) as memory:
-        populate(memory)
-        libc = ctypes.CDLL(None, use_errno=True)
-        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        pinned = range(0, size, 32 * PAGE)
-        # io_uring pins what is registered with it, for good: no compaction moves these.
-        parameters = (ctypes.c_uint32 * 30)()
-        ring = libc.syscall(425, 4, parameters)
-        assert ring >= 0, os.strerror(ctypes.get_errno())
-        vectors = (ctypes.c_uint64 * (2 * len(pinned)))()
-        for number, offset in enumerate(pinned):
-            vectors[2 * number] = address + offset
-            vectors[2 * number + 1] = PAGE
-        assert libc.syscall(427, ring, 0, vectors, len(pinned)) == 0, os.strerror(ctypes.get_errno())
-        for offset in pinned:
-            memory.madvise(mmap.MADV_DONTNEED, offset + PAGE, 31 * PAGE)
-        yield
-        os.close(ring)
 
 
 def test_in_torn_memory_a_buffer_is_complete_and_huge_where_it_can_be() -> None:
