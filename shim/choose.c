@@ -4,14 +4,27 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "in_place.h"
+#include "residency.h"
 
 /* Of VRAM, as what to divide it by: how far a guess of a launch reaches that fits in no case. */
 #define EXCESS_SHARE 8
 
+/* Of RAM, as what to divide it by: what is left to chunks that come and go, a slot at least. */
+#define SPARE_SHARE 4
+
 uint32_t residency_capacity(const struct device *device)
 {
 	return device->slots_allowed;
+}
+
+/* Without room for them in RAM no others could leave VRAM. */
+uint32_t residency_in_place(const struct device *device)
+{
+	uint32_t slots, available, spare;
+
+	mover_count_ram(&device->mover, &slots, &available);
+	spare = slots / SPARE_SHARE;
+	return slots - (spare ? spare : slots > 0);
 }
 
 /*
@@ -208,7 +221,7 @@ static CUresult exceed(const struct device *device, const struct span *spans, ui
 		       struct hold *hold)
 {
 	uint32_t capacity = residency_capacity(device);
-	uint32_t room = capacity + in_place_most(device);
+	uint32_t room = capacity + residency_in_place(device);
 	CUresult result = CUDA_ERROR_OUT_OF_MEMORY;
 
 	for (enum cut cut = CUT_UNLIKELY; result && cut <= CUT_DOUBTFUL; cut++)

@@ -6,27 +6,14 @@
 #include "pager.h"
 #include "trace.h"
 
-/* Of RAM, as what to divide it by: what is left to chunks that come and go, a slot at least. */
-#define SPARE_SHARE 4
-
 static void show(struct device *device)
 {
 	device_gauge(device, COUNTER_MAPPED_SLOTS, device->mapped);
 }
 
-/* Without room for them in RAM no others could leave VRAM. */
-uint32_t in_place_most(const struct device *device)
-{
-	uint32_t slots, available, spare;
-
-	mover_count_ram(&device->mover, &slots, &available);
-	spare = slots / SPARE_SHARE;
-	return slots - (spare ? spare : slots > 0);
-}
-
 static bool room_for_one(struct device *device)
 {
-	while (!device->maps && device->mapped >= in_place_most(device))
+	while (!device->maps && device->mapped >= residency_in_place(device))
 		if (!in_place_end_any(device) && !lower_more_ram(device))
 			return false;
 	return !device->stopped;

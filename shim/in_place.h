@@ -22,9 +22,6 @@ bool in_place_begin(struct device *device, uint32_t index);
  */
 void in_place_end(struct device *device, uint32_t index);
 
-/* How many chunks may be in place at once, of those that VRAM has no room for. In the lock. */
-uint32_t in_place_most(const struct device *device);
-
 /* May it? Nothing is just being given to the device that uses it. */
 bool in_place_may_end(const struct device *device, uint32_t index);
 

@@ -10,7 +10,6 @@
 #include "fault.h"
 #include "function.h"
 #include "gate.h"
-#include "in_place.h"
 #include "log.h"
 #include "params.h"
 
@@ -289,7 +288,7 @@ bool launch_can_fit(struct device *device, const uint64_t *addresses, uint32_t n
 		spans[i].end = spans[i].open ? spans[i].named + 1 : spans[i].least;
 	}
 	qsort(spans, count, sizeof(*spans), by_place);
-	fits = residency_fits(device, spans, count, in_place_most(device));
+	fits = residency_fits(device, spans, count, residency_in_place(device));
 	pthread_mutex_unlock(&device->lock);
 	if (spans != few)
 		free(spans);

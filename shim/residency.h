@@ -331,6 +331,9 @@ bool hold_has(const struct hold *hold, uint32_t chunk);
 /* How many chunks can be resident at once. In the lock. */
 uint32_t residency_capacity(const struct device *device);
 
+/* How many may be used in place at once, of those that VRAM has no room for. In the lock. */
+uint32_t residency_in_place(const struct device *device);
+
 void residency_show(struct device *device, uint32_t chunk); /* write its letter to the state map */
 
 /* handover.c: for the client's callbacks of the same names, with the device. */
