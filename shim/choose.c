@@ -242,12 +242,13 @@ CUresult hold_choose(const struct device *device, struct span *spans, uint32_t c
 	for (uint32_t s = 0; s < count; s++)
 		clip(&spans[s]);
 	hold->ram = hold->where == HOLD_APART && apart(device, spans, count);
-	hold->exceeds = hold->pressed = false;
+	hold->exceeds = hold->pressed = hold->cut = false;
 	if (!hold_fill(device, spans, count, UINT32_MAX, CUT_UNLIKELY, hold))
 		return CUDA_ERROR_OUT_OF_MEMORY;
 	/* What RAM is mapped for takes no room. */
 	if (device->maps || hold_fits(device, hold, capacity))
 		return CUDA_SUCCESS;
+	hold->cut = true;
 	for (enum cut cut = CUT_UNLIKELY; result && cut <= CUT_DOUBTFUL; cut++)
 		result = widest(device, spans, count, cut, capacity, capacity, hold);
 	return result && hold->where == HOLD_EXCESS ? exceed(device, spans, count, hold) : result;

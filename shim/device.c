@@ -202,6 +202,21 @@ static void tell_decisions(struct device *device, const char *vram_source)
 	client_post(&device->client, &request, decided_done, NULL);
 }
 
+/* How fast the device can read its memory at most. */
+static void know_speed(struct device *device)
+{
+	int khz = 0, bits = 0, cache = 0;
+
+	driver.cuDeviceGetAttribute(&khz, CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE, device->ordinal);
+	driver.cuDeviceGetAttribute(&bits, CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH,
+				    device->ordinal);
+	driver.cuDeviceGetAttribute(&cache, CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE, device->ordinal);
+	/* Twice a clock. */
+	device->sparse.speed = 2e3 * khz * bits / 8;
+	device->sparse.cache = (uint64_t)cache;
+	device->sparse.chunk = device->chunk;
+}
+
 /* With the context current. */
 static bool activate(struct device *device)
 {
@@ -230,6 +245,7 @@ static bool activate(struct device *device)
 		return false;
 	}
 	device->maps = paging_wanted() == PAGING_MAPPED;
+	know_speed(device);
 	result = mover_init(&device->mover, device->ordinal, device->context, device->chunk, slots);
 	if (result) {
 		log_warn("no memory beyond VRAM: %s", driver_error(result));

@@ -57,6 +57,11 @@ CUresult launch_begin(struct launch *launch, struct device *device, struct span 
 		goto out;
 	}
 	launch->device = device;
+	launch->timed.before = NULL;
+	/* Only while it costs something, or to see that it still is little. */
+	if (launch->hold.timed.chunks &&
+	    (launch->hold.absent || launch->hold.arriving || launch->hold.little.chunks))
+		launch->timed.before = timing_mark(&device->mover.timing, stream, variant);
 	launch->record = record_begin(device, launch->what.function, launch->what.shown, spans,
 				      count, stream, variant, launch->captured);
 	if (launch->trace)
@@ -73,6 +78,11 @@ void launch_end(struct launch *launch)
 {
 	if (launch->record)
 		record_end(launch->record, launch->stream, launch->variant);
+	if (launch->device && launch->timed.before) {
+		launch->timed.after =
+			timing_mark(&launch->device->mover.timing, launch->stream, launch->variant);
+		residency_timed(launch->device, &launch->hold, launch->timed);
+	}
 	if (launch->device && launch->captured)
 		residency_fix(launch->device, &launch->hold);
 	else if (launch->device)

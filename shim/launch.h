@@ -27,6 +27,7 @@ struct launch {
 	unsigned int variant;
 	struct record *record; /* NULL: it is not recorded */
 	struct trace_launch *trace; /* NULL: nothing is traced */
+	struct span_of_time timed; /* how long the device takes, where that is of use */
 	struct launched what; /* set by the caller */
 	bool captured; /* set by the caller: the work goes into a graph, what it names is fixed for
 			  good */

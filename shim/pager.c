@@ -100,6 +100,7 @@ static void bring_back(struct device *device, uint32_t index)
 	if (device->chunks[index].holds > 1) { /* what it is in place for is just being made */
 		pthread_cond_wait(&device->work, &device->lock);
 	} else if (!vram_awaiting(device)) {
+		sparse_wanted(&device->sparse, index);
 		in_place_end(device, index);
 	} else if (device->wanted == hold && hold->where == HOLD_EXCESS) {
 		hold->ram = true; /* the device cannot be waited for */
@@ -130,6 +131,9 @@ static void serve_wanted(struct device *device)
 			fail_wanted(device, CUDA_ERROR_UNKNOWN);
 			return;
 		}
+		if (hold_reads_little(hold, index) && chunk->home == HOME_T2 &&
+		    in_place_begin(device, index))
+			return;
 		if (chunk->home == HOME_EMPTY || chunk->home == HOME_T2) {
 			if (vram_rise(device, index, false))
 				return;
@@ -217,6 +221,7 @@ static void end_allocation(struct device *device)
 		__atomic_store_n(&device->state_map[c], STATE_FREE, __ATOMIC_RELAXED);
 	}
 	grace_forget(device, ending->first, ending->chunks);
+	sparse_forget(&device->sparse, ending->first, ending->chunks);
 	if (ending->whole) {
 		let_go(device);
 		mover_unreserve(&device->mover, a->base, a->chunks);
@@ -295,6 +300,32 @@ static bool look_ahead(struct device *device)
 	       vram_rise(device, index, true);
 }
 
+/* Launches that were timed, as far as they are over. */
+static void see_what_took_long(struct device *device)
+{
+	struct sparse *sparse = &device->sparse;
+
+	for (uint32_t i = sparse->sampled; i-- > 0;) {
+		/* Only this thread takes from them, and others add at the end. */
+		const struct sample sample = sparse->samples[i];
+		float ms;
+		CUresult result;
+
+		let_go(device);
+		result = driver.cuEventElapsedTime(&ms, sample.time.before, sample.time.after);
+		if (result != CUDA_ERROR_NOT_READY) {
+			timing_put(&device->mover.timing, sample.time.before);
+			timing_put(&device->mover.timing, sample.time.after);
+		}
+		take_back(device);
+		if (result == CUDA_ERROR_NOT_READY)
+			continue;
+		if (!result)
+			sparse_took(sparse, &sample, ms / 1e3);
+		sparse->samples[i] = sparse->samples[--sparse->sampled];
+	}
+}
+
 /* Looks ahead once; what is used meanwhile asks for more by setting prefetch again. */
 static bool look_further(struct device *device)
 {
@@ -304,6 +335,7 @@ static bool look_further(struct device *device)
 	if (device->maps)
 		return false; /* all is where it stays */
 	vram_see_what_is_over(device);
+	see_what_took_long(device);
 	if (device->doubt)
 		return false; /* or what is only ahead would wait for a daemon, and launches for it
 			       */

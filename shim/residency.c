@@ -10,6 +10,9 @@
 #include "log.h"
 #include "trace.h"
 
+/* An object of fewer chunks is not worth it. */
+#define SPARSE_LEAST 4
+
 void residency_show(struct device *device, uint32_t index)
 {
 	static const unsigned char homes[] = { STATE_EMPTY, STATE_T1, STATE_T2, STATE_T3,
@@ -158,6 +161,40 @@ static void note_excess(struct device *device, const struct hold *hold)
 		 hold->count, device->chunk >> 20, fit);
 }
 
+/*
+ * Is there an object of which such launches read little, or may? Its chunks are those that
+ * nothing else lies in.
+ */
+static void find_sparse(struct device *device, const struct span *spans, uint32_t count,
+			struct hold *hold)
+{
+	hold->little = hold->timed = (struct reading){ 0 };
+	if (device->maps || hold->where != HOLD_EXCESS || hold->cut)
+		return;
+	for (uint32_t s = 0; s < count; s++) {
+		const struct span *span = &spans[s];
+		uint64_t first = (span->begin + device->chunk - 1) / device->chunk;
+		uint64_t end = span->end == span->allocation->bytes ? span->allocation->chunks
+								    : span->end / device->chunk;
+		struct reading reading = { .tag = hold->tag };
+
+		if (end < first + SPARSE_LEAST)
+			continue;
+		reading.first = span->allocation->first + (uint32_t)first;
+		reading.chunks = (uint32_t)(end - first);
+		if (sparse_is(&device->sparse, &reading))
+			hold->little = reading;
+		if (reading.chunks > hold->timed.chunks &&
+		    sparse_doubtful(&device->sparse, &reading))
+			hold->timed = reading;
+	}
+	if (hold->little.chunks)
+		hold->timed = hold->little; /* does it still? */
+	hold->alone = true;
+	for (uint32_t c = 0; c < hold->timed.chunks; c++)
+		hold->alone &= device->chunks[hold->timed.first + c].tag == hold->tag;
+}
+
 CUresult residency_hold(struct device *device, struct span *spans, uint32_t count,
 			struct hold *hold)
 {
@@ -199,6 +236,7 @@ CUresult residency_hold(struct device *device, struct span *spans, uint32_t coun
 		dropped_count += forget_overwritten(device, &spans[s], dropped + dropped_count);
 	}
 
+	find_sparse(device, spans, count, hold);
 	predict_slots(&device->predictor, device->slots_allowed);
 	predict_begin(&device->predictor, hold->tag);
 	for (uint32_t i = 0; i < hold->count; i++) {
@@ -207,6 +245,8 @@ CUresult residency_hold(struct device *device, struct span *spans, uint32_t coun
 		bool mapped = usable && device->chunks[index].state == MAPPED;
 
 		device->chunks[index].holds++;
+		if (hold->tag)
+			device->chunks[index].tag = hold->tag;
 		device_count(device,
 			     mapped   ? COUNTER_CHUNKS_IN_PLACE
 			     : usable ? COUNTER_CHUNK_HITS
@@ -215,7 +255,8 @@ CUresult residency_hold(struct device *device, struct span *spans, uint32_t coun
 		hold->absent += !usable;
 		if (usable && device->predictor.chunks[index].unread)
 			device_count(device, COUNTER_PREFETCH_HITS, 1);
-		predict_use(&device->predictor, index);
+		if (!hold_reads_little(hold, index))
+			predict_use(&device->predictor, index);
 	}
 	predict_end(&device->predictor);
 	if (!all_resident(device, hold)) {
@@ -417,6 +458,20 @@ void residency_release(struct device *device, struct hold *hold, CUstream stream
 	pthread_mutex_unlock(&device->lock);
 	ticket_put(ticket);
 	hold_free(hold);
+}
+
+void residency_timed(struct device *device, const struct hold *hold, struct span_of_time time)
+{
+	const struct sample sample = { hold->timed, time, hold->little.chunks > 0, hold->alone };
+	bool kept;
+
+	pthread_mutex_lock(&device->lock);
+	kept = time.before && time.after && sparse_sample(&device->sparse, &sample);
+	pthread_mutex_unlock(&device->lock);
+	if (!kept) {
+		timing_put(&device->mover.timing, time.before);
+		timing_put(&device->mover.timing, time.after);
+	}
 }
 
 void residency_fix(struct device *device, struct hold *hold)

@@ -28,6 +28,7 @@
 #include "mover.h"
 #include "pins.h"
 #include "predict.h"
+#include "sparse.h"
 #include "ticket.h"
 #include "wire.h"
 
@@ -55,6 +56,7 @@ struct chunk {
 	uint32_t slot; /* its VRAM slot, NO_SLOT if none */
 	struct ram_place ram; /* its RAM slot; while it is in VRAM, that of a copy; MAPPED: there it
 				 is used */
+	uint32_t tag; /* of the last launch that named it */
 	bool extent; /* T3 has a copy */
 	bool summed; /* sum is that of its bytes below VRAM: a copy is right as long as VRAM's is
 			the same */
@@ -103,6 +105,10 @@ struct hold {
 	bool exceeds; /* not all of it fits VRAM */
 	bool pressed; /* RAM has no room for that */
 	bool ram; /* a chunk that is MAPPED is as good as a RESIDENT one */
+	bool cut; /* of guesses only a part was chosen */
+	struct reading little; /* is used in RAM, as the launch reads little of it */
+	struct reading timed; /* how long the launch takes says whether it does */
+	bool alone; /* nobody else has named that since the last such launch */
 	uint32_t tag; /* set by the caller: what kind of launch it is, 0 for a copy */
 	bool few; /* set by the caller: a kernel of so few threads that it may write pointers to
 		     what it names, for others */
@@ -198,6 +204,7 @@ struct device {
 	struct ticket *recent[RECENT_MOST]; /* a ring, in the order of launches */
 	uint32_t recent_first, recent_count;
 	struct grace grace;
+	struct sparse sparse;
 	struct ticket *awaits[AWAITS_MOST]; /* done when a stream has waited for its value */
 	atomic_bool paging; /* some chunk is or was absent: launches are looked at */
 	atomic_bool quiet; /* work from before paging began has been waited for */
@@ -249,6 +256,12 @@ CUresult residency_begin(struct hold *hold, CUstream stream, unsigned int varian
 
 /* Wait for it on the host instead: the stream is being captured. */
 CUresult residency_begin_captured(struct hold *hold);
+
+/*
+ * Such a launch was given to the stream between these two places, one of which may be unknown.
+ * They are the device's then.
+ */
+void residency_timed(struct device *device, const struct hold *hold, struct span_of_time time);
 
 /* The work has been given to the stream: what it names may leave once it is done. */
 void residency_release(struct device *device, struct hold *hold, CUstream stream,
@@ -309,12 +322,18 @@ void residency_drop_extents(struct device *device, const uint32_t *chunks, uint3
 void residency_pin(struct device *device, uint32_t first, uint32_t chunks, uint64_t bytes);
 void residency_unpin(struct device *device, struct chunk *chunk); /* its allocation ends */
 
+static inline bool hold_reads_little(const struct hold *hold, uint32_t chunk)
+{
+	return chunk - hold->little.first < hold->little.chunks;
+}
+
 /* Is the chunk where the hold can use it? */
 static inline bool hold_usable(const struct device *device, const struct hold *hold, uint32_t chunk)
 {
 	enum chunk_state state = device->chunks[chunk].state;
 
-	return state == RESIDENT || (state == MAPPED && (device->maps || hold->ram));
+	return state == RESIDENT ||
+	       (state == MAPPED && (device->maps || hold->ram || hold_reads_little(hold, chunk)));
 }
 
 /* choose.c */

@@ -47,7 +47,7 @@ SHIM: Layers = (
     ("ranges",),
     ("graph_body", "launch"),
     (
-        "residency choose grace pager in_place lower vram handover device fault "
+        "residency choose sparse grace pager in_place lower vram handover device fault "
         "record trace trace_event trace_write",
     ),
     ("predict predict_log predict_plan", "mover", "client reattach", "alloc_map", "params"),

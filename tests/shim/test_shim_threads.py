@@ -54,7 +54,19 @@ def test_an_allocated_address_is_never_out_of_bounds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "more"), [("uses", ()), ("overwritten", ()), ("give_up", ("residency",))])
 def test_the_chunk_table_alone(tmp_path: Path, name: str, more: tuple[str, ...]) -> None:
     """What each of these programs says at its beginning."""
-    parts = ("alloc_map", "choose", "client", "mover", "log", "gate", "pins", "thread", "ticket", *more)
+    parts = (
+        "alloc_map",
+        "choose",
+        "sparse",
+        "client",
+        "mover",
+        "log",
+        "gate",
+        "pins",
+        "thread",
+        "ticket",
+        *more,
+    )
     parts += ("function", "held", "packet", "predict", "predict_log", "predict_plan", "reattach")
     parts += ("spool", "timing", "trace", "trace_write", "grace")
     program = build(name, tmp_path, *(SHIM / f"{part}.c" for part in parts))

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Kernels that read little of a large object: it is used in place in RAM, not brought to VRAM for them."""
+
+from __future__ import annotations
+
+from .tiers import Runner
+
+RAM = "--chunk 2MiB --vram 40MiB --ram 128MiB"
+
+PROGRAM = """
+import ctypes, sys
+from ctypes import c_uint32, c_uint64, c_void_p
+import numpy as np
+from tests.shim.softcuda.driver import MIB, Driver
+cuda = Driver("libcuda.so.1")
+fill, add = cuda.function("fill_u32"), cuda.function("add_u32")
+EMBEDDING, WEIGHT = 32 * MIB // 4, 16 * MIB // 4
+tied, tokens = sys.argv[1] == "tied", int(sys.argv[2])
+
+def new(words, value):
+    address = cuda.alloc(4 * words)
+    cuda("cuMemsetD32_v2", address, c_uint32(value), words)
+    return address
+
+embedding = new(EMBEDDING, 1)
+weights = [new(WEIGHT, n) for n in range(3)]
+expected = np.ones(EMBEDDING, dtype=np.uint32)
+for token in range(tokens):
+    row = 1024 * 97 * token % EMBEDDING  # 16 words of it are written
+    cuda.launch(fill, c_uint64(embedding + 4 * row), c_uint64(16), c_uint32(token))
+    expected[row : row + 16] = token
+    for weight in weights:
+        cuda.launch(add, c_uint64(weight), c_uint64(weight), c_uint64(weight), c_uint64(WEIGHT))
+    if tied:
+        cuda.launch(add, c_uint64(embedding), c_uint64(embedding), c_uint64(embedding), c_uint64(EMBEDDING))
+        expected += expected
+    cuda("cuCtxSynchronize")
+got = np.zeros(EMBEDDING, dtype=np.uint32)
+cuda("cuMemcpyDtoH_v2", c_void_p(got.ctypes.data), embedding, got.nbytes)
+assert (got == expected).all()
+"""
+
+
+def test_an_embedding_is_read_in_place(runner: Runner) -> None:
+    few, many = (runner.tiered(RAM, "-c", PROGRAM, "apart", n) for n in (20, 40))
+    assert few.status == many.status == 0, few.err + many.err
+    assert few.counters["mapped_slots"] == many.counters["mapped_slots"] == 16
+    assert many.counters["chunks_in_place"] - few.counters["chunks_in_place"] == 20 * 16
+
+
+def test_what_others_name_too_is_not(runner: Runner) -> None:
+    result = runner.tiered(RAM, "-c", PROGRAM, "tied", 20)
+    assert result.status == 0, result.err
+    assert result.counters["chunks_in_place"] == 0
