@@ -306,9 +306,22 @@ CUresult hook_cuMemAddressFree(unsigned int variant, CUdeviceptr ptr, size_t siz
 
 /* ---- mappings ---- */
 
-static CUresult map_direct(struct creation *creation, CUdeviceptr ptr)
+/* It is to be the driver's, having been promised. */
+static CUresult back(struct creation *creation)
 {
 	CUresult result;
+
+	/* What it was promised is not what it takes. */
+	release_promise(creation);
+	result = direct_back(creation, true);
+	if (result)
+		creation->promised = !promise(creation->device, creation->bytes);
+	return result;
+}
+
+static CUresult map_direct(struct creation *creation, CUdeviceptr ptr)
+{
+	CUresult result = CUDA_SUCCESS;
 
 	if (creation->piece) {
 		log_warn("cuMemMap of %zu bytes of memory that moves, which it cannot at these "
@@ -317,15 +330,10 @@ static CUresult map_direct(struct creation *creation, CUdeviceptr ptr)
 			 creation->bytes);
 		return CUDA_ERROR_NOT_SUPPORTED;
 	}
-	if (!creation->backed) {
-		/* What it was promised is not what it takes. */
-		release_promise(creation);
-		result = direct_back(creation, true);
-		if (result) {
-			creation->promised = !promise(creation->device, creation->bytes);
-			return result;
-		}
-	}
+	if (!creation->backed)
+		result = back(creation);
+	if (result)
+		return result;
 	creation->used = true;
 	return direct_map(creation, ptr);
 }
@@ -588,9 +596,11 @@ CUresult hook_cuMemGetAllocationPropertiesFromHandle(unsigned int variant,
 	return creation ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
-/* The driver's handle for one of ours, for what it alone can do; 0: it is not the driver's memory.
+/*
+ * The driver's handle for one of ours, for what it alone can do: what is mapped nowhere yet becomes
+ * its memory. types: as which it must have been created, 0: any.
  */
-static CUresult real_of(CUmemGenericAllocationHandle *handle, const char *what)
+static CUresult real_of(CUmemGenericAllocationHandle *handle, int types, const char *what)
 {
 	struct creation *creation;
 	CUresult result = CUDA_SUCCESS;
@@ -599,13 +609,17 @@ static CUresult real_of(CUmemGenericAllocationHandle *handle, const char *what)
 		return CUDA_SUCCESS;
 	pthread_mutex_lock(&lock);
 	creation = creation_of(*handle);
-	if (!creation) {
+	if (!creation || !creation_alive(creation))
 		result = CUDA_ERROR_INVALID_VALUE;
-	} else if (creation->backed) {
+	else if (creation->piece)
+		result = refuse(what);
+	else if ((creation->prop.requestedHandleTypes & types) != types)
+		result = CUDA_ERROR_INVALID_VALUE;
+	else if (!creation->backed)
+		result = back(creation);
+	if (!result) {
 		creation->used = true;
 		*handle = creation->real;
-	} else {
-		result = refuse(what);
 	}
 	pthread_mutex_unlock(&lock);
 	return result;
@@ -615,8 +629,8 @@ CUresult hook_cuMemExportToShareableHandle(unsigned int variant, void *shareable
 					   CUmemGenericAllocationHandle handle, int type,
 					   unsigned long long flags)
 {
-	CUresult result =
-		real_of(&handle, "sharing with other processes (cuMemExportToShareableHandle)");
+	CUresult result = real_of(&handle, type,
+				  "sharing with other processes (cuMemExportToShareableHandle)");
 
 	(void)variant;
 	return result ? result
@@ -627,7 +641,7 @@ CUresult hook_cuMulticastBindMem(unsigned int variant, CUmemGenericAllocationHan
 				 size_t multicast_offset, CUmemGenericAllocationHandle handle,
 				 size_t offset, size_t size, unsigned long long flags)
 {
-	CUresult result = real_of(&handle, "multicast (cuMulticastBindMem)");
+	CUresult result = real_of(&handle, 0, "multicast (cuMulticastBindMem)");
 
 	(void)variant;
 	return result ? result
