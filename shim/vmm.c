@@ -137,8 +137,8 @@ static bool shareable(int types, const CUmemAllocationProp *prop)
 	return true;
 }
 
-/* The device that pages memory such as this; NULL: it is the driver's. */
-static struct device *pages(size_t size, const CUmemAllocationProp *prop, unsigned long long flags)
+/* The device whose VRAM it counts against, if it is not paged; NULL: none of ours. */
+static struct device *counts(size_t size, const CUmemAllocationProp *prop, unsigned long long flags)
 {
 	struct device *device;
 
@@ -147,7 +147,7 @@ static struct device *pages(size_t size, const CUmemAllocationProp *prop, unsign
 		return NULL;
 	/* What other devices read of it (gpuDirectRDMACapable) is refused where they are told of
 	 * it. */
-	if (prop->win32HandleMetaData || prop->allocFlags.compressionType || prop->allocFlags.usage)
+	if (prop->win32HandleMetaData || prop->allocFlags.usage)
 		return NULL;
 	device = device_obtain();
 	if (!device || device->ordinal != prop->location.id)
@@ -173,7 +173,9 @@ static CUresult promise(struct device *device, size_t size)
 CUresult hook_cuMemCreate(unsigned int variant, CUmemGenericAllocationHandle *handle, size_t size,
 			  const CUmemAllocationProp *prop, unsigned long long flags)
 {
-	struct device *device = handle ? pages(size, prop, flags) : NULL;
+	struct device *device = handle ? counts(size, prop, flags) : NULL;
+	/* Slots are not. */
+	bool compressible = prop && prop->allocFlags.compressionType;
 	struct creation *creation;
 	CUresult result;
 
@@ -184,9 +186,11 @@ CUresult hook_cuMemCreate(unsigned int variant, CUmemGenericAllocationHandle *ha
 	creation = creation_new(device, size, prop);
 	result = CUDA_ERROR_OUT_OF_MEMORY;
 	/* As smaller allocations are: direct, unless it comes to lie beside others. */
-	if (creation && size < device->chunk)
-		result = direct_back(creation, false);
-	if (creation && result == CUDA_ERROR_OUT_OF_MEMORY) {
+	if (creation && (compressible || size < device->chunk)) {
+		result = direct_back(creation, compressible);
+		creation->used = compressible;
+	}
+	if (creation && !compressible && result == CUDA_ERROR_OUT_OF_MEMORY) {
 		result = promise(device, size);
 		creation->promised = !result;
 	}
@@ -195,6 +199,9 @@ CUresult hook_cuMemCreate(unsigned int variant, CUmemGenericAllocationHandle *ha
 	else if (creation)
 		creation_free(creation);
 	pthread_mutex_unlock(&lock);
+	/* There may be VRAM that is not ours to count. */
+	if (compressible && result == CUDA_ERROR_OUT_OF_MEMORY)
+		result = room_create(handle, size, prop, flags);
 	return result;
 }
 
@@ -366,7 +373,8 @@ static CUresult map_paged(struct region *region, struct creation *creation, CUde
 	if (region->device && region->device != device)
 		return refuse("memory of two GPUs in one reservation (cuMemMap)");
 	if (creation->backed && creation->used)
-		return refuse("memory that was mapped in a smaller reservation first (cuMemMap)");
+		return refuse("memory of the driver's, as it is compressible or was mapped in a "
+			      "smaller reservation first (cuMemMap),");
 	if (creation->piece && creation->piece->mapped)
 		return refuse("a second mapping of the same memory (cuMemMap)");
 	result = make_way(region, ptr, creation->bytes, creation);
@@ -583,6 +591,7 @@ CUresult hook_cuMemGetAllocationPropertiesFromHandle(unsigned int variant,
 						     CUmemAllocationProp *prop,
 						     CUmemGenericAllocationHandle handle)
 {
+	CUresult result = CUDA_ERROR_INVALID_VALUE;
 	const struct creation *creation;
 
 	(void)variant;
@@ -590,10 +599,15 @@ CUresult hook_cuMemGetAllocationPropertiesFromHandle(unsigned int variant,
 		return driver.cuMemGetAllocationPropertiesFromHandle(prop, handle);
 	pthread_mutex_lock(&lock);
 	creation = prop ? creation_of(handle) : NULL;
-	if (creation)
+	if (creation && creation->prop.allocFlags.compressionType) {
+		/* Whether it is compressible only the driver knows. */
+		result = driver.cuMemGetAllocationPropertiesFromHandle(prop, creation->real);
+	} else if (creation) {
 		*prop = creation->prop;
+		result = CUDA_SUCCESS;
+	}
 	pthread_mutex_unlock(&lock);
-	return creation ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+	return result;
 }
 
 /*

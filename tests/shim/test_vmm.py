@@ -333,6 +333,34 @@ def test_what_is_not_mapped_yet_can_be_shared(runner: Runner) -> None:
     right(runner, EXPORTED)
 
 
+COMPRESSIBLE = """
+prop = ctypes.create_string_buffer(struct.pack("<4iQB", 1, 0, 1, 0, 0, 1), 64)
+before = room()
+handle = c_uint64()
+call("cuMemCreate", byref(handle), c_size_t(16 * MIB), prop, u64(0))
+assert before - room() == 16, (before, room())
+told = ctypes.create_string_buffer(64)
+call("cuMemGetAllocationPropertiesFromHandle", told, handle)
+assert told.raw == prop.raw
+paged, first = reserve(64 * MIB), create(8 * MIB)
+put(paged, 8 * MIB, first)
+assert refuses_map(paged + 16 * MIB, 16 * MIB, handle.value) == 801
+unmap(paged, 8 * MIB)
+release(first)
+at, _ = mapped(16 * MIB, handle.value)
+fill(at, 16 * MIB, 5)
+release(handle.value)
+check(at, 16 * MIB, 5)
+assert before - room() == 16, (before, room())
+unmap(at, 16 * MIB)
+assert room() == before, (room(), before)
+"""
+
+
+def test_memory_that_slots_cannot_be_counts_beside_them(runner: Runner) -> None:
+    right(runner, COMPRESSIBLE)
+
+
 LAUNCH = """
 module, function = c_void_p(), c_void_p()
 call("cuModuleLoadData", byref(module), b"softcuda")
