@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -174,6 +174,7 @@ class Session:
             "memory": self._memory,
             "alloc": self._alloc,
             "free": self._free,
+            "trim": self._trim,
             "drop": self._drop,
         }
         self._waiting: Mapping[str, Callable[[Request], Awaitable[None]]] = {
@@ -428,6 +429,17 @@ class Session:
         self._tiers.apply(Freed(self.who.id, old.chunks))
         del self._allocations[old.first]
         del self._firsts[bisect.bisect_left(self._firsts, old.first)]
+        self._note()
+
+    def _trim(self, request: Request) -> None:
+        """Give back what is beyond the first chunks. Asked of the next daemon again, it changes nothing."""
+        old, chunks = self._allocations.get(request.uint("first")), request.uint("chunks")
+        if old is None or chunks > old.chunks:
+            raise Refused("EINVAL", f"no allocation of {chunks} chunks begins at {request.uint('first')}")
+        self._migrator.drop_range(old.first + chunks, old.chunks - chunks)
+        self._tiers.apply(Freed(self.who.id, old.chunks - chunks))
+        size = min(old.bytes, chunks * self._tiers.chunk)
+        self._allocations[old.first] = replace(old, chunks=chunks, bytes=size)
         self._note()
 
     def _drop(self, request: Request) -> None:
