@@ -343,7 +343,8 @@ static void given_back(void *arg, const struct reply *reply)
 	(void)reply; /* at worst it counts as this session's until the end */
 }
 
-void client_free(struct client *client, uint64_t first)
+/* The allocation goes on as this, with no chunks: not at all. */
+static void give_back(struct client *client, struct held_allocation rest)
 {
 	bool attached, told;
 	struct message request;
@@ -351,17 +352,32 @@ void client_free(struct client *client, uint64_t first)
 
 	pthread_mutex_lock(&client->sending);
 	pthread_mutex_lock(&client->lock);
-	held_remove_allocation(&client->held, first);
+	if (rest.chunks)
+		held_trim_allocation(&client->held, rest);
+	else
+		held_remove_allocation(&client->held, rest.first);
 	attached = client->attached;
 	told = attached || client->telling;
 	pthread_mutex_unlock(&client->lock);
 	pthread_mutex_unlock(&client->sending);
-	client_request(&request, "free");
-	message_uint(&request, "first", first);
+	client_request(&request, rest.chunks ? "trim" : "free");
+	message_uint(&request, "first", rest.first);
+	if (rest.chunks)
+		message_uint(&request, "chunks", rest.chunks);
 	if (attached)
 		client_call(client, &request, &reply);
 	else if (told)
 		client_post(client, &request, given_back, NULL);
+}
+
+void client_free(struct client *client, uint64_t first)
+{
+	give_back(client, (struct held_allocation){ .first = first });
+}
+
+void client_trim(struct client *client, struct held_allocation trimmed)
+{
+	give_back(client, trimmed);
 }
 
 void client_return(struct client *client, uint64_t arena)

@@ -83,6 +83,8 @@ int client_call(struct client *client, struct message *request, struct reply *re
 int client_alloc(struct client *client, struct held_allocation allocation, struct reply *reply);
 /* While there is no daemon it is not waited for. */
 void client_free(struct client *client, uint64_t first);
+/* The allocation goes on as this: with fewer chunks. */
+void client_trim(struct client *client, struct held_allocation trimmed);
 void client_return(struct client *client, uint64_t arena);
 
 /* Answer a recall of the arena. error is 0 or an errno value. */

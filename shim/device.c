@@ -409,6 +409,7 @@ void device_abandon_context(CUcontext context)
  */
 static void in_child(void)
 {
+	pthread_mutex_init(&making, NULL);
 	for (int i = 0; i < MAX_DEVICES; i++) {
 		struct device *device = atomic_load(&devices[i]);
 
@@ -419,7 +420,6 @@ static void in_child(void)
 		atomic_store(&devices[i], NULL);
 		atomic_store(&refused, true); /* CUDA was in use: it is not usable here */
 	}
-	atomic_store(&gate_closed, 0);
 	record_forget();
 	trace_forget();
 }

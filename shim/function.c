@@ -106,3 +106,16 @@ void functions_forget(void)
 			f->handle = NULL;
 	pthread_mutex_unlock(&lock);
 }
+
+/* It has no CUDA, and another thread may have been at it. */
+static void in_child(void)
+{
+	pthread_mutex_init(&lock, NULL);
+	memset(functions, 0, sizeof(functions));
+	count = 0;
+}
+
+__attribute__((constructor)) static void watch_forks(void)
+{
+	pthread_atfork(NULL, NULL, in_child);
+}

@@ -92,3 +92,21 @@ void gate_allow_captures(void)
 {
 	pthread_mutex_unlock(&captures_lock);
 }
+
+/* It has no CUDA, and another thread may have been at it. */
+static void in_child(void)
+{
+	pthread_mutex_init(&captures_lock, NULL);
+	atomic_store(&gate_captures, 0);
+	atomic_store(&gate_closed, 0);
+	/* Those who were inside are not there to leave. */
+	for (struct gate_thread *t = atomic_load(&threads); t; t = t->next) {
+		atomic_store(&t->inside, false);
+		atomic_store(&t->taken, t == gate_self);
+	}
+}
+
+__attribute__((constructor)) static void watch_forks(void)
+{
+	pthread_atfork(NULL, NULL, in_child);
+}

@@ -55,16 +55,30 @@ bool held_add_allocation(struct held *held, struct held_allocation allocation)
 	return true;
 }
 
-void held_remove_allocation(struct held *held, uint64_t first)
+/* NULL: it is not there. */
+static struct held_allocation *find(struct held *held, uint64_t first)
 {
 	/* From the end: there are many, and the latest often go first. */
-	for (uint32_t i = held->allocation_count; i-- > 0;) {
-		if (held->allocations[i].first != first)
-			continue;
-		held->allocations[i] = held->allocations[held->allocation_count - 1];
-		held->allocation_count--;
-		return;
-	}
+	for (uint32_t i = held->allocation_count; i-- > 0;)
+		if (held->allocations[i].first == first)
+			return &held->allocations[i];
+	return NULL;
+}
+
+void held_remove_allocation(struct held *held, uint64_t first)
+{
+	struct held_allocation *allocation = find(held, first);
+
+	if (allocation)
+		*allocation = held->allocations[--held->allocation_count];
+}
+
+void held_trim_allocation(struct held *held, struct held_allocation trimmed)
+{
+	struct held_allocation *allocation = find(held, trimmed.first);
+
+	if (allocation)
+		*allocation = trimmed;
 }
 
 bool held_copy(const struct held *held, struct held *copy)

@@ -32,6 +32,8 @@ void held_remove_arena(struct held *held, uint64_t id);
 
 bool held_add_allocation(struct held *held, struct held_allocation allocation);
 void held_remove_allocation(struct held *held, uint64_t first);
+/* It has only so many chunks from now on. */
+void held_trim_allocation(struct held *held, struct held_allocation trimmed);
 
 /* All of it but the files, which held_dup gives one by one: a program may have few left to open.
  * False: no memory, and there is nothing to free. */

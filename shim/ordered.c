@@ -196,3 +196,15 @@ CUresult hook_cuMemFreeAsync(unsigned int variant, CUdeviceptr dptr, CUstream st
 	free_behind(device, allocation, stream, variant);
 	return CUDA_SUCCESS;
 }
+
+/* It has no CUDA, and another thread may have been at it. */
+static void in_child(void)
+{
+	pthread_mutex_init(&pools_lock, NULL);
+	pool_count = 0;
+}
+
+__attribute__((constructor)) static void watch_forks(void)
+{
+	pthread_atfork(NULL, NULL, in_child);
+}

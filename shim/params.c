@@ -268,3 +268,15 @@ void params_forget(void)
 	}
 	pthread_rwlock_unlock(&lock);
 }
+
+/* It has no CUDA, and another thread may have been at it. */
+static void in_child(void)
+{
+	pthread_rwlock_init(&lock, NULL);
+	memset(buckets, 0, sizeof(buckets));
+}
+
+__attribute__((constructor)) static void watch_forks(void)
+{
+	pthread_atfork(NULL, NULL, in_child);
+}

@@ -163,3 +163,17 @@ void tickets_forget_stream(uint64_t key)
 	}
 	pthread_mutex_unlock(&pool_lock);
 }
+
+/* It has no CUDA, and another thread may have been at it. */
+static void in_child(void)
+{
+	pthread_mutex_init(&pool_lock, NULL);
+	pool = NULL;
+	all = NULL;
+	all_count = all_room = 0;
+}
+
+__attribute__((constructor)) static void watch_forks(void)
+{
+	pthread_atfork(NULL, NULL, in_child);
+}

@@ -137,8 +137,8 @@ static bool shareable(int types, const CUmemAllocationProp *prop)
 	return true;
 }
 
-/* The device that pages memory such as this; NULL: it is the driver's. */
-static struct device *pages(size_t size, const CUmemAllocationProp *prop, unsigned long long flags)
+/* The device whose VRAM it counts against, if it is not paged; NULL: none of ours. */
+static struct device *counts(size_t size, const CUmemAllocationProp *prop, unsigned long long flags)
 {
 	struct device *device;
 
@@ -147,7 +147,7 @@ static struct device *pages(size_t size, const CUmemAllocationProp *prop, unsign
 		return NULL;
 	/* What other devices read of it (gpuDirectRDMACapable) is refused where they are told of
 	 * it. */
-	if (prop->win32HandleMetaData || prop->allocFlags.compressionType || prop->allocFlags.usage)
+	if (prop->win32HandleMetaData || prop->allocFlags.usage)
 		return NULL;
 	device = device_obtain();
 	if (!device || device->ordinal != prop->location.id)
@@ -173,7 +173,9 @@ static CUresult promise(struct device *device, size_t size)
 CUresult hook_cuMemCreate(unsigned int variant, CUmemGenericAllocationHandle *handle, size_t size,
 			  const CUmemAllocationProp *prop, unsigned long long flags)
 {
-	struct device *device = handle ? pages(size, prop, flags) : NULL;
+	struct device *device = handle ? counts(size, prop, flags) : NULL;
+	/* Slots are not. */
+	bool compressible = prop && prop->allocFlags.compressionType;
 	struct creation *creation;
 	CUresult result;
 
@@ -184,9 +186,11 @@ CUresult hook_cuMemCreate(unsigned int variant, CUmemGenericAllocationHandle *ha
 	creation = creation_new(device, size, prop);
 	result = CUDA_ERROR_OUT_OF_MEMORY;
 	/* As smaller allocations are: direct, unless it comes to lie beside others. */
-	if (creation && size < device->chunk)
-		result = direct_back(creation, false);
-	if (creation && result == CUDA_ERROR_OUT_OF_MEMORY) {
+	if (creation && (compressible || size < device->chunk)) {
+		result = direct_back(creation, compressible);
+		creation->used = compressible;
+	}
+	if (creation && !compressible && result == CUDA_ERROR_OUT_OF_MEMORY) {
 		result = promise(device, size);
 		creation->promised = !result;
 	}
@@ -195,6 +199,9 @@ CUresult hook_cuMemCreate(unsigned int variant, CUmemGenericAllocationHandle *ha
 	else if (creation)
 		creation_free(creation);
 	pthread_mutex_unlock(&lock);
+	/* There may be VRAM that is not ours to count. */
+	if (compressible && result == CUDA_ERROR_OUT_OF_MEMORY)
+		result = room_create(handle, size, prop, flags);
 	return result;
 }
 
@@ -306,9 +313,22 @@ CUresult hook_cuMemAddressFree(unsigned int variant, CUdeviceptr ptr, size_t siz
 
 /* ---- mappings ---- */
 
-static CUresult map_direct(struct creation *creation, CUdeviceptr ptr)
+/* It is to be the driver's, having been promised. */
+static CUresult back(struct creation *creation)
 {
 	CUresult result;
+
+	/* What it was promised is not what it takes. */
+	release_promise(creation);
+	result = direct_back(creation, true);
+	if (result)
+		creation->promised = !promise(creation->device, creation->bytes);
+	return result;
+}
+
+static CUresult map_direct(struct creation *creation, CUdeviceptr ptr)
+{
+	CUresult result = CUDA_SUCCESS;
 
 	if (creation->piece) {
 		log_warn("cuMemMap of %zu bytes of memory that moves, which it cannot at these "
@@ -317,15 +337,10 @@ static CUresult map_direct(struct creation *creation, CUdeviceptr ptr)
 			 creation->bytes);
 		return CUDA_ERROR_NOT_SUPPORTED;
 	}
-	if (!creation->backed) {
-		/* What it was promised is not what it takes. */
-		release_promise(creation);
-		result = direct_back(creation, true);
-		if (result) {
-			creation->promised = !promise(creation->device, creation->bytes);
-			return result;
-		}
-	}
+	if (!creation->backed)
+		result = back(creation);
+	if (result)
+		return result;
 	creation->used = true;
 	return direct_map(creation, ptr);
 }
@@ -358,7 +373,8 @@ static CUresult map_paged(struct region *region, struct creation *creation, CUde
 	if (region->device && region->device != device)
 		return refuse("memory of two GPUs in one reservation (cuMemMap)");
 	if (creation->backed && creation->used)
-		return refuse("memory that was mapped in a smaller reservation first (cuMemMap)");
+		return refuse("memory of the driver's, as it is compressible or was mapped in a "
+			      "smaller reservation first (cuMemMap),");
 	if (creation->piece && creation->piece->mapped)
 		return refuse("a second mapping of the same memory (cuMemMap)");
 	result = make_way(region, ptr, creation->bytes, creation);
@@ -575,6 +591,7 @@ CUresult hook_cuMemGetAllocationPropertiesFromHandle(unsigned int variant,
 						     CUmemAllocationProp *prop,
 						     CUmemGenericAllocationHandle handle)
 {
+	CUresult result = CUDA_ERROR_INVALID_VALUE;
 	const struct creation *creation;
 
 	(void)variant;
@@ -582,15 +599,22 @@ CUresult hook_cuMemGetAllocationPropertiesFromHandle(unsigned int variant,
 		return driver.cuMemGetAllocationPropertiesFromHandle(prop, handle);
 	pthread_mutex_lock(&lock);
 	creation = prop ? creation_of(handle) : NULL;
-	if (creation)
+	if (creation && creation->prop.allocFlags.compressionType) {
+		/* Whether it is compressible only the driver knows. */
+		result = driver.cuMemGetAllocationPropertiesFromHandle(prop, creation->real);
+	} else if (creation) {
 		*prop = creation->prop;
+		result = CUDA_SUCCESS;
+	}
 	pthread_mutex_unlock(&lock);
-	return creation ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+	return result;
 }
 
-/* The driver's handle for one of ours, for what it alone can do; 0: it is not the driver's memory.
+/*
+ * The driver's handle for one of ours, for what it alone can do: what is mapped nowhere yet becomes
+ * its memory. types: as which it must have been created, 0: any.
  */
-static CUresult real_of(CUmemGenericAllocationHandle *handle, const char *what)
+static CUresult real_of(CUmemGenericAllocationHandle *handle, int types, const char *what)
 {
 	struct creation *creation;
 	CUresult result = CUDA_SUCCESS;
@@ -599,13 +623,17 @@ static CUresult real_of(CUmemGenericAllocationHandle *handle, const char *what)
 		return CUDA_SUCCESS;
 	pthread_mutex_lock(&lock);
 	creation = creation_of(*handle);
-	if (!creation) {
+	if (!creation || !creation_alive(creation))
 		result = CUDA_ERROR_INVALID_VALUE;
-	} else if (creation->backed) {
+	else if (creation->piece)
+		result = refuse(what);
+	else if ((creation->prop.requestedHandleTypes & types) != types)
+		result = CUDA_ERROR_INVALID_VALUE;
+	else if (!creation->backed)
+		result = back(creation);
+	if (!result) {
 		creation->used = true;
 		*handle = creation->real;
-	} else {
-		result = refuse(what);
 	}
 	pthread_mutex_unlock(&lock);
 	return result;
@@ -615,8 +643,8 @@ CUresult hook_cuMemExportToShareableHandle(unsigned int variant, void *shareable
 					   CUmemGenericAllocationHandle handle, int type,
 					   unsigned long long flags)
 {
-	CUresult result =
-		real_of(&handle, "sharing with other processes (cuMemExportToShareableHandle)");
+	CUresult result = real_of(&handle, type,
+				  "sharing with other processes (cuMemExportToShareableHandle)");
 
 	(void)variant;
 	return result ? result
@@ -627,7 +655,7 @@ CUresult hook_cuMulticastBindMem(unsigned int variant, CUmemGenericAllocationHan
 				 size_t multicast_offset, CUmemGenericAllocationHandle handle,
 				 size_t offset, size_t size, unsigned long long flags)
 {
-	CUresult result = real_of(&handle, "multicast (cuMulticastBindMem)");
+	CUresult result = real_of(&handle, 0, "multicast (cuMulticastBindMem)");
 
 	(void)variant;
 	return result ? result

@@ -44,6 +44,12 @@ static uint64_t chunks_of(const struct device *device, uint64_t bytes)
 	return (bytes + device->chunk - 1) / device->chunk;
 }
 
+static struct held_allocation as_held(const struct device *device, const struct promise *promise)
+{
+	return (struct held_allocation){ promise->first, promise->chunks,
+					 promise->chunks * device->chunk, 0 };
+}
+
 static void count(struct device *device, const struct promise *promise, bool made)
 {
 	pthread_mutex_lock(&device->lock);
@@ -82,9 +88,7 @@ static CUresult raise(struct device *device, struct account *account)
 	}
 	if (promise.chunks > MAX_CHUNKS - promise.first)
 		return CUDA_ERROR_OUT_OF_MEMORY;
-	result =
-		memory_admit(device, (struct held_allocation){ promise.first, promise.chunks,
-							       promise.chunks * device->chunk, 0 });
+	result = memory_admit(device, as_held(device, &promise));
 	if (result)
 		return result;
 	memmove(account->promises + at + 1, account->promises + at,
@@ -116,19 +120,28 @@ static void lower(struct device *device, struct account *account)
 	uint64_t wanted = chunks_of(device, account->bytes);
 
 	while (account->chunks > wanted) {
-		uint32_t i = fitting(account, account->chunks - wanted);
-		struct promise promise = account->promises[i];
+		uint64_t excess = account->chunks - wanted;
+		uint32_t i = fitting(account, excess);
+		struct promise gone = account->promises[i], rest = gone;
 
-		memmove(account->promises + i, account->promises + i + 1,
-			(account->count - i - 1) * sizeof(promise));
-		account->count--;
-		account->chunks -= promise.chunks;
-		count(device, &promise, false);
-		client_free(&device->client, promise.first);
+		/* In one request: between two, another program might take the rest. */
+		if (gone.chunks > excess) {
+			rest.chunks -= (uint32_t)excess;
+			gone.first += rest.chunks;
+			gone.chunks = (uint32_t)excess;
+			account->promises[i] = rest;
+		} else {
+			account->count--;
+			memmove(account->promises + i, account->promises + i + 1,
+				(account->count - i) * sizeof(gone));
+		}
+		account->chunks -= gone.chunks;
+		count(device, &gone, false);
+		if (gone.first == rest.first)
+			client_free(&device->client, gone.first);
+		else
+			client_trim(&device->client, as_held(device, &rest));
 	}
-	/* They are given back only as they were made. Should another program be quicker to take the
-	 * remainder, it is asked for again with the next promise. */
-	raise(device, account);
 }
 
 CUresult account_promise(struct device *device, uint64_t bytes)

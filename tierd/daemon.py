@@ -94,6 +94,7 @@ async def serve(
             async with trio.open_nursery() as nursery:
                 daemon.nursery = nursery
                 nursery.start_soon(relief.run)
+                nursery.start_soon(tiers.make_ahead)
                 nursery.start_soon(daemon.watch_signals, signals)
                 if life_fd is not None:
                     nursery.start_soon(daemon.watch_life, life_fd)
@@ -337,6 +338,7 @@ class _Daemon:
 
     def snapshot(self, *, allocations: bool = False) -> Snapshot:
         """Everything now; the sessions' allocations, if wanted, without their maps."""
+        arenas, ahead = self._tiers.arenas
         return metrics.snapshot(
             pid=os.getpid(),
             version=__version__,
@@ -347,7 +349,8 @@ class _Daemon:
             else "last daemon",
             paging=self._config.paging,
             arena_bytes=self._pool.arena_bytes,
-            arenas=len(self._pool),
+            arenas=arenas,
+            arenas_ahead=ahead,
             arena_limit=self._pool.limit,
             spill_paths=self._store.snapshot(),
             sessions=[

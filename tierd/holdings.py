@@ -6,7 +6,7 @@ from __future__ import annotations
 import bisect
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -129,6 +129,12 @@ class Holdings:
         del self._allocations[old.first]
         self.allocated -= old.chunks
         del self._firsts[bisect.bisect_left(self._firsts, old.first)]
+
+    def trim(self, old: Allocation, chunks: int) -> None:
+        """It has so many left, from its first on."""
+        self.allocated -= old.chunks - chunks
+        size = min(old.bytes, chunks * self._tiers.chunk)
+        self._allocations[old.first] = replace(old, chunks=chunks, bytes=size)
 
     def owner(self, chunk: int) -> Allocation | None:
         """The allocation in which the chunk lies."""

@@ -44,8 +44,9 @@ def snapshot(
     pressure: PressureSnapshot = NO_PRESSURE_KNOWN,
     chunk_source: str = "default",
     paging: str = "auto",
+    arenas_ahead: int = 0,
 ) -> Snapshot:
-    """A Snapshot whose tiers add up: `arenas` exist of at most `arena_limit`."""
+    """A Snapshot whose tiers add up: `arenas` and `arenas_ahead` exist of at most `arena_limit`."""
     sessions, spill_paths = tuple(sessions), tuple(spill_paths)
     resident = {tier: sum(session.resident[tier] for session in sessions) for tier in Tier}
     tiers = (
@@ -69,6 +70,7 @@ def snapshot(
         pressure=pressure,
         chunk_source=chunk_source,
         paging=paging,
+        arenas_ahead=arenas_ahead,
     )
 
 
@@ -83,6 +85,7 @@ def to_dict(snapshot: Snapshot) -> dict[str, Any]:
         "paging": snapshot.paging,
         "arena_bytes": snapshot.arena_bytes,
         "arenas": snapshot.arenas,
+        "arenas_ahead": snapshot.arenas_ahead,
         "arena_source": snapshot.arena_source,
         "mountpoint": snapshot.mountpoint,
         "tiers": {

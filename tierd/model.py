@@ -300,3 +300,4 @@ class Snapshot:
     pressure: PressureSnapshot = NO_PRESSURE_KNOWN
     chunk_source: str = "default"  #: why a chunk is as large as it is: where that was said
     paging: str = "auto"  #: what applications do that are not told otherwise, one of PAGING_MODES
+    arenas_ahead: int = 0  #: made before anybody asked, beside `arenas`

@@ -17,6 +17,10 @@ session that came last, and of its arenas the youngest. How idle a session is, n
 that fits its VRAM has no target at all and so gives everything. A session that refuses keeps its arena;
 until it gives one, or RAM is not short any more, others that could do with less are asked instead.
 
+Making an arena takes long, and so does taking it into use. So while a session does the one, another is
+made ahead of its next request (MakeAhead). It counts against nobody: whoever is granted an arena next gets
+it, and it is there only while one is free, RAM is not short and the session seems to go on.
+
 The alternative, letting allocations reserve the arenas and extents they will use, was rejected: an
 idle session's reservation would keep RAM empty while a busy one streams from NVMe.
 """
@@ -32,12 +36,16 @@ from .capacity import TRANSIT, Limits, Session, extents_needed, feasible, room, 
 
 __all__ = [
     "Action",
+    "Ahead",
+    "AheadOver",
     "Allocated",
     "ArenaAsked",
+    "ArenaOpened",
     "ArenaReturned",
     "ArenaWaitOver",
     "BudgetTurned",
     "Deny",
+    "Discard",
     "Event",
     "ExtentsChanged",
     "ExtentsReturned",
@@ -47,6 +55,7 @@ __all__ = [
     "Inherited",
     "Joined",
     "Left",
+    "MakeAhead",
     "RamSpare",
     "RamWanted",
     "Recall",
@@ -71,6 +80,14 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Ahead:
+    """An arena that is made, or being made, and nobody's."""
+
+    arena: int
+    session: int  #: that seems to ask for it next
+
+
+@dataclass(frozen=True, slots=True)
 class State:
     """Everything the policy knows. Make new ones with apply()."""
 
@@ -81,6 +98,7 @@ class State:
     budget_spent: bool = False  #: T3 has been written as much today as it should be
     short: int = 0  #: arenas that T2 should do without while RAM is short
     withheld: int = 0  #: those of them that it can do without and keep what was promised
+    ahead: Ahead | None = None  #: one of the free arenas
 
     def with_sessions(self, sessions: Mapping[int, Session]) -> State:
         """The same with other sessions; at every request, and replace() takes twice as long."""
@@ -92,6 +110,7 @@ class State:
             self.budget_spent,
             self.short,
             self.withheld,
+            self.ahead,
         )
 
     @property
@@ -103,6 +122,11 @@ class State:
     def held_arenas(self) -> int:
         """Arenas that sessions have."""
         return sum(len(s.arenas) for s in self.sessions.values())
+
+    @property
+    def existing_arenas(self) -> int:
+        """The same, and the one that is made ahead."""
+        return self.held_arenas + (self.ahead is not None)
 
     @property
     def free_arenas(self) -> int:
@@ -199,6 +223,20 @@ class ArenaAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class ArenaOpened:
+    """An arena that was granted is there, and the session is about to be told."""
+
+    session: int
+
+
+@dataclass(frozen=True, slots=True)
+class AheadOver:
+    """This one was not wanted for long, or could not be made. If it is somebody's by now, that stays."""
+
+    arena: int
+
+
+@dataclass(frozen=True, slots=True)
 class ArenaReturned:
     """The arena is closed, after a recall or because it could not be made."""
 
@@ -252,6 +290,8 @@ Event = (
     | ExtentsWithdrawn
     | BudgetTurned
     | ArenaAsked
+    | ArenaOpened
+    | AheadOver
     | ArenaReturned
     | RecallFailed
     | ArenaWaitOver
@@ -265,7 +305,7 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Make an arena with this new id and give it to the session."""
+    """Give the session the arena with this id: a new one, or the one that was made ahead."""
 
     session: int
     arena: int
@@ -286,7 +326,21 @@ class Deny:
     session: int
 
 
-Action = Grant | Recall | Deny
+@dataclass(frozen=True, slots=True)
+class MakeAhead:
+    """Make an arena with this new id, for whoever is granted it."""
+
+    arena: int
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Close the arena that was made ahead, or see that it is closed once it is made."""
+
+    arena: int
+
+
+Action = Grant | Recall | Deny | MakeAhead | Discard
 
 
 # Transitions
@@ -447,9 +501,11 @@ def _recall(state: State, id: int) -> Transition:
 
 def _grant(state: State, id: int) -> Transition:
     session = state.sessions[id]
-    arena = state.next_arena
+    arena, following = state.next_arena, state.next_arena + 1
+    if state.ahead is not None:
+        arena, following = state.ahead.arena, state.next_arena
     after = _with(state, id, replace(session, arenas=(*session.arenas, arena)))
-    return replace(after, next_arena=arena + 1), (Grant(id, arena),)
+    return replace(after, next_arena=following, ahead=None), (Grant(id, arena),)
 
 
 def _hand_out(state: State) -> Transition:
@@ -495,11 +551,48 @@ def _arena_wait_over(state: State, event: ArenaWaitOver) -> Transition:
     return _no_longer_waiting(state, event.session), ()
 
 
+# Arenas made ahead
+
+
+def _arena_opened(state: State, event: ArenaOpened) -> Transition:
+    if state.ahead is not None or not _goes_on(state, event.session):
+        return state, ()
+    arena = state.next_arena
+    after = replace(state, next_arena=arena + 1, ahead=Ahead(arena, event.session))
+    return after, (MakeAhead(arena),)
+
+
+def _goes_on(state: State, id: int) -> bool:
+    """Whether the session may soon ask for another arena, which can be had.
+
+    It asks when it comes to the last one that it has, so all but two are full then; and memory is mostly
+    allocated bit by bit, so what there is of it now says little of how much there will be.
+    """
+    if id not in state.sessions or state.short or state.free_arenas <= 0:
+        return False
+    session = state.sessions[id]
+    return session.overflow > max(0, len(session.arenas) - 2) * state.limits.arena_slots
+
+
+def _ahead_over(state: State, event: AheadOver) -> Transition:
+    if state.ahead is None or state.ahead.arena != event.arena:
+        return state, ()
+    return replace(state, ahead=None), ()
+
+
+def _reconsider_ahead(state: State) -> Transition:
+    """Discard what is made ahead of a request that is not to be expected any more."""
+    if state.ahead is None or _goes_on(state, state.ahead.session):
+        return state, ()
+    return replace(state, ahead=None), (Discard(state.ahead.arena),)
+
+
 # While RAM is short
 
 
 def _ram_wanted(state: State, event: RamWanted) -> Transition:
-    left = max(0, state.held_arenas - event.arenas)
+    # What is made ahead is the first to go.
+    left = max(0, state.existing_arenas - event.arenas)
     short = max(state.short, state.whole.arenas - left)
     if event.again or not state.short:
         state = _forgive(state)
@@ -578,6 +671,9 @@ def apply(state: State, event: Event) -> Transition:
     if after.short or after.withheld:
         after, more = _give_way(after)
         actions += more
+    if after.ahead is not None:
+        after, more = _reconsider_ahead(after)
+        actions += more
     return after, actions
 
 
@@ -607,6 +703,10 @@ def _apply(state: State, event: Event) -> Transition:
             return _budget_turned(state, event)
         case ArenaAsked():
             return _arena_asked(state, event)
+        case ArenaOpened():
+            return _arena_opened(state, event)
+        case AheadOver():
+            return _ahead_over(state, event)
         case ArenaReturned():
             return _arena_returned(state, event)
         case RecallFailed():

@@ -75,6 +75,7 @@ class Session:
             "memory": self._memory,
             "alloc": self._alloc,
             "free": self._free,
+            "trim": self._trim,
             "drop": self._drop,
         }
         self._waiting: Mapping[str, Callable[[Request], Awaitable[None]]] = {
@@ -319,6 +320,16 @@ class Session:
         self.holdings.migrator.drop_range(old.first, old.chunks)
         self._tiers.apply(Freed(self.who.id, old.chunks))
         self.holdings.remove(old)
+        self.holdings.note()
+
+    def _trim(self, request: Request) -> None:
+        """Give back what is beyond the first chunks. Asked of the next daemon again, it changes nothing."""
+        old, chunks = self.holdings.beginning_at(request.uint("first")), request.uint("chunks")
+        if old is None or chunks > old.chunks:
+            raise Refused("EINVAL", f"no allocation of {chunks} chunks begins at {request.uint('first')}")
+        self.holdings.migrator.drop_range(old.first + chunks, old.chunks - chunks)
+        self._tiers.apply(Freed(self.who.id, old.chunks - chunks))
+        self.holdings.trim(old, chunks)
         self.holdings.note()
 
     def _drop(self, request: Request) -> None:

@@ -9,17 +9,21 @@ from typing import Protocol
 
 import trio
 
+from .ahead import ArenasAhead
 from .arena import Arena, ArenaError, ArenaPool, NotAnArenaError
 from .capacity import Limits
 from .nvme.errors import NoSpace
 from .nvme.path import SpillPath
 from .nvme.spillset import SpillSet
 from .policy import (
+    AheadOver,
     ArenaAsked,
+    ArenaOpened,
     ArenaReturned,
     ArenaWaitOver,
     BudgetTurned,
     Deny,
+    Discard,
     Event,
     ExtentsChanged,
     ExtentsReturned,
@@ -28,6 +32,7 @@ from .policy import (
     Inherited,
     Joined,
     Left,
+    MakeAhead,
     RamSpare,
     RamWanted,
     Recall,
@@ -81,6 +86,8 @@ class Tiers:
         self._tenants: dict[int, Tenant] = {}
         self._waits: dict[int, deque[_Wait]] = {}
         self._returned = 0  # arenas that went back to the system because RAM was short
+        self._ahead = ArenasAhead(self._make, self._close, self._give_up)
+        self.make_ahead = self._ahead.run
 
     @property
     def state(self) -> State:
@@ -148,6 +155,11 @@ class Tiers:
                 case Recall(id, arena):
                     _log.info("session %d is asked to give arena %d back", id, arena)
                     self._tenants[id].recall(arena)
+                case MakeAhead(arena):
+                    self._ahead.begin(arena)
+                case Discard(arena):
+                    self._returned += isinstance(event, RamWanted)
+                    self._ahead.discard(arena)
 
     def reserve_extent(self, id: int) -> None:
         """A session wants one more extent. Raises policy.Refused."""
@@ -168,9 +180,9 @@ class Tiers:
     def give_way(self, size: int, *, again: bool) -> None:
         """Have `size` bytes of arenas given back; with `again`, by those too that refused before."""
         arenas = -(-size // self.arena_bytes)
-        held = self._state.held_arenas
+        existing = self._state.existing_arenas
         if arenas or again:
-            self.apply(RamWanted(min(arenas, held), again))
+            self.apply(RamWanted(min(arenas, existing), again))
 
     def grow(self, size: int) -> None:
         """T2 may have `size` bytes more than it has now."""
@@ -183,8 +195,15 @@ class Tiers:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of all arenas that sessions have."""
-        return self._state.held_arenas * self.arena_bytes
+        """Bytes of all arenas that there are."""
+        return self._state.existing_arenas * self.arena_bytes
+
+    @property
+    def arenas(self) -> tuple[int, int]:
+        """How many there are: of sessions, and those that nobody has asked for."""
+        ids = [arena.id for arena in self._pool]
+        ahead = sum(id in self._ahead for id in ids)
+        return len(ids) - ahead, ahead
 
     @property
     def withheld_bytes(self) -> int:
@@ -219,7 +238,7 @@ class Tiers:
                 await wait.over.wait()
         except trio.Cancelled:
             if wait.arena is not None:
-                self.apply(ArenaReturned(id, wait.arena))
+                self._unopened(id, wait.arena)
             raise
         finally:
             if not wait.over.is_set():
@@ -232,19 +251,41 @@ class Tiers:
     async def open_arena(self, session: int, id: int) -> Arena:
         """The arena for a reserved id, its pages allocated and registered. Raises policy.Refused."""
         try:
-            # Not abandoned when cancelled: what the thread makes has to be given back.
-            arena = await trio.to_thread.run_sync(self._pool.create, id)
-            try:
-                self.store.add_arena(arena)
-            except BaseException:
-                self._pool.close(arena)
-                raise
+            arena = await self._ahead.take(id)
+            if arena is None:
+                arena = await self._make(id)
         except BaseException as error:
-            self.apply(ArenaReturned(session, id))
+            self._unopened(session, id)
             if isinstance(error, ArenaError | NoSpace | OSError):
                 raise Refused("ENOSPC", str(error)) from error
             raise
+        if self._ahead.running:
+            self.apply(ArenaOpened(session))
         return arena
+
+    async def _make(self, id: int) -> Arena:
+        """Raises ArenaError, NoSpace and OSError."""
+        # Not abandoned when cancelled: what the thread makes has to be given back.
+        arena = await trio.to_thread.run_sync(self._pool.create, id)
+        try:
+            await trio.lowlevel.checkpoint_if_cancelled()  # at the daemon's end rings may be closed by now
+            self.store.add_arena(arena)
+        except BaseException:
+            self._pool.close(arena)
+            raise
+        return arena
+
+    def _unopened(self, session: int, id: int) -> None:
+        """The session does not get the arena that it was granted."""
+        self._ahead.discard(id)
+        self.apply(ArenaReturned(session, id))
+
+    def _give_up(self, id: int) -> bool:
+        """No session gets the arena that was made ahead; False: one was granted it before."""
+        if self._state.ahead is None or self._state.ahead.arena != id:
+            return False
+        self.apply(AheadOver(id))
+        return True
 
     async def adopt_arena(self, id: int, fd: int) -> Arena:
         """An arena that a session has had from the daemon before this one. Raises policy.Refused.
@@ -271,7 +312,10 @@ class Tiers:
 
     async def give_back_arena(self, session: int, arena: Arena) -> None:
         """The same without keeping others waiting, and the policy is told. Not to be cancelled in between."""
+        await self._close(arena)
+        self.apply(ArenaReturned(session, arena.id))
+
+    async def _close(self, arena: Arena) -> None:
         self.store.remove_arena(arena)
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(self._pool.close, arena)
-        self.apply(ArenaReturned(session, arena.id))

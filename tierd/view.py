@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The read-only file system that shows what is where: one value a file, its unit in the name.
 
-    VIEW/version  pid  socket  chunk_bytes  chunk_source  paging  arena_bytes  arenas
+    VIEW/version  pid  socket  chunk_bytes  chunk_source  paging  arena_bytes  arenas  arenas_ahead
     VIEW/tiers/{vram,ram,nvme}/{total_bytes,used_bytes}
     VIEW/spill/<n>/{path,total_bytes,used_bytes,written_bytes,read_bytes,
                     state,errors,retired_bytes,written_today_bytes}

@@ -96,6 +96,7 @@ def tree(snapshot: Snapshot, chunk_map: ChunkMap) -> Directory:
             "paging": _value(snapshot.paging),
             "arena_bytes": _value(snapshot.arena_bytes),
             "arenas": _value(snapshot.arenas),
+            "arenas_ahead": _value(snapshot.arenas_ahead),
             "arena_source": _value(snapshot.arena_source),
             "pressure": Directory(lambda: _pressure(snapshot.pressure)),
             "tiers": Directory(lambda: {_TIER_NAMES[t.tier]: _tier(t) for t in snapshot.tiers}),

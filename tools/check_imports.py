@@ -26,7 +26,7 @@ TIERD: Layers = (
     ("spillcontrol",),
     ("server session holdings resume listener", "relief", "view viewtree fusemount", "metrics"),
     ("reattach",),
-    ("migrate tiers", "ledger", "statemap", "pressure", "arenasource"),
+    ("migrate tiers ahead", "ledger", "statemap", "pressure", "arenasource"),
     ("policy capacity", "watermark", "arena", "nvme", "wire", "config tomlfile", "startup", "notify"),
     ("memory", "device", "pins", "filelock"),
     ("model",),

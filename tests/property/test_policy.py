@@ -13,12 +13,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tierd import policy
 from tierd.capacity import TRANSIT, Limits, Session, extents_needed, feasible, lone_capacity, room, targets
 from tierd.policy import (
+    AheadOver,
     Allocated,
     ArenaAsked,
+    ArenaOpened,
     ArenaReturned,
     ArenaWaitOver,
     BudgetTurned,
     Deny,
+    Discard,
     Event,
     ExtentsChanged,
     ExtentsReturned,
@@ -27,6 +30,7 @@ from tierd.policy import (
     Grant,
     Joined,
     Left,
+    MakeAhead,
     RamSpare,
     RamWanted,
     Recall,
@@ -130,6 +134,7 @@ class Policy(RuleBasedStateMachine):
         self.below: dict[int, int] = {}
         self.pending: list[Recall] = []  # recalls that were not answered yet
         self.waiting: list[int] = []  # requests for an arena that were not answered yet
+        self.ahead: set[int] = set()  # arenas that are made ahead
         self.ids = itertools.count(1)
 
     # What the daemon does
@@ -152,6 +157,13 @@ class Policy(RuleBasedStateMachine):
                 case Grant(id, arena):
                     assert arena in self.state.sessions[id].arenas
                     self.waiting.remove(id)
+                    # Whoever is granted one gets that which is there.
+                    assert not self.ahead or arena in self.ahead
+                    self.ahead.discard(arena)
+                case MakeAhead(arena):
+                    self.ahead.add(arena)
+                case Discard(arena):
+                    self.ahead.remove(arena)
                 case Deny(id):
                     self.waiting.remove(id)
         return True
@@ -203,12 +215,14 @@ class Policy(RuleBasedStateMachine):
         assert after.limits.arenas <= before.limits.arenas
         assert after.whole == before.whole
         # Never below what was promised, and never more than was asked for.
-        left = max(0, before.held_arenas - arenas)
+        left = max(0, before.existing_arenas - arenas)
         assert after.limits.arenas >= min(left, before.limits.arenas)
         least = replace(after.limits, arenas=after.limits.arenas - 1)
         assert after.limits.arenas <= max(left, 0) or not feasible(least, after.sessions)
-        # Said again it changes nothing: what is on its way back is not asked for twice.
-        settled = policy.apply(after, RamWanted(arenas))
+        # Said again it changes nothing: what is on its way back is not asked for twice. What was made ahead
+        # is no arena any more.
+        gone = before.existing_arenas - before.held_arenas
+        settled = policy.apply(after, RamWanted(max(0, arenas - gone)))
         assert settled == (after, ())
 
     @rule(arenas=st.integers(0, 4))
@@ -296,6 +310,19 @@ class Policy(RuleBasedStateMachine):
         # No starvation: whoever is below its target gets an arena or a place in the queue for one.
         assert self.happen(ArenaAsked(id)) or not (short or idle)
 
+    @precondition(lambda self: any(s.arenas for s in self.state.sessions.values()))
+    @rule(data=st.data())
+    def open(self, data: st.DataObject) -> None:
+        having = sorted(id for id, session in self.state.sessions.items() if session.arenas)
+        assert self.happen(ArenaOpened(data.draw(st.sampled_from(having))))
+
+    @rule(arena=st.integers(1, 20))
+    def nobody_wants(self, arena: int) -> None:
+        granted = [arena for session in self.state.sessions.values() for arena in session.arenas]
+        assert self.happen(AheadOver(arena))
+        self.ahead.discard(arena)
+        assert granted == [arena for session in self.state.sessions.values() for arena in session.arenas]
+
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
     def give_up(self, data: st.DataObject) -> None:
@@ -355,7 +382,7 @@ class Policy(RuleBasedStateMachine):
     @invariant()
     def nothing_is_overcommitted(self) -> None:
         state = self.state
-        assert state.held_arenas <= state.whole.arenas
+        assert state.existing_arenas <= state.whole.arenas
         assert state.extents_used <= state.limits.extents
         assert feasible(state.limits, state.sessions)
 
@@ -376,6 +403,10 @@ class Policy(RuleBasedStateMachine):
             assert len(recalls) >= excess or session.unwilling or kept <= shares[id]
         arenas = [arena for s in state.sessions.values() for arena in s.arenas]
         assert len(arenas) == len(set(arenas))
+        assert self.ahead == ({state.ahead.arena} if state.ahead else set())
+        assert self.ahead.isdisjoint(arenas)
+        # It takes nothing from anybody.
+        assert not self.ahead or (state.free_arenas > 0 and not state.short)
 
 
 TestPolicy = Policy.TestCase

@@ -17,7 +17,7 @@ import pytest
 
 from tierd.wire.packet import Disconnected, close_fds, receive_packet, send_packet
 
-from .tiers import Runner
+from .tiers import ROOT, Runner
 
 MIB = 1 << 20
 CHUNK = 2 * MIB
@@ -45,6 +45,8 @@ print("right")
 
 class Daemon:
     """Grants what is asked for."""
+
+    chunk = CHUNK
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -74,7 +76,7 @@ class Daemon:
     def answer(self, request: dict[str, Any]) -> None:
         id, op = request.get("id", 0), request.get("op")
         if op == "hello":
-            self.send(re=id, session=1, chunk=CHUNK, arena=ARENA, ram=64 * MIB, spill=64 * MIB)
+            self.send(re=id, session=1, chunk=self.chunk, arena=2 * self.chunk, ram=64 * MIB, spill=64 * MIB)
         elif op == "arena":
             self.grant(id)
         elif op in ("spill", "fetch"):
@@ -183,22 +185,50 @@ class Useless(Daemon):
             super().answer(request)
 
 
-@pytest.mark.parametrize("kind", [Recalling, Pressing, Refusing, Useless])
-def test_a_program_finds_room(runner: Runner, shim: Path, softcuda: Path, kind: type[Daemon]) -> None:
+class Greedy(Daemon):
+    """Gives whatever is given back to others at once; `promised` are the program's chunks."""
+
+    chunk = 4 * MIB
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
+        self.promised: dict[int, int] = {}
+        self.full = False
+
+    def answer(self, request: dict[str, Any]) -> None:
+        op = request["op"]
+        if op == "alloc" and self.full:
+            self.send(re=request["id"], error="ENOMEM", message="others have it")
+            return
+        if op == "alloc":
+            self.promised[request["first"]] = request["chunks"]
+        elif op == "free":
+            del self.promised[request["first"]]
+        elif op == "trim":
+            assert request["chunks"] < self.promised[request["first"]]
+            self.promised[request["first"]] = request["chunks"]
+        self.full = self.full or op in ("free", "trim")
+        super().answer(request)
+
+
+def serve(runner: Runner, shim: Path, kind: type[Daemon], program: str) -> Daemon:
+    """The daemon after the program has ended well."""
     path = runner.folder / "socket"
     environment = runner.environment(
         "64MiB",
         LD_PRELOAD=str(shim),
         GREENBOOST_SOCKET=str(path),
-        GREENBOOST_CUDA_DRIVER=str(softcuda),
+        GREENBOOST_CUDA_DRIVER=str(runner.softcuda),
         GREENBOOST_VRAM=str(16 * MIB),
     )
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(str(path))
         listener.listen()
         listener.settimeout(60)
-        command = [sys.executable, "-c", PROGRAM]
-        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        command = [sys.executable, "-c", program]
+        with subprocess.Popen(
+            command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True
+        ) as process:
             with listener.accept()[0] as sock:
                 sock.settimeout(20)
                 daemon = kind(sock)
@@ -208,5 +238,32 @@ def test_a_program_finds_room(runner: Runner, shim: Path, softcuda: Path, kind: 
                     process.kill()
             assert process.stdout is not None
             assert process.stdout.read() == "right\n"
+    return daemon
+
+
+@pytest.mark.parametrize("kind", [Recalling, Pressing, Refusing, Useless])
+def test_a_program_finds_room(runner: Runner, shim: Path, kind: type[Daemon]) -> None:
+    daemon = serve(runner, shim, kind, PROGRAM)
     assert daemon.granted > 2
     assert not isinstance(daemon, Pressing) or daemon.together
+
+
+PROMISED = """
+from tests.shim.programs.vmm_ops import MIB, create, release
+from tests.shim.programs.random_ops import call
+from ctypes import byref, c_void_p
+context = c_void_p()
+call("cuInit", 0)
+call("cuDevicePrimaryCtxRetain", byref(context), 0)
+call("cuCtxSetCurrent", context)
+# 16 MiB are 4 chunks, promised two and two; 10 are 3.
+first, other = create(6 * MIB), create(10 * MIB)
+release(first)
+print("right")
+"""
+
+
+def test_what_is_still_promised_is_not_given_back(runner: Runner, shim: Path) -> None:
+    daemon = serve(runner, shim, Greedy, PROMISED)
+    assert isinstance(daemon, Greedy)
+    assert sum(daemon.promised.values()) == 3

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,11 @@ SHIM = Path(__file__).parents[2] / "shim"
 SOURCES = Path(__file__).parent / "threads"
 
 
-def build(name: str, folder: Path, *others: Path) -> Path:
+def build(name: str, folder: Path, *others: Path, flags: Sequence[str] = ()) -> Path:
     program = folder / name
     command = ["cc", "-O2", "-g", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-pthread"]
     command += sanitizer.FLAGS
+    command += flags
     command += [
         f"-I{SHIM}",
         f"-I{sanitizer.build_folder(SHIM, '-')}",
@@ -80,6 +82,26 @@ def test_kernels_of_a_context_that_ended_are_forgotten(tmp_path: Path) -> None:
     parts = [part for part in SHIM.glob("*.c") if not left_out.fullmatch(part.stem)]
     program = build("context_ends", tmp_path, *parts)
     done = run(program)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.usefixtures("shim")
+@pytest.mark.parametrize(
+    ("source", "take", "use"),
+    [
+        ("function", "pthread_mutex_lock(&lock)", "functions_forget()"),
+        ("params", "pthread_rwlock_wrlock(&lock)", "params_forget()"),
+        ("ticket", "pthread_mutex_lock(&pool_lock)", "tickets_forget_context(NULL)"),
+        ("ordered", "pthread_mutex_lock(&pools_lock)", "hook_cuMemPoolDestroy(0, NULL)"),
+        ("gate", "pthread_mutex_lock(&captures_lock)", "gate_capture_begins()"),
+        ("gate", "gate_enter()", "gate_capture_begins()"),
+    ],
+)
+def test_a_forked_child_waits_for_no_thread(tmp_path: Path, source: str, take: str, use: str) -> None:
+    others = [SHIM / "function.c"] if source == "params" else []
+    flags = [f'-DSOURCE="{source}.c"', f"-DTAKE={take}", f"-DUSE={use}"]
+    flags += ["-ffunction-sections", "-Wl,--gc-sections"]  # what is not reached needs no other files
+    done = run(build("forked", tmp_path, *others, flags=flags))
     assert (done.returncode, done.stdout) == (0, "")
 
 

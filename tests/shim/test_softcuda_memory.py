@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 from ctypes import byref, c_bool, c_int, c_size_t, c_uint64, c_ulonglong, c_void_p
 from typing import Any
 
@@ -266,9 +267,33 @@ def test_creation_refuses_what_the_driver_refuses(driver: Driver) -> None:
     assert create(UNIT, type=0) == INVALID_VALUE
     assert create(UNIT, location=Location(1, 1)) == INVALID_DEVICE
     assert create(UNIT, location=Location(2, 0)) == NOT_SUPPORTED
-    assert create(UNIT, requestedHandleTypes=1) == NOT_SUPPORTED
+    assert create(UNIT, requestedHandleTypes=2) == NOT_SUPPORTED
     prop = AllocationProp(type=1, location=Location(1, 0))
     assert driver.out(c_size_t, "cuMemGetAllocationGranularity", byref(prop), 0) == UNIT
+
+
+@on_device()
+def test_memory_is_shared_by_a_file(driver: Driver) -> None:
+    prop = AllocationProp(type=1, location=Location(1, 0), requestedHandleTypes=1)
+    handle = driver.out(c_uint64, "cuMemCreate", UNIT, byref(prop), 0)
+    assert (
+        driver.result("cuMemExportToShareableHandle", byref(c_int()), driver.create(), 1, 0) == INVALID_VALUE
+    )
+    assert driver.result("cuMemExportToShareableHandle", byref(c_int()), handle, 2, 0) == INVALID_VALUE
+    file = c_int()
+    driver("cuMemExportToShareableHandle", byref(file), handle, 1, 0)
+    again = driver.out(c_uint64, "cuMemImportFromShareableHandle", file.value, 1)
+    one, other = driver.reserve(UNIT), driver.reserve(UNIT)
+    driver.map(one, handle)
+    driver.map(other, again)
+    driver.write(one, b"the same")
+    assert driver.read(other, 8) == b"the same"
+    for address in (one, other):
+        driver("cuMemUnmap", address, UNIT)
+    driver("cuMemRelease", handle)
+    driver("cuMemRelease", again)
+    assert driver.result("cuMemImportFromShareableHandle", byref(c_uint64()), file.value, 1) == INVALID_VALUE
+    os.close(file.value)
 
 
 @on_device()

@@ -280,6 +280,87 @@ def test_smaller_memory_is_as_its_place(runner: Runner) -> None:
     right(runner, SMALLER)
 
 
+EXPORTED = """
+prop = ctypes.create_string_buffer(struct.pack("<4i", 1, 1, 1, 0), 64)
+before = room()
+
+def shareable(size):
+    handle = c_uint64()
+    call("cuMemCreate", byref(handle), c_size_t(size), prop, u64(0))
+    return handle.value
+
+def share(handle):
+    fd, other = c_int(), c_uint64()
+    call("cuMemExportToShareableHandle", byref(fd), u64(handle), 1, u64(0))
+    call("cuMemImportFromShareableHandle", byref(other), c_void_p(fd.value), 1)
+    os.close(fd.value)
+    return other.value
+
+def is_shared(size):
+    handle = shareable(size)
+    other = share(handle)
+    one, two = reserve(size), reserve(size)
+    for address, mine in ((one, handle), (two, other)):
+        put(address, size, mine)
+        allow(address, size)
+    fill(one, size, size)
+    check(two, size, size)
+    for address, mine in ((one, handle), (two, other)):
+        unmap(address, size)
+        release(mine)
+
+fd = c_int()
+is_shared(8 * MIB)
+held = [create(2 * MIB) for _ in range(10)]  # all that the driver makes at once
+is_shared(2 * MIB)
+# Four slots stay; what cannot be shared is as it was.
+large = shareable(8 * MIB)
+assert refused("cuMemExportToShareableHandle", byref(fd), u64(large), 1, u64(0)) == 2
+address, _ = mapped(8 * MIB, large)
+fill(address, 8 * MIB, 3)
+check(address, 8 * MIB, 3)
+assert refused("cuMemExportToShareableHandle", byref(fd), u64(large), 1, u64(0)) == 801
+unshared = create(8 * MIB)
+assert refused("cuMemExportToShareableHandle", byref(fd), u64(unshared), 1, u64(0)) == 1
+unmap(address, 8 * MIB)
+for handle in (*held, unshared, large):
+    release(handle)
+assert room() == before, (room(), before)
+"""
+
+
+def test_what_is_not_mapped_yet_can_be_shared(runner: Runner) -> None:
+    right(runner, EXPORTED)
+
+
+COMPRESSIBLE = """
+prop = ctypes.create_string_buffer(struct.pack("<4iQB", 1, 0, 1, 0, 0, 1), 64)
+before = room()
+handle = c_uint64()
+call("cuMemCreate", byref(handle), c_size_t(16 * MIB), prop, u64(0))
+assert before - room() == 16, (before, room())
+told = ctypes.create_string_buffer(64)
+call("cuMemGetAllocationPropertiesFromHandle", told, handle)
+assert told.raw == prop.raw
+paged, first = reserve(64 * MIB), create(8 * MIB)
+put(paged, 8 * MIB, first)
+assert refuses_map(paged + 16 * MIB, 16 * MIB, handle.value) == 801
+unmap(paged, 8 * MIB)
+release(first)
+at, _ = mapped(16 * MIB, handle.value)
+fill(at, 16 * MIB, 5)
+release(handle.value)
+check(at, 16 * MIB, 5)
+assert before - room() == 16, (before, room())
+unmap(at, 16 * MIB)
+assert room() == before, (room(), before)
+"""
+
+
+def test_memory_that_slots_cannot_be_counts_beside_them(runner: Runner) -> None:
+    right(runner, COMPRESSIBLE)
+
+
 LAUNCH = """
 module, function = c_void_p(), c_void_p()
 call("cuModuleLoadData", byref(module), b"softcuda")

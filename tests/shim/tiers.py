@@ -13,7 +13,7 @@ from typing import Any
 
 from . import sanitizer
 
-__all__ = ["PROGRAMS", "Result", "Runner"]
+__all__ = ["PROGRAMS", "ROOT", "Result", "Runner"]
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(__file__).parent / "programs"

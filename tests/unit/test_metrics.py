@@ -77,6 +77,7 @@ def snapshot() -> Snapshot:
         arena_source="module",
         chunk_source="GREENBOOST_CHUNK",
         paging="mapped",
+        arenas_ahead=1,
         pressure=PressureSnapshot("module", PressureLevel.LOW, 3 * MIB, 5 * MIB, 7, 4 * MIB, 8 * MIB),
     )
 
@@ -102,6 +103,7 @@ def test_keys_are_stable_and_values_are_json() -> None:
         "paging",
         "arena_bytes",
         "arenas",
+        "arenas_ahead",
         "arena_source",
         "pressure",
         "mountpoint",

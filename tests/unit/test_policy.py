@@ -7,17 +7,21 @@ import pytest
 
 from tierd.capacity import Limits, lone_capacity, room
 from tierd.policy import (
+    AheadOver,
     Allocated,
     ArenaAsked,
+    ArenaOpened,
     ArenaReturned,
     ArenaWaitOver,
     Deny,
+    Discard,
     Event,
     ExtentsChanged,
     Freed,
     Grant,
     Joined,
     Left,
+    MakeAhead,
     RamSpare,
     RamWanted,
     Recall,
@@ -240,3 +244,62 @@ def test_when_ram_is_spare_arenas_come_back_as_far_as_it_reaches() -> None:
     state, actions = apply(after(state, RamSpare(9)), ArenaAsked(1))
     assert actions == (Grant(1, 4),)
     assert (state.limits, state.short, state.withheld) == (TWO.limits, 0, 0)
+
+
+# Arenas made ahead
+
+LOADER = after(State(Limits(arenas=8, arena_slots=4, extents=10)), Joined(1), VramSet(1, 3), Allocated(1, 4))
+
+
+def test_the_next_arena_is_made_when_one_is_opened_and_goes_to_whoever_asks() -> None:
+    state, (granted,) = apply(LOADER, ArenaAsked(1))
+    state, actions = apply(state, ArenaOpened(1))
+    assert (granted, actions) == (Grant(1, 1), (MakeAhead(2),))
+    assert apply(state, ArenaOpened(1)) == (state, ())  # one at a time
+    _, other = apply(after(state, Joined(2)), ArenaAsked(2))
+    state, same = apply(state, ArenaAsked(1))
+    assert (same, other) == ((Grant(1, 2),), (Grant(2, 2),))
+    assert apply(after(state, ArenaOpened(1)), ArenaAsked(1))[1] == (Grant(1, 3),)
+
+
+def test_none_is_made_for_who_has_more_than_it_may_soon_fill() -> None:
+    # A chunk beyond VRAM: its second arena may be for what is yet to come, its third is.
+    state = after(LOADER, ArenaAsked(1), ArenaAsked(1))
+    assert apply(state, ArenaOpened(1))[1] == (MakeAhead(3),)
+    state = after(state, ArenaAsked(1))
+    assert apply(state, ArenaOpened(1)) == (state, ())
+    assert apply(after(state, Allocated(1, 4)), ArenaOpened(1))[1] == (MakeAhead(4),)
+    assert apply(after(state, VramSet(1, 4)), ArenaOpened(1))[1] == ()
+
+
+def test_none_is_made_beyond_the_limit() -> None:
+    state = after(LOADER, Allocated(1, 28), *[ArenaAsked(1)] * 7)
+    assert apply(state, ArenaOpened(1))[1] == (MakeAhead(8),)
+    full = after(state, ArenaOpened(1), ArenaAsked(1))
+    assert apply(full, ArenaOpened(1)) == (full, ())
+
+
+@pytest.mark.parametrize("event", [Left(1), Freed(1, 2), VramSet(1, 4), RamWanted(1)])
+def test_what_is_made_ahead_of_a_request_goes_when_none_is_to_be_expected(event: Event) -> None:
+    state, actions = apply(after(LOADER, ArenaAsked(1), ArenaOpened(1)), event)
+    assert actions == (Discard(2),)
+    assert apply(state, AheadOver(2)) == (state, ())
+
+
+def test_what_nobody_wanted_is_not_granted() -> None:
+    state = after(LOADER, ArenaAsked(1), ArenaOpened(1), AheadOver(2))
+    assert apply(state, ArenaAsked(1))[1] == (Grant(1, 3),)
+
+
+def test_what_has_been_granted_is_not_given_up() -> None:
+    state = after(LOADER, ArenaAsked(1), ArenaOpened(1), ArenaAsked(1))
+    assert apply(state, AheadOver(2)) == (state, ())
+
+
+def test_when_ram_is_short_what_is_made_ahead_is_given_first() -> None:
+    state = after(LOADER, Allocated(1, 8), ArenaAsked(1), ArenaAsked(1), ArenaOpened(1))
+    assert apply(state, RamWanted(1))[1] == (Discard(3),)
+    assert apply(state, RamWanted(2))[1] == (Recall(1, 2), Discard(3))
+    short = after(state, RamWanted(1))
+    assert short.limits.arenas == 2
+    assert apply(short, ArenaOpened(1)) == (short, ())

@@ -66,6 +66,18 @@ async def test_it_goes_on_with_the_next_daemon(tmp_path: Path, application: Appl
         assert after["arenas"] == 0
 
 
+async def test_a_trim_that_had_no_answer_is_asked_again(tmp_path: Path, application: Application) -> None:
+    await begin(application, tmp_path)
+    application.allocations[0] = (0, 3)
+    async with running(tmp_path) as conf, application.again(conf.socket) as shim:
+        for _ in range(2):
+            (session,) = (await status(conf))["sessions"]
+            assert session["committed_chunks"] == 5
+            await shim.call("trim", first=0, chunks=3)
+        assert await fetched(shim, 2) == b"\7" * CHUNK
+        await shim.alloc(3, 1)
+
+
 async def test_what_it_does_not_name_is_given_back(tmp_path: Path, application: Application) -> None:
     await begin(application, tmp_path)
     application.extents = {1}

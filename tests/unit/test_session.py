@@ -153,6 +153,26 @@ async def test_each_refusal_of_alloc_and_free(tmp_path: Path) -> None:
 HELLO = {"v": 1, "role": "shim", "pid": 1, "name": "", "key": ""}
 
 
+async def test_an_allocation_can_be_trimmed(tmp_path: Path) -> None:
+    async with running(tmp_path) as conf, connect_shim(conf.socket) as shim:
+        await shim.alloc(4, 4)
+        await shim.alloc(8, 2)
+        arena = await shim.arena()
+        for chunk in (5, 7, 8):
+            await shim.call("spill", chunk=chunk, arena=arena.id, slot=0)
+        for _ in range(2):  # also when it is asked for again
+            await shim.call("trim", first=4, chunks=2)
+            snapshot = await status(conf)
+            assert snapshot["sessions"][0]["committed_chunks"] == 4
+            assert snapshot["tiers"]["nvme"]["used_bytes"] == 2 * CHUNK
+        await refused("EINVAL", shim.call("spill", chunk=6, arena=arena.id, slot=0))
+        await refused("EINVAL", shim.call("trim", first=4, chunks=3))
+        await refused("EINVAL", shim.call("trim", first=5, chunks=1))
+        await shim.alloc(6, 2)
+        await shim.call("free", first=4)
+        assert (await status(conf))["sessions"][0]["committed_chunks"] == 4
+
+
 async def test_vram_cannot_shrink_under_what_is_allocated(tmp_path: Path) -> None:
     async with running(tmp_path, extents=0) as conf, connect_shim(conf.socket) as shim:
         await shim.call("vram", slots=4, bytes=4 * CHUNK)

@@ -34,6 +34,7 @@ def test_every_op_is_declared_once_for_its_sender() -> None:
             "memory",
             "alloc",
             "free",
+            "trim",
             "arena",
             "return",
             "spill",

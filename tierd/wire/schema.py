@@ -141,6 +141,7 @@ _DECLARED = (
         request=(_FIRST, _uint("chunks", MAX_STATE_CHUNKS, low=1), _uint("bytes", low=1), _uint("address")),
     ),
     Op("free", Sender.SHIM, request=(_FIRST,)),
+    Op("trim", Sender.SHIM, request=(_FIRST, _uint("chunks", MAX_STATE_CHUNKS, low=1))),
     Op("arena", Sender.SHIM, answer=(_ARENA,), answer_fds=1),
     Op("return", Sender.SHIM, request=(_ARENA,)),
     Op("spill", Sender.SHIM, request=_PLACE),

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* Virtual memory management: addresses, memory and what maps the one to the other, apart. */
+#define _GNU_SOURCE
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "api.gen.h"
 #include "device.h"
@@ -80,7 +82,8 @@ static CUresult check_prop(const CUmemAllocationProp *prop)
 {
 	if (!prop || prop->type != CU_MEM_ALLOCATION_TYPE_PINNED)
 		return CUDA_ERROR_INVALID_VALUE;
-	if (prop->location.type != CU_MEM_LOCATION_TYPE_DEVICE || prop->requestedHandleTypes)
+	if (prop->location.type != CU_MEM_LOCATION_TYPE_DEVICE ||
+	    prop->requestedHandleTypes & ~CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR)
 		return CUDA_ERROR_NOT_SUPPORTED;
 	return device_exists(prop->location.id) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
 }
@@ -364,4 +367,57 @@ CUresult do_cuMemGetAccess(unsigned long long *flags, const CUmemLocation *locat
 	}
 	space_unlock();
 	return error;
+}
+
+/* What a shared handle's file says. Only the process that made it can do anything with it. */
+struct shared {
+	CUmemGenericAllocationHandle handle;
+	pid_t process;
+};
+
+CUresult do_cuMemExportToShareableHandle(void *shareable, CUmemGenericAllocationHandle handle,
+					 int type, unsigned long long flags)
+{
+	const struct shared shared = { .handle = handle, .process = getpid() };
+	const struct creation *creation;
+	int file;
+
+	space_read_lock();
+	creation = held_creation(handle);
+	if (creation && (type != CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR ||
+			 creation->prop.requestedHandleTypes != type))
+		creation = NULL;
+	space_unlock();
+	if (!shareable || !creation || flags)
+		return CUDA_ERROR_INVALID_VALUE;
+	file = memfd_create("softcuda-shared", MFD_CLOEXEC);
+	if (file < 0)
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	if (write(file, &shared, sizeof shared) != sizeof shared) {
+		close(file);
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	}
+	*(int *)shareable = file;
+	return CUDA_SUCCESS;
+}
+
+CUresult do_cuMemImportFromShareableHandle(CUmemGenericAllocationHandle *handle, void *shareable,
+					   int type)
+{
+	struct creation *creation;
+	struct shared shared;
+
+	if (!handle || type != CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR ||
+	    pread((int)(intptr_t)shareable, &shared, sizeof shared, 0) != sizeof shared)
+		return CUDA_ERROR_INVALID_VALUE;
+	if (shared.process != getpid())
+		return CUDA_ERROR_NOT_SUPPORTED;
+	space_write_lock();
+	creation = creation_of(shared.handle);
+	if (creation) {
+		creation->handles++;
+		*handle = shared.handle;
+	}
+	space_unlock();
+	return creation ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
