@@ -544,7 +544,7 @@ static void depart(struct device *device, uint32_t index)
 	if (chunk->state == MAPPED) {
 		if (vram_awaiting(device))
 			vram_look_again(device);
-		else
+		else if (in_place_may_end(device, index)) /* it let go of the lock */
 			in_place_end(device, index);
 		return;
 	}
@@ -691,6 +691,27 @@ static bool opening(const struct device *device, uint64_t id)
 	return device->arena_answered && device->arena_answer.arena == id;
 }
 
+/* In it something is used in place that a launch holds which is just being made. */
+static bool held_for_a_moment(const struct device *device, const struct arena *arena)
+{
+	const struct hold *wanted = device->wanted;
+
+	for (uint32_t i = 0; device->mapped && i < device->map.count; i++) {
+		const struct allocation *a = device->map.sorted[i];
+
+		for (uint32_t c = a->first; c < a->first + a->chunks; c++) {
+			const struct chunk *chunk = &device->chunks[c];
+
+			/* What waits may wait for this arena. */
+			if (chunk->state == MAPPED && !device->maps &&
+			    &device->mover.arenas[chunk->ram.arena] == arena &&
+			    chunk->holds > (wanted && hold_has(wanted, c)))
+				return true;
+		}
+	}
+	return false;
+}
+
 bool lower_serve_recalls(struct device *device)
 {
 	struct mover *mover = &device->mover;
@@ -717,7 +738,7 @@ bool lower_serve_recalls(struct device *device)
 				return true;
 			error = ENOMEM;
 		}
-		if (!error && (next != PREDICT_NONE || moving))
+		if (!error && (next != PREDICT_NONE || moving || held_for_a_moment(device, arena)))
 			continue;
 		if (arena) {
 			arena->stays = 0;

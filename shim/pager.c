@@ -70,8 +70,22 @@ static uint32_t fetch_wanted(struct device *device)
 	return first;
 }
 
+/* Is anything used in place that another launch or copy holds? */
+static bool others_in_place(const struct device *device, const struct hold *hold)
+{
+	for (uint32_t i = 0; device->mapped && i < device->map.count; i++) {
+		const struct allocation *a = device->map.sorted[i];
+
+		for (uint32_t c = a->first; c < a->first + a->chunks; c++)
+			if (device->chunks[c].state == MAPPED && device->chunks[c].holds &&
+			    !hold_has(hold, c))
+				return true;
+	}
+	return false;
+}
+
 /*
- * Does VRAM hold a chunk only because another launch or copy is just being made?
+ * Is room taken only because another launch or copy is just being made?
  * That one has all it needs and does not wait for this, so it is over soon.
  */
 static bool held_by_others(const struct device *device, const struct hold *hold)
@@ -83,7 +97,7 @@ static bool held_by_others(const struct device *device, const struct hold *hold)
 		    !hold_has(hold, c))
 			return true;
 	}
-	return false;
+	return hold->exceeds && others_in_place(device, hold);
 }
 
 static void fail_wanted(struct device *device, CUresult error)
@@ -96,13 +110,17 @@ static void fail_wanted(struct device *device, CUresult error)
 static void bring_back(struct device *device, uint32_t index)
 {
 	struct hold *hold = device->wanted;
+	bool awaiting = vram_awaiting(device);
 
+	/* That let go of the lock: only now is it known who else holds it. */
+	if (device->wanted != hold)
+		return;
 	if (device->chunks[index].holds > 1) { /* what it is in place for is just being made */
 		pthread_cond_wait(&device->work, &device->lock);
-	} else if (!vram_awaiting(device)) {
+	} else if (!awaiting) {
 		sparse_wanted(&device->sparse, index);
 		in_place_end(device, index);
-	} else if (device->wanted == hold && hold->where == HOLD_EXCESS) {
+	} else if (hold->where == HOLD_EXCESS) {
 		hold->ram = true; /* the device cannot be waited for */
 		pthread_cond_broadcast(&device->changed);
 	} else {

@@ -53,7 +53,10 @@ def test_an_allocated_address_is_never_out_of_bounds(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("shim")
-@pytest.mark.parametrize(("name", "more"), [("uses", ()), ("overwritten", ()), ("give_up", ("residency",))])
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("uses", ()), ("overwritten", ()), ("give_up", ("residency",)), ("in_place", ("residency",))],
+)
 def test_the_chunk_table_alone(tmp_path: Path, name: str, more: tuple[str, ...]) -> None:
     """What each of these programs says at its beginning."""
     parts = (
