@@ -13,9 +13,13 @@ static void show(struct device *device)
 
 static bool room_for_one(struct device *device)
 {
-	while (!device->maps && device->mapped >= residency_in_place(device))
-		if (!in_place_end_any(device) && !lower_more_ram(device))
+	while (!device->maps && device->mapped >= residency_in_place(device)) {
+		bool pressed = device->wanted && device->wanted->pressed;
+
+		if (!in_place_end_any(device, false) && !lower_more_ram(device) &&
+		    !(pressed && in_place_end_any(device, true)))
 			return false;
+	}
 	return !device->stopped;
 }
 
@@ -119,21 +123,27 @@ bool in_place_may_end(const struct device *device, uint32_t index)
 	return chunk->state == MAPPED && !device->maps && !chunk->holds;
 }
 
-bool in_place_end_any(struct device *device)
+static enum predict_leave may_end(void *arg, uint32_t index)
 {
+	const struct device *device = arg;
+	const struct chunk *chunk = &device->chunks[index];
+
+	if (!in_place_may_end(device, index))
+		return LEAVE_NOT;
+	return chunk->grace ? LEAVE_GRACE : chunk->sticky ? LEAVE_LAST : LEAVE_CLEAN;
+}
+
+bool in_place_end_any(struct device *device, bool graced)
+{
+	uint32_t index;
+
 	if (!device->mapped || device->maps || vram_awaiting(device))
 		return false;
-	for (uint32_t i = 0; i < device->map.count; i++) {
-		const struct allocation *a = device->map.sorted[i];
-
-		for (uint32_t c = a->first; c < a->first + a->chunks; c++) {
-			if (!in_place_may_end(device, c))
-				continue;
-			in_place_end(device, c);
-			return true;
-		}
-	}
-	return false;
+	index = predict_victim(&device->predictor, PLACE_RAM, HASTE_HURRY, may_end, device);
+	if (index == PREDICT_NONE || (!graced && may_end(device, index) == LEAVE_GRACE))
+		return false;
+	in_place_end(device, index);
+	return true;
 }
 
 void in_place_free(struct device *device, uint32_t index)

@@ -11,8 +11,7 @@
 
 /*
  * Have an absent chunk of RAM used there, or one that has no bytes yet. True also if it is
- * something else by then. False: no RAM for it, or the
- * driver refuses.
+ * something else by then. False: no RAM for it, or the driver refuses.
  */
 bool in_place_begin(struct device *device, uint32_t index);
 
@@ -25,8 +24,11 @@ void in_place_end(struct device *device, uint32_t index);
 /* May it? Nothing is just being given to the device that uses it. */
 bool in_place_may_end(const struct device *device, uint32_t index);
 
-/* The same for the first that may. False: none may. */
-bool in_place_end_any(struct device *device);
+/*
+ * The same for the one that is needed last; graced: even if the next launch may follow a pointer
+ * to it. False: none may.
+ */
+bool in_place_end_any(struct device *device, bool graced);
 
 /* Its allocation ends, and the device was waited for. */
 void in_place_free(struct device *device, uint32_t index);

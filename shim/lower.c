@@ -511,9 +511,11 @@ struct ram_place lower_make_ram(struct device *device)
 		if (ram_free(device) || device->doubt)
 			continue;
 		/* What was used in place can be spilled, too. */
-		if (!device->spills && in_place_end_any(device))
+		if (!device->spills && in_place_end_any(device, false))
 			continue;
 		if (!device->spills && lower_more_ram(device))
+			continue;
+		if (!device->spills && in_place_end_any(device, true))
 			continue;
 		/* What is being fetched can be spilled once it is there. */
 		if (!device->spills && !device->fetches) {

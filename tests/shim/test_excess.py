@@ -156,3 +156,58 @@ def test_freed_while_in_place(runner: Runner) -> None:
     result = runner.tiered(RAM, "-c", FREES)
     assert result.status == 0, result.err
     assert result.counters["mapped_slots"] == result.counters["vram_slots_used"] == 0
+
+
+CHUNKS = """
+import ctypes, sys
+from ctypes import c_uint32, c_uint64, c_void_p
+from tests.shim.softcuda.driver import MIB, Driver
+cuda = Driver("libcuda.so.1")
+chunks = [cuda.alloc(2 * MIB) for _ in range(32)]
+MOST = 28
+
+def words(address):
+    return (c_uint32 * 1024).from_address(address)
+
+def count(params):
+    for at in {c_uint64.from_address(params[i]).value for i in range(MOST)}:
+        words(at)[0] += 1
+
+kernel = cuda.register("count", count, *[8] * MOST)
+
+def use(*named, stream=0):
+    named = [chunks[i] for i in named]
+    cuda.launch(kernel, *map(c_uint64, named + named[-1:] * (MOST - len(named))), stream=stream)
+
+def first_word(i):
+    got = c_uint32()
+    cuda("cuMemcpyDtoH_v2", ctypes.byref(got), chunks[i], 4)
+    return got.value
+
+for i, address in enumerate(chunks):
+    cuda("cuMemsetD32_v2", address, c_uint32(100 * i), 2 * MIB // 4)
+IN_VRAM = range(12, 32)
+use(*IN_VRAM)
+use(*IN_VRAM, *range(4))  # which are used in place
+"""
+
+STICKY = (
+    CHUNKS
+    + """
+table = cuda.alloc(4096)
+cuda.write(table, chunks[0].to_bytes(8, "little"))
+use(*IN_VRAM, *range(4, 8))  # of 6 places in RAM, two are free
+follow = cuda.function("follow_u32")
+cuda.launch(follow, c_uint64(table + 2048), c_uint64(table), c_uint64(1), c_uint64(1))
+assert cuda.read(table + 2048, 4) == (1).to_bytes(4, "little")
+for i in range(32):
+    assert first_word(i) == 100 * i + (i < 8) + 3 * (i in IN_VRAM), i
+"""
+)
+
+
+def test_what_a_table_points_to_stays_in_place(runner: Runner) -> None:
+    result = runner.tiered(SMALL, "-c", STICKY)
+    assert result.status == 0, result.err
+    assert result.counters["launches_exceeding"] == 2
+    assert result.counters["mapped_slots"] == 6
