@@ -150,3 +150,15 @@ void in_place_free(struct device *device, uint32_t index)
 {
 	unmap(device, &device->chunks[index]);
 }
+
+bool in_place_free_waits(struct device *device, const struct allocation *allocation)
+{
+	bool waits = false;
+
+	pthread_mutex_lock(&device->lock);
+	for (uint32_t c = 0; device->mapped && c < allocation->chunks && !waits; c++)
+		waits = device->chunks[allocation->first + c].state == MAPPED;
+	waits = waits && vram_awaiting(device);
+	pthread_mutex_unlock(&device->lock);
+	return waits;
+}

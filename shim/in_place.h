@@ -33,4 +33,10 @@ bool in_place_end_any(struct device *device, bool graced);
 /* Its allocation ends, and the device was waited for. */
 void in_place_free(struct device *device, uint32_t index);
 
+/*
+ * Would the end of the allocation wait for a stream that waits for a value, as some of it is in
+ * place? For every thread, in no lock.
+ */
+bool in_place_free_waits(struct device *device, const struct allocation *allocation);
+
 #endif

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 
 #include "device.h"
+#include "in_place.h"
 #include "log.h"
 #include "memory.h"
 
@@ -142,7 +143,8 @@ bool ordered_reclaim(struct device *device, bool wait)
 	while ((freed = *link)) {
 		/* Of those not done with one is waited for at a time; the next may not be needed.
 		 */
-		if (!ticket_poll(freed->ticket) && (!wait || any || ticket_wait(freed->ticket))) {
+		if ((!ticket_poll(freed->ticket) && (!wait || any || ticket_wait(freed->ticket))) ||
+		    in_place_free_waits(device, freed->allocation)) {
 			link = &freed->next;
 			continue;
 		}

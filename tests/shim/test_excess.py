@@ -211,3 +211,28 @@ def test_what_a_table_points_to_stays_in_place(runner: Runner) -> None:
     assert result.status == 0, result.err
     assert result.counters["launches_exceeding"] == 2
     assert result.counters["mapped_slots"] == 6
+
+
+FREED_BEHIND = (
+    CHUNKS
+    + """
+cuda("cuCtxSynchronize")
+value = c_uint32.from_address(cuda.out(c_void_p, "cuMemHostAlloc", 4096, 2))
+waits, frees = cuda.stream(), cuda.stream()
+cuda("cuStreamWaitValue32_v2", waits, ctypes.addressof(value), c_uint32(1), 0)
+for i in range(4):
+    cuda("cuMemFreeAsync", chunks[i], frees)
+cuda.sync(frees)
+more = [cuda.alloc(2 * MIB) for _ in range(2)]
+value.value = 1
+cuda.sync(waits)
+cuda("cuMemFreeAsync", more.pop(), frees)
+"""
+)
+
+
+def test_freed_in_order_while_a_stream_waits(runner: Runner) -> None:
+    """To unmap waits for all streams, and the host must not wait for one that waits for it."""
+    result = runner.tiered(SMALL, "-c", FREED_BEHIND, timeout=60)
+    assert result.status == 0, result.err
+    assert result.counters["mapped_slots"] == 0
