@@ -128,6 +128,22 @@ static void bring_back(struct device *device, uint32_t index)
 	}
 }
 
+/*
+ * It gets no room in VRAM. A kernel may use RAM, also if that was not expected, as VRAM has become
+ * less since, or nothing may leave it now; then also what a table may lead to has to go.
+ */
+static void press(struct device *device, struct hold *hold)
+{
+	if (hold->where != HOLD_EXCESS || hold->pressed) {
+		fail_wanted(device, CUDA_ERROR_OUT_OF_MEMORY);
+	} else if (hold->exceeds) {
+		hold->pressed = true;
+	} else {
+		hold->exceeds = hold->ram = true;
+		pthread_cond_broadcast(&device->changed);
+	}
+}
+
 /* One step for the launch that waits. */
 static void serve_wanted(struct device *device)
 {
@@ -161,12 +177,8 @@ static void serve_wanted(struct device *device)
 				pthread_cond_wait(&device->work, &device->lock);
 			else if (hold->exceeds && in_place_begin(device, index))
 				;
-			else if (device->wanted != hold)
-				;
-			else if (hold->exceeds && !hold->pressed)
-				hold->pressed = true;
-			else
-				fail_wanted(device, CUDA_ERROR_OUT_OF_MEMORY);
+			else if (device->wanted == hold)
+				press(device, hold);
 			return;
 		}
 	}

@@ -236,3 +236,24 @@ def test_freed_in_order_while_a_stream_waits(runner: Runner) -> None:
     result = runner.tiered(SMALL, "-c", FREED_BEHIND, timeout=60)
     assert result.status == 0, result.err
     assert result.counters["mapped_slots"] == 0
+
+
+LESS = """
+from tests.shim.softcuda.driver import MIB, Driver
+from ctypes import c_uint64
+cuda = Driver("libcuda.so.1")
+all = cuda.alloc(64 * MIB)
+for _ in range(16):  # from the driver's pool
+    cuda.out(c_uint64, "cuMemAllocAsync", 2 * MIB - 4096, None)
+cuda.launch(cuda.register("many", lambda _: None, *[8] * 18),
+            *(c_uint64(all + i * 2 * MIB) for i in range(18)))
+cuda("cuCtxSynchronize")
+"""
+
+
+def test_vram_that_turns_out_to_be_less(runner: Runner) -> None:
+    """The launch was to fit, until the driver refused one of the slots."""
+    result = runner.tiered(SMALL, "-c", LESS)
+    assert result.status == 0, result.err
+    assert result.counters["launches_exceeding"] == 1
+    assert result.counters["mapped_slots"] > 0
