@@ -282,8 +282,10 @@ static uint32_t vram_victim(struct device *device, bool ahead)
 					may_leave_at_once, device);
 		if (victim != PREDICT_NONE)
 			return victim;
-		/* All is held by who waits: nothing that ends would change that. */
-		if (predict_victim(&device->predictor, PLACE_VRAM, HASTE_HURRY, may_leave,
+		/* All is held by who waits: nothing that ends would change that. And who can use
+		 * RAM need not wait. */
+		if ((device->wanted && device->wanted->exceeds && !device->wanted->pressed) ||
+		    predict_victim(&device->predictor, PLACE_VRAM, HASTE_HURRY, may_leave,
 				   device) == PREDICT_NONE)
 			return PREDICT_NONE;
 		vram_look_again(device);

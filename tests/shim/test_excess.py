@@ -238,6 +238,30 @@ def test_freed_in_order_while_a_stream_waits(runner: Runner) -> None:
     assert result.counters["mapped_slots"] == 0
 
 
+BUSY = (
+    CHUNKS
+    + """
+value = c_uint32.from_address(cuda.out(c_void_p, "cuMemHostAlloc", 4096, 2))
+waits, other = cuda.stream(), cuda.stream()
+cuda("cuStreamWaitValue32_v2", waits, ctypes.addressof(value), c_uint32(1), 0)
+use(*IN_VRAM, stream=waits)
+use(*range(12, 30), *range(6), stream=other)  # 4 and 5 are neither in VRAM nor in place
+cuda.sync(other)
+value.value = 1
+cuda.sync(waits)
+for i in range(32):
+    assert first_word(i) == 100 * i + (i < 4) + (i < 6) + 3 * (i in IN_VRAM) + (12 <= i < 30), i
+"""
+)
+
+
+@pytest.mark.parametrize("late", ["0", "1"])
+def test_vram_that_a_waiting_stream_uses_is_not_waited_for(runner: Runner, late: str) -> None:
+    result = runner.tiered(SMALL, "-c", BUSY, timeout=30, SOFTCUDA_LATE=late)
+    assert result.status == 0, result.err
+    assert result.counters["launches_exceeding"] == 2
+
+
 LESS = """
 from tests.shim.softcuda.driver import MIB, Driver
 from ctypes import c_uint64
