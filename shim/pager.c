@@ -151,10 +151,13 @@ static void serve_wanted(struct device *device)
 	struct hold *hold = device->wanted;
 	bool moving = device->fetches || device->spills || device->departures;
 
-	for (uint32_t i = 0; hold && i < hold->count; i++) {
-		uint32_t index = hold->chunks[i];
+	/* What is to stay in VRAM first: the rest can be used in RAM. */
+	for (uint32_t i = 0; hold && i < 2 * hold->count; i++) {
+		uint32_t index = hold->chunks[i % hold->count];
 		struct chunk *chunk = &device->chunks[index];
 
+		if (chunk->fixed != (i < hold->count))
+			continue;
 		if (chunk->state == MAPPED && !hold_usable(device, hold, index)) {
 			bring_back(device, index);
 			return;

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from .pieces import SMALL
@@ -281,3 +283,24 @@ def test_vram_that_turns_out_to_be_less(runner: Runner) -> None:
     assert result.status == 0, result.err
     assert result.counters["launches_exceeding"] == 1
     assert result.counters["mapped_slots"] > 0
+
+
+PINNED = """
+from tests.shim.softcuda.driver import MIB, Driver
+from ctypes import c_uint64
+cuda = Driver("libcuda.so.1")
+all, pinned = cuda.alloc(48 * MIB), cuda.alloc(6 * MIB)
+addresses = [all + i * 2 * MIB for i in range(21)] + [pinned + i * 2 * MIB for i in range(3)]
+cuda.launch(cuda.register("many", lambda _: None, *[8] * 24), *map(c_uint64, addresses))
+cuda("cuCtxSynchronize")
+"""
+
+
+def test_what_is_pinned_is_not_the_excess(runner: Runner) -> None:
+    flags = f"{SMALL} --trace {{dir}}/trace.json --pin size=6MiB"
+    result = runner.tiered(flags, "-c", PINNED)
+    assert result.status == 0, result.err
+    events = json.loads((runner.folder / "trace.json").read_text())
+    mapped = {event["args"]["chunk"] for event in events if event["name"] == "map in RAM"}
+    assert mapped
+    assert not mapped & {24, 25, 26}
