@@ -142,6 +142,7 @@ bool in_place_end_any(struct device *device, bool graced)
 	index = predict_victim(&device->predictor, PLACE_RAM, HASTE_HURRY, may_end, device);
 	if (index == PREDICT_NONE || (!graced && may_end(device, index) == LEAVE_GRACE))
 		return false;
+	sparse_wanted(&device->sparse, index); /* or it would be back at once */
 	in_place_end(device, index);
 	return true;
 }

@@ -168,8 +168,9 @@ static void serve_wanted(struct device *device)
 			fail_wanted(device, CUDA_ERROR_UNKNOWN);
 			return;
 		}
-		if (hold_reads_little(hold, index) && chunk->home == HOME_T2 &&
-		    in_place_begin(device, index))
+		/* No other has to leave its place for that. */
+		if (hold_reads_little(hold, index) && chunk->home == HOME_T2 && !chunk->fixed &&
+		    device->mapped < residency_in_place(device) && in_place_begin(device, index))
 			return;
 		if (chunk->home == HOME_EMPTY || chunk->home == HOME_T2) {
 			if (vram_rise(device, index, false))

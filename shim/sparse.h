@@ -29,7 +29,7 @@ struct verdict {
 	uint8_t little,
 		much; /* so many launches in a row read little of what only they name; did not
 		       */
-	bool wanted; /* others want it in VRAM: it is never used in RAM for this */
+	bool wanted; /* others want it in VRAM, or its RAM: it is never used there for this */
 };
 
 struct sample {
@@ -61,7 +61,7 @@ bool sparse_sample(struct sparse *sparse, const struct sample *sample);
 /* It took so long. */
 void sparse_took(struct sparse *sparse, const struct sample *sample, double seconds);
 
-/* A launch that reads it, or for all one knows does, wants the chunk in VRAM. */
+/* A launch that reads it, or for all one knows does, wants the chunk in VRAM; or others its RAM. */
 void sparse_wanted(struct sparse *sparse, uint32_t chunk);
 
 /* The chunks' memory was freed. */
