@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * What the pager thread is made of: pager.c decides what is next, vram.c moves
- * chunks between VRAM and RAM, in_place.c has them used in RAM, lower.c has the RAM slots and, by
- * the daemon, T3.
+ * chunks between VRAM and RAM, in_place.c has them used in RAM, lower.c makes
+ * room there, in arenas that lower_arenas.c asks for and gives back, and lower_transfer.c
+ * has the daemon read and write T3.
  *
  * Every function is called by that thread, with the device's lock held, and
  * returns with it held; where one calls the driver or the daemon it lets go of
@@ -48,10 +49,6 @@ void pager_stop(struct device *device, const char *what, CUresult error);
 
 /* lower.c */
 uint32_t lower_ram_slots(struct device *device); /* in arenas that stay */
-void lower_show_ram(struct device *device); /* write the figures of RAM to the state page */
-
-/* Ask the daemon for an absent chunk of T3; place is where it goes. */
-void lower_start_fetch(struct device *device, uint32_t index, struct ram_place place);
 
 /* A free RAM slot without moving anything: a copy of what is in VRAM may be given up for it. */
 struct ram_place lower_take_ram(struct device *device);
@@ -62,17 +59,53 @@ uint32_t lower_ram_available(struct device *device);
 /* Free the RAM slot with the copy of a chunk that is in VRAM. */
 void lower_forget_copy(struct device *device, uint32_t index);
 
-/* T3's copy of the chunk, if there is one, is no longer right. Lets go of the lock. */
-void lower_drop_extent(struct device *device, uint32_t index);
-
-/* Another arena, now. False: there is none to be had. */
-bool lower_more_ram(struct device *device);
-
 /*
  * A free RAM slot: from the arenas there are, from a new one, or by spilling.
  * NO_RAM: no tier has room.
  */
 struct ram_place lower_make_ram(struct device *device);
+
+/*
+ * T3 is full, but some of what it has is also in VRAM or RAM: make room by giving up
+ * the one or the other. What is wanted now stays where it is. False: there is nothing
+ * of the kind.
+ */
+bool lower_give_up_extents(struct device *device);
+
+/* lower_transfer.c */
+
+/* Ask the daemon for an absent chunk of T3; place is where it goes. */
+void lower_start_fetch(struct device *device, uint32_t index, struct ram_place place);
+
+/* Have a chunk of RAM go on in T3 alone: at once, if that has its bytes already. */
+void lower_spill(struct device *device, uint32_t index);
+
+/* Only if it has. */
+bool lower_spill_clean(struct device *device, uint32_t index);
+
+/* The same for one whose arena leaves, which is SPILLING already. */
+void lower_depart(struct device *device, uint32_t index);
+
+/* T3's copy of the chunk, if there is one, is no longer right. Lets go of the lock. */
+void lower_drop_extent(struct device *device, uint32_t index);
+
+/* lower_arenas.c */
+void lower_show_ram(struct device *device); /* write the figures of RAM to the state page */
+bool lower_leaving(const struct device *device, uint32_t index); /* Does its arena? */
+
+/* Another arena, when the daemon has one. */
+void lower_ask_for_arena(struct device *device);
+
+/*
+ * The same before it is needed. Making an arena takes as long as filling it: so it is asked
+ * for when the ones there are become full, as long as the chunks there are fill VRAM and the
+ * last arena but one: memory is mostly allocated bit by bit. Not while the daemon wants some
+ * back.
+ */
+void lower_ask_early(struct device *device);
+
+/* Another arena, now. False: there is none to be had. */
+bool lower_more_ram(struct device *device);
 
 /*
  * One step of giving back what the daemon wants: all recalled arenas are emptied

@@ -23,7 +23,20 @@ HERE = Path(__file__).parent
 SHIM = HERE.parents[1] / "shim"
 OWN = ("replay", "machine", "bound", "untraced")
 SHIMS = (
-    *("residency", "choose", "sparse", "pager", "in_place", "vram", "lower", "mover", "ticket", "timing"),
+    *(
+        "residency",
+        "choose",
+        "sparse",
+        "pager",
+        "in_place",
+        "vram",
+        "lower",
+        "lower_arenas",
+        "lower_transfer",
+        "mover",
+        "ticket",
+        "timing",
+    ),
     *("predict", "predict_log", "predict_plan", "grace", "alloc_map", "pins"),
 )
 """The shim's own files: what it decides, and in which order, is decided by them here too."""
