@@ -182,7 +182,9 @@ static void find_sparse(struct device *device, const struct span *spans, uint32_
 			continue;
 		reading.first = span->allocation->first + (uint32_t)first;
 		reading.chunks = (uint32_t)(end - first);
-		if (sparse_is(&device->sparse, &reading))
+		if (sparse_is(&device->sparse, &reading) ||
+		    (device->chunks[reading.first].state == MAPPED &&
+		     sparse_likely(&device->sparse, &reading)))
 			hold->little = reading;
 		if (reading.chunks > hold->timed.chunks &&
 		    sparse_doubtful(&device->sparse, &reading))
@@ -191,8 +193,12 @@ static void find_sparse(struct device *device, const struct span *spans, uint32_
 	if (hold->little.chunks)
 		hold->timed = hold->little; /* does it still? */
 	hold->alone = true;
-	for (uint32_t c = 0; c < hold->timed.chunks; c++)
-		hold->alone &= device->chunks[hold->timed.first + c].tag == hold->tag;
+	for (uint32_t c = 0; c < hold->timed.chunks && hold->alone; c++) {
+		struct reading last = hold->timed;
+
+		last.tag = device->chunks[last.first + c].tag;
+		hold->alone = last.tag == hold->tag || sparse_is(&device->sparse, &last);
+	}
 }
 
 CUresult residency_hold(struct device *device, struct span *spans, uint32_t count,

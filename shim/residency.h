@@ -108,7 +108,7 @@ struct hold {
 	bool cut; /* of guesses only a part was chosen */
 	struct reading little; /* is used in RAM, as the launch reads little of it */
 	struct reading timed; /* how long the launch takes says whether it does */
-	bool alone; /* nobody else has named that since the last such launch */
+	bool alone; /* see struct sample */
 	uint32_t tag; /* set by the caller: what kind of launch it is, 0 for a copy */
 	bool few; /* set by the caller: a kernel of so few threads that it may write pointers to
 		     what it names, for others */

@@ -37,6 +37,20 @@ bool sparse_is(const struct sparse *sparse, const struct reading *reading)
 	return same(&v->reading, reading) && !v->wanted && v->little >= ENOUGH;
 }
 
+bool sparse_likely(const struct sparse *sparse, const struct reading *reading)
+{
+	struct reading other = *reading;
+
+	if (same(&sparse->verdicts[place(reading)].reading, reading))
+		return false;
+	for (uint32_t i = 0; i < SPARSE_VERDICTS; i++) {
+		other.tag = sparse->verdicts[i].reading.tag;
+		if (same(&sparse->verdicts[i].reading, &other) && sparse_is(sparse, &other))
+			return true;
+	}
+	return false;
+}
+
 bool sparse_doubtful(const struct sparse *sparse, const struct reading *reading)
 {
 	const struct verdict *v = &sparse->verdicts[place(reading)];
@@ -65,6 +79,9 @@ void sparse_took(struct sparse *sparse, const struct sample *sample, double seco
 	quick = quick && sample->alone;
 	if (!same(&v->reading, &sample->reading))
 		*v = (struct verdict){ .reading = sample->reading };
+	/* In place it has cost little, whatever it was. */
+	if (quick && sample->in_place)
+		v->little = ENOUGH;
 	v->little = quick ? v->little + (v->little < ENOUGH) : 0;
 	v->much = quick ? 0 : v->much + (v->much < ENOUGH);
 }

@@ -36,7 +36,7 @@ struct sample {
 	struct reading reading;
 	struct span_of_time time;
 	bool in_place; /* it was in RAM then */
-	bool alone; /* nobody else has named it since the last such launch */
+	bool alone; /* since the last such launch nobody has named it who may read more of it */
 };
 
 struct sparse {
@@ -51,6 +51,12 @@ struct sparse {
 
 /* Does such a launch read little of it? */
 bool sparse_is(const struct sparse *sparse, const struct reading *reading);
+
+/*
+ * Is it not known of this kind of launches, but of another that it reads little of the same? Two
+ * kernels look up many rows and few.
+ */
+bool sparse_likely(const struct sparse *sparse, const struct reading *reading);
 
 /* Should such a launch be timed to find out, or to see whether it still does? */
 bool sparse_doubtful(const struct sparse *sparse, const struct reading *reading);

@@ -15,7 +15,7 @@ from tests.shim.softcuda.driver import MIB, Driver
 cuda = Driver("libcuda.so.1")
 fill, add = cuda.function("fill_u32"), cuda.function("add_u32")
 EMBEDDING, WEIGHT = 32 * MIB // 4, 16 * MIB // 4
-tied, tokens = sys.argv[1] == "tied", int(sys.argv[2])
+how, tokens = sys.argv[1], int(sys.argv[2])
 
 def new(words, value):
     address = cuda.alloc(4 * words)
@@ -31,7 +31,11 @@ for token in range(tokens):
     expected[row : row + 16] = token
     for weight in weights:
         cuda.launch(add, c_uint64(weight), c_uint64(weight), c_uint64(weight), c_uint64(WEIGHT))
-    if tied:
+    if how == "two kernels" and token % 5 == 4:
+        n, at = c_uint64(32), c_uint64(embedding)
+        cuda.launch(add, at, at, at, n)
+        expected[:32] += expected[:32]
+    if how == "tied":
         cuda.launch(add, c_uint64(embedding), c_uint64(embedding), c_uint64(embedding), c_uint64(EMBEDDING))
         expected += expected
     cuda("cuCtxSynchronize")
@@ -46,6 +50,13 @@ def test_an_embedding_is_read_in_place(runner: Runner) -> None:
     assert few.status == many.status == 0, few.err + many.err
     assert few.counters["mapped_slots"] == many.counters["mapped_slots"] == 16
     assert many.counters["chunks_in_place"] - few.counters["chunks_in_place"] == 20 * 16
+
+
+def test_two_kernels_may_look_rows_up(runner: Runner) -> None:
+    result = runner.tiered(RAM, "-c", PROGRAM, "two kernels", 40)
+    assert result.status == 0, result.err
+    assert result.counters["mapped_slots"] == 16
+    assert result.counters["chunks_in_place"] > 20 * 16
 
 
 def test_what_others_name_too_is_not(runner: Runner) -> None:
