@@ -100,7 +100,6 @@ static const int attributes[] = {
 	[30] = 512, /* surface alignment */
 	[31] = 1, /* concurrent kernels */
 	[32] = 0, /* ECC enabled */
-	[36] = 1000000, /* memory clock rate, kHz */
 	[37] = 128, /* global memory bus width */
 	[38] = 1 << 20, /* L2 cache size */
 	[39] = DEVICE_MAX_THREADS_PER_MULTIPROCESSOR,
@@ -140,6 +139,9 @@ CUresult do_cuDeviceGetAttribute(int *value, int attribute, CUdevice device)
 	switch (attribute) {
 	case 16: /* multiprocessor count */
 		*value = (int)sysconf(_SC_NPROCESSORS_ONLN);
+		break;
+	case 36: /* memory clock rate, kHz */
+		*value = settings.memory_khz;
 		break;
 	case 33: /* PCI bus id */
 		*value = device + 1;

@@ -72,19 +72,21 @@ static bool load_number(const char *name, long least, long most, long otherwise,
 
 bool settings_load(void)
 {
-	long devices, poison, spoil, late, late_ms;
+	long devices, poison, spoil, late, late_ms, khz;
 
 	if (!load_size("SOFTCUDA_VRAM", VRAM_CREATE_UNIT, 1ull << 30, &settings.vram_bytes) ||
 	    !load_number("SOFTCUDA_DEVICES", 0, MAX_DEVICES, 1, &devices) ||
 	    !load_number("SOFTCUDA_POISON", 0, 1, 0, &poison) ||
 	    !load_number("SOFTCUDA_SPOIL", 0, 1, 0, &spoil) ||
 	    !load_number("SOFTCUDA_LATE", 0, 1, 0, &late) ||
-	    !load_number("SOFTCUDA_LATE_MS", 1, 3600000, 500, &late_ms))
+	    !load_number("SOFTCUDA_LATE_MS", 1, 3600000, 500, &late_ms) ||
+	    !load_number("SOFTCUDA_MEMORY_KHZ", 1, 10000000, 1000000, &khz))
 		return false;
 	settings.devices = (int)devices;
 	settings.poison = poison;
 	settings.spoil = spoil;
 	settings.late = late;
+	settings.memory_khz = (int)khz;
 	settings.late_limit = (uint64_t)late_ms * 1000000;
 	return true;
 }

@@ -15,6 +15,7 @@ struct settings {
 	bool poison; /* SOFTCUDA_POISON */
 	bool spoil; /* SOFTCUDA_SPOIL */
 	bool late; /* SOFTCUDA_LATE */
+	int memory_khz; /* SOFTCUDA_MEMORY_KHZ, the memory clock that it says it has */
 	uint64_t late_limit; /* SOFTCUDA_LATE_MS, in ns */
 };
 
