@@ -183,8 +183,7 @@ static void find_sparse(struct device *device, const struct span *spans, uint32_
 		reading.first = span->allocation->first + (uint32_t)first;
 		reading.chunks = (uint32_t)(end - first);
 		if (sparse_is(&device->sparse, &reading) ||
-		    (device->chunks[reading.first].state == MAPPED &&
-		     sparse_likely(&device->sparse, &reading)))
+		    (device->mapped && sparse_likely(&device->sparse, &reading)))
 			hold->little = reading;
 		if (reading.chunks > hold->timed.chunks &&
 		    sparse_doubtful(&device->sparse, &reading))
