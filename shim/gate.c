@@ -5,6 +5,8 @@
 #include <sched.h>
 #include <stdlib.h>
 
+#include "fork.h"
+
 atomic_uint gate_closed;
 atomic_uint gate_captures;
 static pthread_mutex_t captures_lock = PTHREAD_MUTEX_INITIALIZER; /* held: none may begin */
@@ -106,7 +108,4 @@ static void in_child(void)
 	}
 }
 
-__attribute__((constructor)) static void watch_forks(void)
-{
-	pthread_atfork(NULL, NULL, in_child);
-}
+IN_EVERY_CHILD(in_child)

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fork.h"
+
 struct conditional {
 	struct conditional *next;
 	CUgraph graph; /* that it is a node of */
@@ -97,7 +99,4 @@ static void in_child(void)
 	conditionals = NULL;
 }
 
-__attribute__((constructor)) static void watch_forks(void)
-{
-	pthread_atfork(NULL, NULL, in_child);
-}
+IN_EVERY_CHILD(in_child)

@@ -11,6 +11,7 @@
 
 #include "device.h"
 #include "fault.h"
+#include "fork.h"
 #include "function.h"
 #include "gate.h"
 #include "graph_exec.h"
@@ -128,10 +129,7 @@ static void in_child(void)
 	memset(buckets, 0, sizeof(buckets));
 }
 
-__attribute__((constructor)) static void watch_forks(void)
-{
-	pthread_atfork(NULL, NULL, in_child);
-}
+IN_EVERY_CHILD(in_child)
 
 /* ---- what it names ---- */
 

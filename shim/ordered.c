@@ -9,6 +9,7 @@
 #include <stdlib.h>
 
 #include "device.h"
+#include "fork.h"
 #include "in_place.h"
 #include "log.h"
 #include "memory.h"
@@ -206,7 +207,4 @@ static void in_child(void)
 	pool_count = 0;
 }
 
-__attribute__((constructor)) static void watch_forks(void)
-{
-	pthread_atfork(NULL, NULL, in_child);
-}
+IN_EVERY_CHILD(in_child)

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fork.h"
 #include "function.h"
 #include "log.h"
 
@@ -276,7 +277,4 @@ static void in_child(void)
 	memset(buckets, 0, sizeof(buckets));
 }
 
-__attribute__((constructor)) static void watch_forks(void)
-{
-	pthread_atfork(NULL, NULL, in_child);
-}
+IN_EVERY_CHILD(in_child)

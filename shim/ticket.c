@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "fork.h"
+
 /*
  * Tickets are never freed, only pooled, so the list of all of them can be
  * walked without counting references; there are as many as launches were ever
@@ -173,7 +175,4 @@ static void in_child(void)
 	all_count = all_room = 0;
 }
 
-__attribute__((constructor)) static void watch_forks(void)
-{
-	pthread_atfork(NULL, NULL, in_child);
-}
+IN_EVERY_CHILD(in_child)

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "device.h"
+#include "fork.h"
 #include "log.h"
 #include "memory.h"
 
@@ -673,7 +674,4 @@ static void in_child(void)
 	direct_forget();
 }
 
-__attribute__((constructor)) static void watch_forks(void)
-{
-	pthread_atfork(NULL, NULL, in_child);
-}
+IN_EVERY_CHILD(in_child)

@@ -54,7 +54,7 @@ SHIM: Layers = (
     ("packet", "held", "ticket", "gate", "timing", "function", "spool", "checksum", "pins"),
     ("wire",),
     ("driver stub",),
-    ("cuda_abi", "log", "thread", "memory_of"),
+    ("cuda_abi", "log", "thread", "fork", "memory_of"),
 )
 
 PURE: Mapping[str, frozenset[str]] = {
