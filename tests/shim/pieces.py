@@ -66,3 +66,19 @@ assert cuda.cuMemAlloc_v2(byref(address), c_size_t(4 * MIB)) == 0
 print(len(held) * 4)
 """
 )
+
+CHUNK_BY_CHUNK = (
+    BEGIN
+    + """
+addresses = [c_uint64() for _ in range(int(sys.argv[1]))]
+for i, address in enumerate(addresses):
+    assert cuda.cuMemAlloc_v2(byref(address), c_size_t(2 << 20)) == 0
+    assert cuda.cuMemsetD32_v2(address, i, c_size_t(512 << 10)) == 0
+got = (ctypes.c_uint * 4)()
+for i, address in enumerate(addresses):
+    assert cuda.cuMemcpyDtoH_v2(got, address, c_size_t(16)) == 0
+    assert list(got) == [i] * 4
+print("right")
+"""
+)
+"""Fills so many chunks of 2 MiB, one allocation each, and reads them back."""

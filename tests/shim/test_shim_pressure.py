@@ -35,20 +35,13 @@ async def arenas_are(conf: Config, process: subprocess.Popen[str], right: Callab
 @pytest.mark.parametrize("late", ["0", "1"])
 @pytest.mark.parametrize("ops", ["random_ops", "excess_ops 21"])
 async def test_results_are_right_while_arenas_come_and_go(
-    runner: Runner, shim: Path, tmp_path: Path, source: FakeSource, ops: str, late: str
+    runner: Runner, tmp_path: Path, source: FakeSource, ops: str, late: str
 ) -> None:
     """Of eight allocations of up to 16 MiB, 40 MiB fit VRAM; RAM has 32 MiB, or some of that."""
     directory = tmp_path / "daemon"
     directory.mkdir()
     async with running(directory, ram="32MiB", arena="4MiB", extents=128) as conf:
-        environ = runner.environment(
-            "64MiB",
-            LD_PRELOAD=str(shim),
-            GREENBOOST_SOCKET=str(conf.socket),
-            GREENBOOST_CUDA_DRIVER=str(runner.softcuda),
-            GREENBOOST_VRAM=str(40 * MIB),
-            SOFTCUDA_LATE=late,
-        )
+        environ = runner.served(conf.socket, 40 * MIB, SOFTCUDA_LATE=late)
         rounds = 0
         with (tmp_path / "said").open("w+") as said:
             command = [sys.executable, "-m", *f"tests.shim.programs.{ops}".split(), "5", "400", "8", "16"]

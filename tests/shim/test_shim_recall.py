@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -17,30 +16,12 @@ import pytest
 
 from tierd.wire.packet import Disconnected, close_fds, receive_packet, send_packet
 
+from .pieces import CHUNK_BY_CHUNK
 from .tiers import ROOT, Runner
 
 MIB = 1 << 20
 CHUNK = 2 * MIB
 ARENA = 2 * CHUNK
-
-PROGRAM = """
-import ctypes
-from ctypes import byref, c_size_t, c_uint, c_uint64, c_void_p
-cuda = ctypes.CDLL("libcuda.so.1")
-context = c_void_p()
-assert cuda.cuInit(0) == 0
-assert cuda.cuDevicePrimaryCtxRetain(byref(context), 0) == 0
-assert cuda.cuCtxSetCurrent(context) == 0
-addresses = [c_uint64() for _ in range(16)]
-for i, address in enumerate(addresses):
-    assert cuda.cuMemAlloc_v2(byref(address), c_size_t(2 << 20)) == 0
-    assert cuda.cuMemsetD32_v2(address, i, c_size_t(512 << 10)) == 0
-got = (c_uint * 4)()
-for i, address in enumerate(addresses):
-    assert cuda.cuMemcpyDtoH_v2(got, address, c_size_t(16)) == 0
-    assert list(got) == [i] * 4
-print("right")
-"""
 
 
 class Daemon:
@@ -211,21 +192,15 @@ class Greedy(Daemon):
         super().answer(request)
 
 
-def serve(runner: Runner, shim: Path, kind: type[Daemon], program: str) -> Daemon:
+def serve(runner: Runner, kind: type[Daemon], *program: str) -> Daemon:
     """The daemon after the program has ended well."""
     path = runner.folder / "socket"
-    environment = runner.environment(
-        "64MiB",
-        LD_PRELOAD=str(shim),
-        GREENBOOST_SOCKET=str(path),
-        GREENBOOST_CUDA_DRIVER=str(runner.softcuda),
-        GREENBOOST_VRAM=str(16 * MIB),
-    )
+    environment = runner.served(path, 16 * MIB)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(str(path))
         listener.listen()
         listener.settimeout(60)
-        command = [sys.executable, "-c", program]
+        command = [sys.executable, "-c", *program]
         with subprocess.Popen(
             command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True
         ) as process:
@@ -242,8 +217,8 @@ def serve(runner: Runner, shim: Path, kind: type[Daemon], program: str) -> Daemo
 
 
 @pytest.mark.parametrize("kind", [Recalling, Pressing, Refusing, Useless])
-def test_a_program_finds_room(runner: Runner, shim: Path, kind: type[Daemon]) -> None:
-    daemon = serve(runner, shim, kind, PROGRAM)
+def test_a_program_finds_room(runner: Runner, kind: type[Daemon]) -> None:
+    daemon = serve(runner, kind, CHUNK_BY_CHUNK, "16")
     assert daemon.granted > 2
     assert not isinstance(daemon, Pressing) or daemon.together
 
@@ -263,7 +238,7 @@ print("right")
 """
 
 
-def test_what_is_still_promised_is_not_given_back(runner: Runner, shim: Path) -> None:
-    daemon = serve(runner, shim, Greedy, PROMISED)
+def test_what_is_still_promised_is_not_given_back(runner: Runner) -> None:
+    daemon = serve(runner, Greedy, PROMISED)
     assert isinstance(daemon, Greedy)
     assert sum(daemon.promised.values()) == 3

@@ -55,6 +55,18 @@ class Runner:
             **more,
         }
 
+    def served(self, socket: Path, vram: int, **more: str) -> dict[str, str]:
+        """The environment of a program under the shim on a device of 64 MiB, of which it may use `vram`
+        bytes, with the daemon at `socket`."""
+        return self.environment(
+            "64MiB",
+            LD_PRELOAD=str(self.shim),
+            GREENBOOST_SOCKET=str(socket),
+            GREENBOOST_CUDA_DRIVER=str(self.softcuda),
+            GREENBOOST_VRAM=str(vram),
+            **more,
+        )
+
     def tiered(
         self, flags: str, *argv: object, device: str = "64MiB", timeout: float = 120, **environment: str
     ) -> Result:
