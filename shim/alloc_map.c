@@ -377,7 +377,8 @@ void alloc_object(struct allocation *a, uint64_t offset, uint64_t *begin, uint64
 	}
 }
 
-uint64_t alloc_name(struct allocation *a, uint64_t offset)
+/* Remember that a launch named it, and return the next one that was; 0: there is none. */
+static uint64_t note_name(struct allocation *a, uint64_t offset)
 {
 	uint32_t after = name_rank(a, offset);
 	uint64_t next = after < a->name_count ? a->names[after] : 0;
@@ -407,4 +408,27 @@ uint64_t alloc_filled(const struct allocation *a, uint64_t offset)
 
 	return after && a->starts[after - 1].reach > offset ? a->starts[after - 1].reach
 							    : offset + 1;
+}
+
+/* Was nothing of it named but its first byte? */
+static bool named_at_base_only(const struct allocation *a)
+{
+	if (a->sparse || a->name_count != 1 || a->names[0])
+		return false;
+	for (uint32_t i = 0; i < a->start_count; i++)
+		if (a->starts[i].named && a->starts[i].offset)
+			return false;
+	return true;
+}
+
+uint64_t alloc_probable_end(struct allocation *a, uint64_t offset)
+{
+	uint64_t next = note_name(a, offset), filled = alloc_filled(a, offset);
+
+	if (next)
+		return next;
+	/* A program's allocation that is one object; an allocator's is soon named elsewhere. */
+	if (!offset && named_at_base_only(a))
+		return a->bytes;
+	return filled > offset + 1 ? filled : 0;
 }

@@ -103,11 +103,12 @@ void alloc_object(struct allocation *allocation, uint64_t offset, uint64_t *begi
 		  bool *known);
 
 /*
- * A launch named this offset, and alloc_object() does not know the end: the next one that was
- * named so, where another object probably begins, if it is not a view of this one; 0: there is
- * none.
+ * A launch named this offset, and alloc_object() does not know the end: where it probably is. At
+ * the next offset that was named so, if that is no view of this object; else where what copies
+ * filled ends; else, where nothing but its beginning was ever named, at the allocation's end.
+ * 0: that cannot be told.
  */
-uint64_t alloc_name(struct allocation *allocation, uint64_t offset);
+uint64_t alloc_probable_end(struct allocation *allocation, uint64_t offset);
 
 /* Where what copies filled of the object at this offset ends: so far it is certain to reach. */
 uint64_t alloc_filled(const struct allocation *allocation, uint64_t offset);

@@ -18,21 +18,45 @@ uint32_t residency_capacity(const struct device *device)
 }
 
 /* Without room for them in RAM no others could leave VRAM. */
-uint32_t residency_in_place(const struct device *device)
+static uint32_t without_spare(uint32_t slots)
 {
-	uint32_t slots, available, spare;
+	uint32_t spare = slots / SPARE_SHARE;
 
-	mover_count_ram(&device->mover, &slots, &available);
-	spare = slots / SPARE_SHARE;
 	return slots - (spare ? spare : slots > 0);
 }
 
-/*
- * What is cut to a window when not all that a launch may mean fits: the guesses, beyond where
- * they probably end; the guesses; also what only the next known object ends, down to what is
- * certain of it.
- */
-enum cut { CUT_UNLIKELY, CUT_GUESSES, CUT_DOUBTFUL };
+uint32_t residency_in_place(const struct device *device)
+{
+	uint32_t slots, available;
+
+	mover_count_ram(&device->mover, &slots, &available);
+	return without_spare(slots);
+}
+
+uint32_t residency_in_place_most(const struct device *device)
+{
+	uint64_t most = device->terms.ram / device->chunk;
+	uint32_t now = residency_in_place(device);
+
+	most = without_spare(most < MAX_CHUNKS ? (uint32_t)most : MAX_CHUNKS);
+	return now > most ? now : (uint32_t)most;
+}
+
+/* How much of a span is not cut away; UINT32_MAX: as much as there is. */
+static uint32_t uncut(const struct device *device, const struct span *span, enum cut cut)
+{
+	uint32_t named = (uint32_t)(span->named / device->chunk);
+	bool pool =
+		span->allocation->sparse || span->allocation->chunks > residency_capacity(device);
+
+	if (!span->open && (cut < CUT_DOUBTFUL || !span->least))
+		return UINT32_MAX;
+	if (span->open && (cut == CUT_NOTHING || (cut == CUT_POOLS && !pool)))
+		return UINT32_MAX;
+	if (!span->least || (span->open && cut > CUT_UNLIKELY))
+		return 1;
+	return (uint32_t)((span->least - 1) / device->chunk) - named + 1;
+}
 
 /*
  * The chunks of a span when it is cut to so many: first to first + result - 1. What lies before
@@ -41,6 +65,7 @@ enum cut { CUT_UNLIKELY, CUT_GUESSES, CUT_DOUBTFUL };
 static uint32_t span_chunks(const struct device *device, const struct span *span, uint32_t window,
 			    enum cut cut, uint32_t *first)
 {
+	uint32_t least = uncut(device, span, cut);
 	uint32_t from = (uint32_t)(span->begin / device->chunk);
 	uint32_t to = (uint32_t)((span->end - 1) / device->chunk);
 	uint32_t named = (uint32_t)(span->named / device->chunk);
@@ -50,12 +75,8 @@ static uint32_t span_chunks(const struct device *device, const struct span *span
 		*first = 0;
 		return 0;
 	}
-	if (span->least && cut == (span->open ? CUT_UNLIKELY : CUT_DOUBTFUL)) {
-		uint32_t least = (uint32_t)((span->least - 1) / device->chunk) - named + 1;
-
-		window = window > least ? window : least;
-	}
-	if ((span->open || (cut == CUT_DOUBTFUL && span->least)) && count > window) {
+	window = window > least ? window : least;
+	if (count > window) {
 		from = named;
 		count = to - from + 1 < window ? to - from + 1 : window;
 	}
@@ -172,8 +193,7 @@ bool residency_fits(const struct device *device, const struct span *spans, uint3
 	if (device->maps)
 		return true;
 	for (uint32_t s = 0; s < count; s++) {
-		uint32_t first,
-			n = span_chunks(device, &spans[s], UINT32_MAX, CUT_UNLIKELY, &first);
+		uint32_t first, n = span_chunks(device, &spans[s], UINT32_MAX, CUT_NOTHING, &first);
 
 		n = uncovered(&covered, &first, n);
 		for (uint32_t i = 0; i < n; i++)
@@ -214,44 +234,44 @@ static bool apart(const struct device *device, const struct span *spans, uint32_
 }
 
 /*
- * What VRAM has no room for in any case is used in RAM, as much as there is; where there is
- * not enough, the least that the launch can mean is tried.
+ * A kernel uses in RAM what VRAM has no room for, rather than that more is cut: what is there and
+ * not read costs little, and what is read and not there is the end of the program.
  */
-static CUresult exceed(const struct device *device, const struct span *spans, uint32_t count,
-		       struct hold *hold)
+static CUresult choose_cut(const struct device *device, const struct span *spans, uint32_t count,
+			   struct hold *hold)
 {
 	uint32_t capacity = residency_capacity(device);
-	uint32_t room = capacity + residency_in_place(device);
-	CUresult result = CUDA_ERROR_OUT_OF_MEMORY;
+	CUresult result = widest(device, spans, count, hold->cut, capacity, capacity, hold);
 
-	for (enum cut cut = CUT_UNLIKELY; result && cut <= CUT_DOUBTFUL; cut++)
-		result = widest(device, spans, count, cut, capacity / EXCESS_SHARE, room, hold);
-	hold->ram = hold->exceeds = true;
-	/* Of what RAM there could be, only some is there. */
-	if (result && hold_fill(device, spans, count, 1, CUT_DOUBTFUL, hold))
-		result = CUDA_SUCCESS;
+	if (!result || hold->where != HOLD_EXCESS)
+		return result;
+	result = widest(device, spans, count, hold->cut, capacity / EXCESS_SHARE,
+			capacity + residency_in_place_most(device), hold);
+	hold->ram = hold->exceeds = !result;
 	return result;
 }
 
 CUresult hold_choose(const struct device *device, struct span *spans, uint32_t count,
 		     struct hold *hold)
 {
-	uint32_t capacity = residency_capacity(device);
 	CUresult result = CUDA_ERROR_OUT_OF_MEMORY;
 
 	for (uint32_t s = 0; s < count; s++)
 		clip(&spans[s]);
 	hold->ram = hold->where == HOLD_APART && apart(device, spans, count);
-	hold->exceeds = hold->pressed = hold->cut = false;
-	if (!hold_fill(device, spans, count, UINT32_MAX, CUT_UNLIKELY, hold))
-		return CUDA_ERROR_OUT_OF_MEMORY;
-	/* What RAM is mapped for takes no room. */
-	if (device->maps || hold_fits(device, hold, capacity))
-		return CUDA_SUCCESS;
-	hold->cut = true;
-	for (enum cut cut = CUT_UNLIKELY; result && cut <= CUT_DOUBTFUL; cut++)
-		result = widest(device, spans, count, cut, capacity, capacity, hold);
-	return result && hold->where == HOLD_EXCESS ? exceed(device, spans, count, hold) : result;
+	hold->exceeds = hold->pressed = false;
+	hold->cut = hold->cut_least;
+	if (hold->cut == CUT_NOTHING) {
+		if (!hold_fill(device, spans, count, UINT32_MAX, CUT_NOTHING, hold))
+			return CUDA_ERROR_OUT_OF_MEMORY;
+		/* What RAM is mapped for takes no room. */
+		if (device->maps || hold_fits(device, hold, residency_capacity(device)))
+			return CUDA_SUCCESS;
+		hold->cut = CUT_POOLS;
+	}
+	while ((result = choose_cut(device, spans, count, hold)) && hold->cut < CUT_DOUBTFUL)
+		hold->cut++;
+	return result;
 }
 
 bool hold_has(const struct hold *hold, uint32_t index)

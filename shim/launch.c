@@ -152,7 +152,7 @@ static uint32_t find_objects(struct device *device, const uint64_t *addresses, u
 			/* An allocator's segment is all of its memory: what the program has not
 			 * named yet lies between as well. */
 			if (span->open)
-				span->least = alloc_name(a, span->named);
+				span->least = alloc_probable_end(a, span->named);
 			else
 				span->least = a->sparse ? alloc_filled(a, span->named) : 0;
 			count++;
@@ -298,7 +298,7 @@ bool launch_can_fit(struct device *device, const uint64_t *addresses, uint32_t n
 		spans[i].end = spans[i].open ? spans[i].named + 1 : spans[i].least;
 	}
 	qsort(spans, count, sizeof(*spans), by_place);
-	fits = residency_fits(device, spans, count, residency_in_place(device));
+	fits = residency_fits(device, spans, count, residency_in_place_most(device));
 	pthread_mutex_unlock(&device->lock);
 	if (spans != few)
 		free(spans);

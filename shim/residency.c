@@ -200,8 +200,9 @@ static void find_sparse(struct device *device, const struct span *spans, uint32_
 	}
 }
 
-CUresult residency_hold(struct device *device, struct span *spans, uint32_t count,
-			struct hold *hold)
+/* In the lock, which it lets go of. */
+static CUresult hold_once(struct device *device, struct span *spans, uint32_t count,
+			  struct hold *hold)
 {
 	uint32_t *dropped = NULL, dropped_count = 0;
 	uint32_t *absent = NULL;
@@ -212,8 +213,6 @@ CUresult residency_hold(struct device *device, struct span *spans, uint32_t coun
 	hold->room = HOLD_INLINE;
 	hold->arrival_count = 0;
 	hold->absent = hold->arriving = 0;
-
-	pthread_mutex_lock(&device->lock);
 	/*
 	 * Only one may wait for chunks while it holds others; two could hold
 	 * what each other needs. The rest come back here holding nothing.
@@ -306,6 +305,25 @@ CUresult residency_hold(struct device *device, struct span *spans, uint32_t coun
 			hold_add_arrival(hold, chunk->arrival);
 	}
 out:
+	free(dropped);
+	free(absent);
+	if (result && hold->chunks != hold->in_place)
+		free(hold->chunks);
+	return result;
+}
+
+CUresult residency_hold(struct device *device, struct span *spans, uint32_t count,
+			struct hold *hold)
+{
+	CUresult result;
+
+	hold->cut = hold->cut_least = CUT_NOTHING;
+	hold->exceeds = false;
+	pthread_mutex_lock(&device->lock);
+	/* RAM may turn out to have less room than it could have had. */
+	while ((result = hold_once(device, spans, count, hold)) == CUDA_ERROR_OUT_OF_MEMORY &&
+	       hold->exceeds && hold->cut < CUT_DOUBTFUL)
+		hold->cut_least = hold->cut + 1;
 	for (uint32_t s = 0; s < count; s++)
 		if (spans[s].guest)
 			spans[s].allocation->guests--;
@@ -314,10 +332,6 @@ out:
 		pthread_cond_broadcast(&device->changed);
 	}
 	pthread_mutex_unlock(&device->lock);
-	free(dropped);
-	free(absent);
-	if (result && hold->chunks != hold->in_place)
-		free(hold->chunks);
 	return result;
 }
 

@@ -90,6 +90,13 @@ enum hold_where {
 	HOLD_EXCESS, /* a kernel: RAM for what VRAM has no room for */
 };
 
+/*
+ * What of a hold is given up where not all that its spans may mean has room: nothing; the guesses
+ * in an allocation that is an allocator's, beyond where they probably end; those in others as
+ * well; the guesses; also what only the next known object ends, down to what is certain of it.
+ */
+enum cut { CUT_NOTHING, CUT_POOLS, CUT_UNLIKELY, CUT_GUESSES, CUT_DOUBTFUL };
+
 #define HOLD_INLINE 256
 
 /* Chunks that must stay until released. */
@@ -105,7 +112,7 @@ struct hold {
 	bool exceeds; /* not all of it fits VRAM */
 	bool pressed; /* RAM has no room for that */
 	bool ram; /* a chunk that is MAPPED is as good as a RESIDENT one */
-	bool cut; /* of guesses only a part was chosen */
+	enum cut cut, cut_least; /* what was; and at least has to be */
 	struct reading little; /* is used in RAM, as the launch reads little of it */
 	struct reading timed; /* how long the launch takes says whether it does */
 	bool alone; /* see struct sample */
@@ -350,8 +357,12 @@ bool hold_has(const struct hold *hold, uint32_t chunk);
 /* How many chunks can be resident at once. In the lock. */
 uint32_t residency_capacity(const struct device *device);
 
-/* How many may be used in place at once, of those that VRAM has no room for. In the lock. */
+/*
+ * How many may be used in place at once, of those that VRAM has no room for; and if the daemon
+ * gives all the RAM it may. In the lock.
+ */
 uint32_t residency_in_place(const struct device *device);
+uint32_t residency_in_place_most(const struct device *device);
 
 void residency_show(struct device *device, uint32_t chunk); /* write its letter to the state map */
 

@@ -56,6 +56,76 @@ def sum_up(stream=0):
     cuda.launch(add, c_uint64(a), c_uint64(b), c_uint64(c), c_uint64(WORDS), stream=stream)
 """
 
+ENDS = """
+import sys
+from ctypes import c_uint32, c_uint64
+from tests.shim.softcuda.driver import MIB, Driver
+cuda = Driver("libcuda.so.1")
+add, fill = cuda.function("add_u32"), cuda.function("fill_u32")
+WORDS = 16 * MIB // 4
+a, b, c = (cuda.alloc(16 * MIB) for _ in range(3))  # 24 chunks, of which VRAM holds 20
+for address in (a, b, c):
+    {before}
+    cuda.launch(fill, c_uint64(address), c_uint64(WORDS), c_uint32(3))
+for _ in range(2):
+    cuda.launch(add, c_uint64(c), c_uint64(a), c_uint64(b), c_uint64(WORDS))
+assert cuda.read(c + 16 * MIB - 4, 4) == (6).to_bytes(4, "little")
+"""
+
+
+@pytest.mark.parametrize(
+    "before", ["pass", "cuda.launch(fill, c_uint64(address + 6 * MIB), c_uint64(1), c_uint32(0))"]
+)
+def test_objects_whose_ends_nobody_told(runner: Runner, before: str) -> None:
+    """As PyTorch's: each fills its allocation, in which views of it may have been used, too."""
+    result = runner.tiered(RAM, "-c", ENDS.format(before=before))
+    assert result.status == 0, result.err
+    assert result.counters["launches_exceeding"] == 2
+
+
+LARGE = """
+from ctypes import c_uint32, c_uint64
+from tests.shim.softcuda.driver import MIB, Driver
+cuda = Driver("libcuda.so.1")
+fill = cuda.function("fill_u32")
+all, begin = cuda.alloc(48 * MIB), {begin} * MIB
+WORDS = (48 * MIB - begin) // 4
+if begin:
+    # For all that is known, the first word's object reaches to the end as well.
+    cuda("cuMemsetD32_v2", all + begin, c_uint32(1), WORDS)
+    cuda.launch(fill, c_uint64(all), c_uint64(1), c_uint32(2))
+cuda.launch(fill, c_uint64(all + begin), c_uint64(WORDS), c_uint32(3))
+assert cuda.read(all + 48 * MIB - 4, 4) == (3).to_bytes(4, "little")
+"""
+
+
+@pytest.mark.parametrize("begin", [0, 4])
+def test_one_object_larger_than_vram(runner: Runner, begin: int) -> None:
+    """The only one of its allocation, or as much of it as one write filled."""
+    result = runner.tiered(RAM, "-c", LARGE.format(begin=begin))
+    assert result.status == 0, result.err
+    assert result.counters["launches_exceeding"] == (2 if begin else 1)
+
+
+LESS_RAM = """
+from ctypes import c_uint64
+from tests.shim.softcuda.driver import MIB, Driver
+cuda = Driver("libcuda.so.1")
+many = cuda.register("many", lambda _: None, *[8] * 12)
+objects = [cuda.alloc(8 * MIB) for _ in range(12)]  # 48 chunks; VRAM and RAM hold 28
+for _ in range(2):
+    cuda.launch(many, *map(c_uint64, objects))
+cuda("cuCtxSynchronize")
+"""
+
+
+def test_what_ram_has_no_room_for_is_cut(runner: Runner) -> None:
+    """What it may mean fits nowhere; what it surely means does, as before."""
+    result = runner.tiered(SMALL, "-c", LESS_RAM)
+    assert result.status == 0, result.err
+    assert result.counters["launches_exceeding"] == 0
+
+
 AGAIN = (
     BEGIN
     + """

@@ -242,3 +242,28 @@ def test_what_is_still_promised_is_not_given_back(runner: Runner) -> None:
     daemon = serve(runner, Greedy, PROMISED)
     assert isinstance(daemon, Greedy)
     assert sum(daemon.promised.values()) == 3
+
+
+class Scarce(Daemon):
+    """Has one arena, and not the RAM that it told of."""
+
+    def answer(self, request: dict[str, Any]) -> None:
+        if request["op"] == "arena" and self.granted:
+            self.send(re=request["id"], error="ENOSPC", message="others have it")
+        else:
+            super().answer(request)
+
+
+GUESSES = """
+from ctypes import c_uint64
+from tests.shim.softcuda.driver import Driver
+cuda = Driver("libcuda.so.1")
+objects = [cuda.alloc(4 << 20) for _ in range(5)]  # 10 chunks, of which VRAM holds 8
+cuda.launch(cuda.register("five", lambda _: None, *[8] * 5), *map(c_uint64, objects))
+cuda("cuCtxSynchronize")
+print("right")
+"""
+
+
+def test_guesses_are_cut_once_there_is_no_ram_for_them(runner: Runner) -> None:
+    serve(runner, Scarce, GUESSES)
