@@ -125,8 +125,9 @@ CUresult mover_map_ram(struct mover *mover, CUdeviceptr address, struct ram_plac
 	const struct arena *arena = &mover->arenas[place.arena];
 	CUresult result;
 
-	if (mmap((void *)address, mover->chunk, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
-		 arena->fd, (off_t)(place.slot * mover->chunk)) == MAP_FAILED)
+	if (mmap((void *)address, mover->chunk, PROT_READ | PROT_WRITE,
+		 MAP_SHARED | MAP_FIXED | MAP_POPULATE, arena->fd,
+		 (off_t)(place.slot * mover->chunk)) == MAP_FAILED)
 		return CUDA_ERROR_OUT_OF_MEMORY;
 	result = driver.cuMemHostRegister_v2((void *)address, mover->chunk,
 					     CU_MEMHOSTREGISTER_PORTABLE |
@@ -202,7 +203,8 @@ bool mover_open_arena(struct mover *mover, uint64_t id, int fd, size_t bytes, st
 		close(fd);
 		return false;
 	}
-	arena->base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	/* Or the driver would populate it, several times as slowly, while its other calls wait. */
+	arena->base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, 0);
 	arena->fd = fd; /* from which its slots can be mapped anywhere */
 	if (arena->base == MAP_FAILED) {
 		close(fd);
