@@ -185,6 +185,18 @@ def test_tensors_uploaded_one_by_one_stay_apart(sizes: list[int], data: st.DataO
     lib.alloc_map_remove(the_map, a)
 
 
+def test_where_an_object_probably_ends() -> None:
+    the_map = ffi.new("struct alloc_map *")
+    a = lib.alloc_map_add(the_map, 4096, 1000, 0, 1)
+    assert lib.alloc_probable_end(a, 0) == 1000  # nothing else was named
+    assert lib.alloc_probable_end(a, 700) == 0
+    assert lib.alloc_probable_end(a, 0) == 700
+    lib.alloc_note_write(a, 700, 250)
+    assert lib.alloc_probable_end(a, 700) == 950
+    assert lib.alloc_probable_end(a, 300) == 700
+    lib.alloc_map_remove(the_map, a)
+
+
 @pytest.mark.parametrize("count", [1, 2, 1000])
 def test_many_allocations_are_found(count: int) -> None:
     the_map = ffi.new("struct alloc_map *")
