@@ -56,11 +56,15 @@ void lower_open(struct device *device)
 
 	/* Cleared last: a recall of the arena has to wait until it is there. */
 	if (!reply.error) {
+		uint64_t traced = trace_begin();
+
 		let_go(device);
 		/* Without a file: this process may open no more. */
 		opened = reply.fd >= 0 && mover_open_arena(&device->mover, reply.arena, reply.fd,
 							   device->terms.arena, &arena);
 		take_back(device);
+		trace_host(device, traced, "register an arena", TRACE_NO_CHUNK,
+			   opened ? "opened" : "refused");
 		if (opened && !mover_add_arena(&device->mover, &arena)) {
 			let_go(device);
 			mover_close_arena(&device->mover, &arena);
