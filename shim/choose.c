@@ -58,32 +58,6 @@ static uint32_t uncut(const struct device *device, const struct span *span, enum
 	return (uint32_t)((span->least - 1) / device->chunk) - named + 1;
 }
 
-/*
- * The chunks of a span when it is cut to so many: first to first + result - 1. What lies before
- * the address that was named goes first: kernels read on from an address, hardly ever back.
- */
-static uint32_t span_chunks(const struct device *device, const struct span *span, uint32_t window,
-			    enum cut cut, uint32_t *first)
-{
-	uint32_t least = uncut(device, span, cut);
-	uint32_t from = (uint32_t)(span->begin / device->chunk);
-	uint32_t to = (uint32_t)((span->end - 1) / device->chunk);
-	uint32_t named = (uint32_t)(span->named / device->chunk);
-	uint32_t count = to - from + 1;
-
-	if (span->begin == span->end) {
-		*first = 0;
-		return 0;
-	}
-	window = window > least ? window : least;
-	if (count > window) {
-		from = named;
-		count = to - from + 1 < window ? to - from + 1 : window;
-	}
-	*first = span->allocation->first + from;
-	return count;
-}
-
 /* What of a sparse allocation was unmapped since it was named is not there to be held: what is left
  * is around the address, from before which an object may reach. */
 static void clip(struct span *span)
@@ -100,127 +74,168 @@ static void clip(struct span *span)
 		span->end = run.end;
 }
 
-/* Chunks [first, end) that spans have. */
-struct covered {
+/*
+ * The chunks of a span, [from, end); the one that was named, and how many from there on are not cut
+ * away.
+ */
+struct piece {
+	const struct span *span;
+	uint32_t from, end;
+	uint32_t named, least;
+};
+
+/* Chunks [first, end). */
+struct range {
 	uint32_t first, end;
 };
 
-/*
- * Of n chunks from *first on those that the spans before do not have: of sorted ones each is
- * counted once, and many that reach to the same end cost no more than one.
- */
-static uint32_t uncovered(struct covered *covered, uint32_t *first, uint32_t n)
-{
-	uint32_t end = *first + n;
+#define MEANT_INLINE 128
 
-	if (*first < covered->first || *first >= covered->end) {
-		*covered = (struct covered){ *first, end };
-		return n;
+/* What spans mean: of a pool's they may be thousands of chunks each, and mostly the same. */
+struct meant {
+	struct piece *pieces;
+	struct range *ranges; /* sorted and apart, of no more room than pieces */
+	uint32_t piece_count, range_count;
+	uint32_t chunks; /* in the ranges */
+	struct piece few_pieces[MEANT_INLINE];
+	struct range few_ranges[MEANT_INLINE];
+};
+
+static int by_named(const void *left, const void *right)
+{
+	const struct piece *a = left, *b = right;
+
+	return a->named < b->named ? -1 : a->named > b->named;
+}
+
+static bool meant_begin(const struct device *device, const struct span *spans, uint32_t count,
+			struct meant *meant)
+{
+	meant->pieces = meant->few_pieces;
+	meant->ranges = meant->few_ranges;
+	if (count > MEANT_INLINE) {
+		meant->pieces = malloc(count * (sizeof(*meant->pieces) + sizeof(*meant->ranges)));
+		if (!meant->pieces)
+			return false;
+		meant->ranges = (struct range *)(meant->pieces + count);
 	}
-	if (end <= covered->end)
-		return 0;
-	*first = covered->end;
-	covered->end = end;
-	return end - *first;
-}
-
-static int by_index(const void *left, const void *right)
-{
-	uint32_t a = *(const uint32_t *)left, b = *(const uint32_t *)right;
-
-	return a < b ? -1 : a > b;
-}
-
-/* Sort and drop what is there twice; spans overlap when a launch names an object twice. */
-static void hold_normalize(struct hold *hold)
-{
-	uint32_t kept = 0;
-
-	qsort(hold->chunks, hold->count, sizeof(*hold->chunks), by_index);
-	for (uint32_t i = 0; i < hold->count; i++)
-		if (!i || hold->chunks[i] != hold->chunks[i - 1])
-			hold->chunks[kept++] = hold->chunks[i];
-	hold->count = kept;
-}
-
-/* Fill the hold with the spans' chunks, open spans cut to the window. False: no memory. */
-static bool hold_fill(const struct device *device, const struct span *spans, uint32_t count,
-		      uint32_t window, enum cut cut, struct hold *hold)
-{
-	struct covered covered = { 0 };
-
-	hold->count = 0;
+	meant->piece_count = 0;
 	for (uint32_t s = 0; s < count; s++) {
-		uint32_t first, n = span_chunks(device, &spans[s], window, cut, &first);
+		const struct span *span = &spans[s];
+		uint32_t first = span->allocation->first;
 
-		n = uncovered(&covered, &first, n);
-		if (hold->count + n > hold->room) {
-			uint32_t room = 2 * (hold->count + n);
-			uint32_t *grown = malloc(room * sizeof(*grown));
-
-			if (!grown)
-				return false;
-			memcpy(grown, hold->chunks, hold->count * sizeof(*grown));
-			if (hold->chunks != hold->in_place)
-				free(hold->chunks);
-			hold->chunks = grown;
-			hold->room = room;
-		}
-		for (uint32_t i = 0; i < n; i++)
-			hold->chunks[hold->count++] = first + i;
+		if (span->begin == span->end)
+			continue;
+		meant->pieces[meant->piece_count++] = (struct piece){
+			.span = span,
+			.from = first + (uint32_t)(span->begin / device->chunk),
+			.end = first + (uint32_t)((span->end - 1) / device->chunk) + 1,
+			.named = first + (uint32_t)(span->named / device->chunk),
+		};
 	}
-	hold_normalize(hold);
+	qsort(meant->pieces, meant->piece_count, sizeof(*meant->pieces), by_named);
 	return true;
 }
 
-/* Fixed chunks take room from every other launch. */
-static bool hold_fits(const struct device *device, const struct hold *hold, uint32_t room)
+static void meant_end(struct meant *meant)
 {
-	uint32_t others = device->fixed;
+	if (meant->pieces != meant->few_pieces)
+		free(meant->pieces);
+}
 
-	for (uint32_t i = 0; i < hold->count; i++)
-		others -= device->chunks[hold->chunks[i]].fixed;
-	return hold->count + others <= room;
+static void meant_cut(const struct device *device, struct meant *meant, enum cut cut)
+{
+	for (uint32_t p = 0; p < meant->piece_count; p++)
+		meant->pieces[p].least = uncut(device, meant->pieces[p].span, cut);
+}
+
+/*
+ * The ranges, where what is cut is cut to so many chunks. What lies before the address that was
+ * named goes first: kernels read on from an address, hardly ever back.
+ */
+static void meant_range(struct meant *meant, uint32_t window)
+{
+	struct range *ranges = meant->ranges, *last = NULL;
+
+	for (uint32_t p = 0; p < meant->piece_count; p++) {
+		const struct piece *piece = &meant->pieces[p];
+		uint32_t most = window > piece->least ? window : piece->least, at = p;
+		struct range range = { piece->from, piece->end };
+
+		if (range.end - range.first > most)
+			range.first = piece->named;
+		if (range.end - range.first > most)
+			range.end = range.first + most;
+		/* They nearly are in order. */
+		for (; at && ranges[at - 1].first > range.first; at--)
+			ranges[at] = ranges[at - 1];
+		ranges[at] = range;
+	}
+	meant->range_count = meant->chunks = 0;
+	for (uint32_t p = 0; p < meant->piece_count; p++) {
+		struct range range = ranges[p];
+
+		if (last && range.first < last->end)
+			range.first = last->end;
+		if (range.first >= range.end)
+			continue;
+		meant->chunks += range.end - range.first;
+		if (last && range.first == last->end) {
+			last->end = range.end;
+		} else {
+			last = &ranges[meant->range_count++];
+			*last = range;
+		}
+	}
+}
+
+/* Fixed chunks take room from every other launch. */
+static bool meant_fits(const struct device *device, const struct meant *meant, uint64_t room)
+{
+	uint64_t needed = (uint64_t)meant->chunks + device->fixed;
+
+	if (meant->chunks > room)
+		return false;
+	for (uint32_t r = 0; needed > room && r < meant->range_count; r++)
+		for (uint32_t c = meant->ranges[r].first; c < meant->ranges[r].end; c++)
+			needed -= device->chunks[c].fixed;
+	return needed <= room;
 }
 
 bool residency_fits(const struct device *device, const struct span *spans, uint32_t count,
 		    uint32_t ram)
 {
-	uint64_t chunks = device->fixed;
-	struct covered covered = { 0 };
+	struct meant meant;
+	bool fits;
 
 	/* What RAM is mapped for takes no room. */
 	if (device->maps)
 		return true;
-	for (uint32_t s = 0; s < count; s++) {
-		uint32_t first, n = span_chunks(device, &spans[s], UINT32_MAX, CUT_NOTHING, &first);
-
-		n = uncovered(&covered, &first, n);
-		for (uint32_t i = 0; i < n; i++)
-			chunks += !device->chunks[first + i].fixed;
-	}
-	return chunks <= (uint64_t)residency_capacity(device) + ram;
+	if (!meant_begin(device, spans, count, &meant))
+		return false;
+	meant_cut(device, &meant, CUT_NOTHING);
+	meant_range(&meant, UINT32_MAX);
+	fits = meant_fits(device, &meant, (uint64_t)residency_capacity(device) + ram);
+	meant_end(&meant);
+	return fits;
 }
 
-/* The widest windows up to `high` with which everything fits. */
-static CUresult widest(const struct device *device, const struct span *spans, uint32_t count,
-		       enum cut cut, uint32_t high, uint32_t room, struct hold *hold)
+/* The widest windows up to `high` with which everything fits. False: none. */
+static bool widest(const struct device *device, struct meant *meant, uint32_t high, uint32_t room)
 {
 	uint32_t low = 1;
 
 	while (low < high) {
 		uint32_t middle = low + (high - low + 1) / 2;
 
-		if (!hold_fill(device, spans, count, middle, cut, hold))
-			return CUDA_ERROR_OUT_OF_MEMORY;
-		if (hold_fits(device, hold, room))
+		meant_range(meant, middle);
+		if (meant_fits(device, meant, room))
 			low = middle;
 		else
 			high = middle - 1;
 	}
-	if (!hold_fill(device, spans, count, low, cut, hold))
-		return CUDA_ERROR_OUT_OF_MEMORY;
-	return hold_fits(device, hold, room) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+	meant_range(meant, low);
+	return meant_fits(device, meant, room);
 }
 
 /* Each span within one chunk? */
@@ -237,41 +252,73 @@ static bool apart(const struct device *device, const struct span *spans, uint32_
  * A kernel uses in RAM what VRAM has no room for, rather than that more is cut: what is there and
  * not read costs little, and what is read and not there is the end of the program.
  */
-static CUresult choose_cut(const struct device *device, const struct span *spans, uint32_t count,
-			   struct hold *hold)
+static bool choose_cut(const struct device *device, struct meant *meant, struct hold *hold)
 {
 	uint32_t capacity = residency_capacity(device);
-	CUresult result = widest(device, spans, count, hold->cut, capacity, capacity, hold);
 
-	if (!result || hold->where != HOLD_EXCESS)
-		return result;
-	result = widest(device, spans, count, hold->cut, capacity / EXCESS_SHARE,
-			capacity + residency_in_place_most(device), hold);
-	hold->ram = hold->exceeds = !result;
-	return result;
+	meant_cut(device, meant, hold->cut);
+	if (widest(device, meant, capacity, capacity))
+		return true;
+	if (hold->where != HOLD_EXCESS)
+		return false;
+	hold->ram = hold->exceeds = widest(device, meant, capacity / EXCESS_SHARE,
+					   capacity + residency_in_place_most(device));
+	return hold->exceeds;
+}
+
+/* False: no memory. */
+static bool hold_fill(const struct meant *meant, struct hold *hold)
+{
+	if (meant->chunks > hold->room) {
+		uint32_t *grown = malloc(meant->chunks * sizeof(*grown));
+
+		if (!grown)
+			return false;
+		if (hold->chunks != hold->in_place)
+			free(hold->chunks);
+		hold->chunks = grown;
+		hold->room = meant->chunks;
+	}
+	hold->count = 0;
+	for (uint32_t r = 0; r < meant->range_count; r++)
+		for (uint32_t c = meant->ranges[r].first; c < meant->ranges[r].end; c++)
+			hold->chunks[hold->count++] = c;
+	return true;
 }
 
 CUresult hold_choose(const struct device *device, struct span *spans, uint32_t count,
 		     struct hold *hold)
 {
-	CUresult result = CUDA_ERROR_OUT_OF_MEMORY;
+	struct meant meant;
+	bool chosen = false;
 
 	for (uint32_t s = 0; s < count; s++)
 		clip(&spans[s]);
 	hold->ram = hold->where == HOLD_APART && apart(device, spans, count);
 	hold->exceeds = hold->pressed = false;
 	hold->cut = hold->cut_least;
+	if (!meant_begin(device, spans, count, &meant))
+		return CUDA_ERROR_OUT_OF_MEMORY;
 	if (hold->cut == CUT_NOTHING) {
-		if (!hold_fill(device, spans, count, UINT32_MAX, CUT_NOTHING, hold))
-			return CUDA_ERROR_OUT_OF_MEMORY;
+		meant_cut(device, &meant, CUT_NOTHING);
+		meant_range(&meant, UINT32_MAX);
 		/* What RAM is mapped for takes no room. */
-		if (device->maps || hold_fits(device, hold, residency_capacity(device)))
-			return CUDA_SUCCESS;
-		hold->cut = CUT_POOLS;
+		chosen = device->maps || meant_fits(device, &meant, residency_capacity(device));
+		if (!chosen)
+			hold->cut = CUT_POOLS;
 	}
-	while ((result = choose_cut(device, spans, count, hold)) && hold->cut < CUT_DOUBTFUL)
+	while (!chosen && !(chosen = choose_cut(device, &meant, hold)) && hold->cut < CUT_DOUBTFUL)
 		hold->cut++;
-	return result;
+	chosen = chosen && hold_fill(&meant, hold);
+	meant_end(&meant);
+	return chosen ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+static int by_index(const void *left, const void *right)
+{
+	uint32_t a = *(const uint32_t *)left, b = *(const uint32_t *)right;
+
+	return a < b ? -1 : a > b;
 }
 
 bool hold_has(const struct hold *hold, uint32_t index)
