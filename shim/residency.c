@@ -322,7 +322,7 @@ CUresult residency_hold(struct device *device, struct span *spans, uint32_t coun
 	pthread_mutex_lock(&device->lock);
 	/* RAM may turn out to have less room than it could have had. */
 	while ((result = hold_once(device, spans, count, hold)) == CUDA_ERROR_OUT_OF_MEMORY &&
-	       hold->exceeds && hold->cut < CUT_DOUBTFUL)
+	       hold->exceeds && hold->cut < CUT_DOUBTFUL && !device->stopped)
 		hold->cut_least = hold->cut + 1;
 	for (uint32_t s = 0; s < count; s++)
 		if (spans[s].guest)

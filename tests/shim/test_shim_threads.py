@@ -55,7 +55,13 @@ def test_an_allocated_address_is_never_out_of_bounds(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("shim")
 @pytest.mark.parametrize(
     ("name", "more"),
-    [("uses", ()), ("overwritten", ()), ("give_up", ("residency",)), ("in_place", ("residency",))],
+    [
+        ("uses", ()),
+        ("overwritten", ()),
+        ("give_up", ("residency",)),
+        ("in_place", ("residency",)),
+        ("stopped", ("residency",)),
+    ],
 )
 def test_the_chunk_table_alone(tmp_path: Path, name: str, more: tuple[str, ...]) -> None:
     """What each of these programs says at its beginning."""
