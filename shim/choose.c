@@ -254,15 +254,15 @@ static bool apart(const struct device *device, const struct span *spans, uint32_
  */
 static bool choose_cut(const struct device *device, struct meant *meant, struct hold *hold)
 {
-	uint32_t capacity = residency_capacity(device);
+	uint32_t capacity = residency_capacity(device), ram;
 
 	meant_cut(device, meant, hold->cut);
 	if (widest(device, meant, capacity, capacity))
 		return true;
 	if (hold->where != HOLD_EXCESS)
 		return false;
-	hold->ram = hold->exceeds = widest(device, meant, capacity / EXCESS_SHARE,
-					   capacity + residency_in_place_most(device));
+	ram = hold->again ? residency_in_place(device) : residency_in_place_most(device);
+	hold->ram = hold->exceeds = widest(device, meant, capacity / EXCESS_SHARE, capacity + ram);
 	return hold->exceeds;
 }
 

@@ -144,12 +144,34 @@ static void press(struct device *device, struct hold *hold)
 	}
 }
 
+/*
+ * RAM for what has to be used in place, before others leave VRAM for the rest. False: there is
+ * none, or it waits no more.
+ */
+static bool has_ram_for_excess(struct device *device, const struct hold *hold)
+{
+	while (hold->exceeds && hold->count > device->slots_allowed &&
+	       hold->count - device->slots_allowed > residency_in_place(device))
+		if (!lower_more_ram(device) || device->wanted != hold)
+			return false;
+	return true;
+}
+
 /* One step for the launch that waits. */
 static void serve_wanted(struct device *device)
 {
-	uint32_t unfetched = fetch_wanted(device);
 	struct hold *hold = device->wanted;
-	bool moving = device->fetches || device->spills || device->departures;
+	uint32_t unfetched;
+	bool moving;
+
+	if (!has_ram_for_excess(device, hold)) {
+		if (device->wanted == hold)
+			fail_wanted(device, CUDA_ERROR_OUT_OF_MEMORY);
+		return;
+	}
+	unfetched = fetch_wanted(device);
+	hold = device->wanted;
+	moving = device->fetches || device->spills || device->departures;
 
 	/* What is to stay in VRAM first: the rest can be used in RAM. */
 	for (uint32_t i = 0; hold && i < 2 * hold->count; i++) {

@@ -200,6 +200,28 @@ static void find_sparse(struct device *device, const struct span *spans, uint32_
 	}
 }
 
+static void note_uses(struct device *device, const struct hold *hold)
+{
+	predict_slots(&device->predictor, device->slots_allowed);
+	predict_begin(&device->predictor, hold->tag);
+	for (uint32_t i = 0; i < hold->count; i++) {
+		uint32_t index = hold->chunks[i];
+		bool usable = hold_usable(device, hold, index);
+		bool mapped = usable && device->chunks[index].state == MAPPED;
+
+		device_count(device,
+			     mapped   ? COUNTER_CHUNKS_IN_PLACE
+			     : usable ? COUNTER_CHUNK_HITS
+				      : COUNTER_CHUNK_STALLS,
+			     1);
+		if (usable && device->predictor.chunks[index].unread)
+			device_count(device, COUNTER_PREFETCH_HITS, 1);
+		if (!hold_reads_little(hold, index))
+			predict_use(&device->predictor, index);
+	}
+	predict_end(&device->predictor);
+}
+
 /* In the lock, which it lets go of. */
 static CUresult hold_once(struct device *device, struct span *spans, uint32_t count,
 			  struct hold *hold)
@@ -241,28 +263,16 @@ static CUresult hold_once(struct device *device, struct span *spans, uint32_t co
 	}
 
 	find_sparse(device, spans, count, hold);
-	predict_slots(&device->predictor, device->slots_allowed);
-	predict_begin(&device->predictor, hold->tag);
+	if (!hold->again)
+		note_uses(device, hold);
 	for (uint32_t i = 0; i < hold->count; i++) {
 		uint32_t index = hold->chunks[i];
-		bool usable = hold_usable(device, hold, index);
-		bool mapped = usable && device->chunks[index].state == MAPPED;
 
 		device->chunks[index].holds++;
 		if (hold->tag)
 			device->chunks[index].tag = hold->tag;
-		device_count(device,
-			     mapped   ? COUNTER_CHUNKS_IN_PLACE
-			     : usable ? COUNTER_CHUNK_HITS
-				      : COUNTER_CHUNK_STALLS,
-			     1);
-		hold->absent += !usable;
-		if (usable && device->predictor.chunks[index].unread)
-			device_count(device, COUNTER_PREFETCH_HITS, 1);
-		if (!hold_reads_little(hold, index))
-			predict_use(&device->predictor, index);
+		hold->absent += !hold_usable(device, hold, index);
 	}
-	predict_end(&device->predictor);
 	if (!all_resident(device, hold)) {
 		started = now_ns();
 		traced = trace_begin();
@@ -318,12 +328,14 @@ CUresult residency_hold(struct device *device, struct span *spans, uint32_t coun
 	CUresult result;
 
 	hold->cut = hold->cut_least = CUT_NOTHING;
-	hold->exceeds = false;
+	hold->exceeds = hold->again = false;
 	pthread_mutex_lock(&device->lock);
-	/* RAM may turn out to have less room than it could have had. */
+	/* RAM may turn out to have less room than it could have had: first as much as there is. */
 	while ((result = hold_once(device, spans, count, hold)) == CUDA_ERROR_OUT_OF_MEMORY &&
-	       hold->exceeds && hold->cut < CUT_DOUBTFUL && !device->stopped)
-		hold->cut_least = hold->cut + 1;
+	       hold->exceeds && hold->cut < CUT_DOUBTFUL && !device->stopped) {
+		hold->cut_least = hold->cut + hold->again;
+		hold->again = true;
+	}
 	for (uint32_t s = 0; s < count; s++)
 		if (spans[s].guest)
 			spans[s].allocation->guests--;

@@ -113,6 +113,7 @@ struct hold {
 	bool pressed; /* RAM has no room for that */
 	bool ram; /* a chunk that is MAPPED is as good as a RESIDENT one */
 	enum cut cut, cut_least; /* what was; and at least has to be */
+	bool again; /* RAM was asked for in vain: what there is has to do */
 	struct reading little; /* is used in RAM, as the launch reads little of it */
 	struct reading timed; /* how long the launch takes says whether it does */
 	bool alone; /* see struct sample */

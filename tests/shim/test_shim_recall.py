@@ -8,12 +8,14 @@ import os
 import socket
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Mapping
+from contextlib import closing, suppress
 from typing import Any
 
 import msgpack
 import pytest
 
+from tierd.statemap import StateMap
 from tierd.wire.packet import Disconnected, close_fds, receive_packet, send_packet
 
 from .pieces import CHUNK_BY_CHUNK
@@ -213,6 +215,7 @@ def serve(runner: Runner, kind: type[Daemon], *program: str) -> Daemon:
                     process.kill()
             assert process.stdout is not None
             assert process.stdout.read() == "right\n"
+    path.unlink()
     return daemon
 
 
@@ -247,23 +250,50 @@ def test_what_is_still_promised_is_not_given_back(runner: Runner) -> None:
 class Scarce(Daemon):
     """Has one arena, and not the RAM that it told of."""
 
+    asked = 0
+    state = -1
+
+    def serve(self) -> None:
+        packet, (state,) = receive_packet(self.sock)
+        self.state = os.dup(state)
+        close_fds((state,))
+        self.answer(msgpack.unpackb(packet))
+        super().serve()
+
     def answer(self, request: dict[str, Any]) -> None:
         if request["op"] == "arena" and self.granted:
+            self.asked += 1
             self.send(re=request["id"], error="ENOSPC", message="others have it")
         else:
             super().answer(request)
 
 
 GUESSES = """
+import sys
 from ctypes import c_uint64
 from tests.shim.softcuda.driver import Driver
 cuda = Driver("libcuda.so.1")
-objects = [cuda.alloc(4 << 20) for _ in range(5)]  # 10 chunks, of which VRAM holds 8
-cuda.launch(cuda.register("five", lambda _: None, *[8] * 5), *map(c_uint64, objects))
-cuda("cuCtxSynchronize")
+objects = [cuda.alloc(4 << 20) for _ in range(6)]  # of two chunks each; VRAM holds 8
+five, one = (cuda.register(str(n), lambda _: None, *[8] * n) for n in (5, 1))
+for _ in range(int(sys.argv[1])):
+    cuda.launch(five, *map(c_uint64, objects[:5]))
+    cuda.launch(one, c_uint64(objects[5]))
+    cuda("cuCtxSynchronize")
 print("right")
 """
 
 
+def scarce(runner: Runner, times: int) -> tuple[Scarce, Mapping[str, int]]:
+    daemon = serve(runner, Scarce, GUESSES, str(times))
+    assert isinstance(daemon, Scarce)
+    with closing(StateMap(daemon.state)) as state:
+        return daemon, state.counters()
+
+
 def test_guesses_are_cut_once_there_is_no_ram_for_them(runner: Runner) -> None:
-    serve(runner, Scarce, GUESSES)
+    """That is found out before anything has moved, and what a launch names is counted once."""
+    (_, few), (daemon, many) = (scarce(runner, times) for times in (2, 12))
+    assert daemon.asked <= 12
+    assert many["evictions"] - few["evictions"] < 10  # not one a time
+    used = ("chunk_hits", "chunk_stalls", "chunks_in_place")
+    assert sum(many[name] - few[name] for name in used) == 10 * 12

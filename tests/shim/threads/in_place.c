@@ -15,7 +15,8 @@ static struct device device = { .map.low = UINT64_MAX,
 				.lock = PTHREAD_MUTEX_INITIALIZER,
 				.changed = PTHREAD_COND_INITIALIZER,
 				.work = PTHREAD_COND_INITIALIZER,
-				.chunk = 2 << 20 };
+				.chunk = 2 << 20,
+				.slots_allowed = 1 };
 static bool launching, too_early;
 
 /* Its launch is made, once the pager waits. */
@@ -158,6 +159,12 @@ uint32_t lower_ram_available(struct device *d)
 {
 	(void)d;
 	return 0;
+}
+
+bool lower_more_ram(struct device *d)
+{
+	(void)d;
+	return false;
 }
 
 bool lower_serve_recalls(struct device *d)
