@@ -168,7 +168,7 @@ static void note_excess(struct device *device, const struct hold *hold)
 static void find_sparse(struct device *device, const struct span *spans, uint32_t count,
 			struct hold *hold)
 {
-	hold->little = hold->timed = (struct reading){ 0 };
+	hold->timed = (struct reading){ 0 };
 	if (device->maps || hold->where != HOLD_EXCESS || hold->cut)
 		return;
 	for (uint32_t s = 0; s < count; s++) {
@@ -235,6 +235,7 @@ static CUresult hold_once(struct device *device, struct span *spans, uint32_t co
 	hold->room = HOLD_INLINE;
 	hold->arrival_count = 0;
 	hold->absent = hold->arriving = 0;
+	hold->little = (struct reading){ 0 };
 	/*
 	 * Only one may wait for chunks while it holds others; two could hold
 	 * what each other needs. The rest come back here holding nothing.

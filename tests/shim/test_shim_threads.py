@@ -61,6 +61,7 @@ def test_an_allocated_address_is_never_out_of_bounds(tmp_path: Path) -> None:
         ("give_up", ("residency",)),
         ("in_place", ("residency",)),
         ("stopped", ("residency",)),
+        ("turn", ("residency",)),
     ],
 )
 def test_the_chunk_table_alone(tmp_path: Path, name: str, more: tuple[str, ...]) -> None:
