@@ -410,13 +410,17 @@ uint64_t alloc_filled(const struct allocation *a, uint64_t offset)
 							    : offset + 1;
 }
 
-/* Was nothing of it named but its first byte? */
-static bool named_at_base_only(const struct allocation *a)
+/* Was nothing of these bytes named but the first? */
+static bool named_at_begin_only(const struct allocation *a, const struct alloc_run *run)
 {
-	if (a->sparse || a->name_count != 1 || a->names[0])
+	uint32_t at = name_rank(a, run->begin);
+
+	if (!at || a->names[at - 1] != run->begin ||
+	    (at < a->name_count && a->names[at] < run->end))
 		return false;
-	for (uint32_t i = 0; i < a->start_count; i++)
-		if (a->starts[i].named && a->starts[i].offset)
+	for (uint32_t i = start_rank(a, run->begin);
+	     i < a->start_count && a->starts[i].offset < run->end; i++)
+		if (a->starts[i].named)
 			return false;
 	return true;
 }
@@ -424,11 +428,13 @@ static bool named_at_base_only(const struct allocation *a)
 uint64_t alloc_probable_end(struct allocation *a, uint64_t offset)
 {
 	uint64_t next = note_name(a, offset), filled = alloc_filled(a, offset);
+	struct alloc_run run = { offset, offset + 1 };
 
-	if (next)
+	alloc_run_at(a, offset, &run);
+	if (next && next < run.end)
 		return next;
-	/* A program's allocation that is one object; an allocator's is soon named elsewhere. */
-	if (!offset && named_at_base_only(a))
-		return a->bytes;
+	/* A program's memory that is one object; an allocator's is soon named elsewhere. */
+	if (offset == run.begin && named_at_begin_only(a, &run))
+		return run.end;
 	return filled > offset + 1 ? filled : 0;
 }

@@ -105,8 +105,8 @@ void alloc_object(struct allocation *allocation, uint64_t offset, uint64_t *begi
 /*
  * A launch named this offset, and alloc_object() does not know the end: where it probably is. At
  * the next offset that was named so, if that is no view of this object; else where what copies
- * filled ends; else, where nothing but its beginning was ever named, at the allocation's end.
- * 0: that cannot be told.
+ * filled ends; else, where nothing but its beginning was ever named, at the end of the allocation,
+ * of a sparse one's run. 0: that cannot be told.
  */
 uint64_t alloc_probable_end(struct allocation *allocation, uint64_t offset);
 

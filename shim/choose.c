@@ -42,16 +42,24 @@ uint32_t residency_in_place_most(const struct device *device)
 	return now > most ? now : (uint32_t)most;
 }
 
+/* Does it look like an allocator's pool, of which a launch uses little? */
+static bool in_pool(const struct device *device, const struct span *span)
+{
+	struct alloc_run run;
+
+	return alloc_run_at(span->allocation, span->named, &run) &&
+	       (run.end - 1) / device->chunk - run.begin / device->chunk >=
+		       residency_capacity(device);
+}
+
 /* How much of a span is not cut away; UINT32_MAX: as much as there is. */
 static uint32_t uncut(const struct device *device, const struct span *span, enum cut cut)
 {
 	uint32_t named = (uint32_t)(span->named / device->chunk);
-	bool pool =
-		span->allocation->sparse || span->allocation->chunks > residency_capacity(device);
 
 	if (!span->open && (cut < CUT_DOUBTFUL || !span->least))
 		return UINT32_MAX;
-	if (span->open && (cut == CUT_NOTHING || (cut == CUT_POOLS && !pool)))
+	if (span->open && (cut == CUT_NOTHING || (cut == CUT_POOLS && !in_pool(device, span))))
 		return UINT32_MAX;
 	if (!span->least || (span->open && cut > CUT_UNLIKELY))
 		return 1;

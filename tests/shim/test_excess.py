@@ -107,6 +107,48 @@ def test_one_object_larger_than_vram(runner: Runner, begin: int) -> None:
     assert result.counters["launches_exceeding"] == (2 if begin else 1)
 
 
+POOLED = """
+from ctypes import c_uint32, c_uint64
+from tests.shim.softcuda.driver import MIB, Driver
+cuda = Driver("libcuda.so.1")
+add, fill = cuda.function("add_u32"), cuda.function("fill_u32")
+
+def reserved(size):
+    "Pieces side by side, behind which others may come to lie."
+    address = cuda.reserve(2 * size)
+    for at in range(address, address + size, 4 * MIB):
+        cuda.map(at, cuda.create(4 * MIB), 4 * MIB)
+    return address
+
+def use(size, *objects):
+    for address in objects:
+        cuda.launch(fill, c_uint64(address), c_uint64(size // 4), c_uint32(3))
+    if len(objects) == 3:
+        cuda.launch(add, *map(c_uint64, objects), c_uint64(size // 4))
+    assert cuda.read(objects[0] + size - 4, 4)[0] == (6 if len(objects) == 3 else 3)
+
+{program}
+"""
+EACH = "objects = [reserved(16 * MIB) for _ in range(3)]"
+USE_EACH = "use(16 * MIB, *objects)"
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        f"{EACH}; {USE_EACH}",
+        f"{EACH}; use(4, *(a + 6 * MIB for a in objects)); {USE_EACH}",
+        "use(48 * MIB, reserved(48 * MIB))",
+    ],
+    ids=["one each", "with views", "larger than VRAM"],
+)
+def test_objects_in_memory_that_the_program_maps(runner: Runner, program: str) -> None:
+    """Of 24 chunks VRAM holds 20, and RAM the rest."""
+    result = runner.tiered("--chunk 2MiB --vram 40MiB --ram 64MiB", "-c", POOLED.format(program=program))
+    assert result.status == 0, result.err
+    assert result.counters["launches_exceeding"] > 0
+
+
 LESS_RAM = """
 from ctypes import c_uint64
 from tests.shim.softcuda.driver import MIB, Driver
