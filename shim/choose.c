@@ -61,6 +61,10 @@ static uint32_t uncut(const struct device *device, const struct span *span, enum
 		return UINT32_MAX;
 	if (span->open && (cut == CUT_NOTHING || (cut == CUT_POOLS && !in_pool(device, span))))
 		return UINT32_MAX;
+	/* The last that was named in a pool ends anywhere, but is no more than VRAM holds. */
+	if (span->open && cut == CUT_POOLS && !span->least &&
+	    (span->end - 1) / device->chunk - named < residency_capacity(device))
+		return (uint32_t)((span->end - 1) / device->chunk) - named + 1;
 	if (!span->least || (span->open && cut > CUT_UNLIKELY))
 		return 1;
 	return (uint32_t)((span->least - 1) / device->chunk) - named + 1;

@@ -139,8 +139,10 @@ USE_EACH = "use(16 * MIB, *objects)"
         f"{EACH}; {USE_EACH}",
         f"{EACH}; use(4, *(a + 6 * MIB for a in objects)); {USE_EACH}",
         "use(48 * MIB, reserved(48 * MIB))",
+        "first = reserved(48 * MIB); use(16 * MIB, *range(first, first + 48 * MIB, 16 * MIB))",
+        "first = cuda.alloc(64 * MIB); use(16 * MIB, *range(first, first + 48 * MIB, 16 * MIB))",
     ],
-    ids=["one each", "with views", "larger than VRAM"],
+    ids=["one each", "with views", "larger than VRAM", "side by side", "in a pool"],
 )
 def test_objects_in_memory_that_the_program_maps(runner: Runner, program: str) -> None:
     """Of 24 chunks VRAM holds 20, and RAM the rest."""
