@@ -183,7 +183,8 @@ static void find_sparse(struct device *device, const struct span *spans, uint32_
 		reading.first = span->allocation->first + (uint32_t)first;
 		reading.chunks = (uint32_t)(end - first);
 		if (sparse_is(&device->sparse, &reading) ||
-		    (device->mapped && sparse_likely(&device->sparse, &reading)))
+		    (device->mapped &&
+		     sparse_likely(&device->sparse, &reading, device->chunks[reading.first].tag)))
 			hold->little = reading;
 		if (reading.chunks > hold->timed.chunks &&
 		    sparse_doubtful(&device->sparse, &reading))
@@ -230,6 +231,7 @@ static CUresult hold_once(struct device *device, struct span *spans, uint32_t co
 	uint32_t *absent = NULL;
 	CUresult result;
 	uint64_t started = 0, traced = 0;
+	bool likely;
 
 	hold->chunks = hold->in_place;
 	hold->room = HOLD_INLINE;
@@ -264,13 +266,15 @@ static CUresult hold_once(struct device *device, struct span *spans, uint32_t co
 	}
 
 	find_sparse(device, spans, count, hold);
+	likely = hold->little.chunks && !sparse_is(&device->sparse, &hold->little);
 	if (!hold->again)
 		note_uses(device, hold);
 	for (uint32_t i = 0; i < hold->count; i++) {
 		uint32_t index = hold->chunks[i];
 
 		device->chunks[index].holds++;
-		if (hold->tag)
+		/* Until it is known, the next one of its kind goes by the same. */
+		if (hold->tag && !(likely && hold_reads_little(hold, index)))
 			device->chunks[index].tag = hold->tag;
 		hold->absent += !hold_usable(device, hold, index);
 	}

@@ -56,7 +56,8 @@ struct chunk {
 	uint32_t slot; /* its VRAM slot, NO_SLOT if none */
 	struct ram_place ram; /* its RAM slot; while it is in VRAM, that of a copy; MAPPED: there it
 				 is used */
-	uint32_t tag; /* of the last launch that named it */
+	uint32_t tag; /* of the last launch that named it, but for one that only likely reads little
+			 of it */
 	bool extent; /* T3 has a copy */
 	bool summed; /* sum is that of its bytes below VRAM: a copy is right as long as VRAM's is
 			the same */

@@ -37,18 +37,12 @@ bool sparse_is(const struct sparse *sparse, const struct reading *reading)
 	return same(&v->reading, reading) && !v->wanted && v->little >= ENOUGH;
 }
 
-bool sparse_likely(const struct sparse *sparse, const struct reading *reading)
+bool sparse_likely(const struct sparse *sparse, const struct reading *reading, uint32_t last)
 {
-	struct reading other = *reading;
+	const struct reading other = { last, reading->first, reading->chunks };
 
-	if (same(&sparse->verdicts[place(reading)].reading, reading))
-		return false;
-	for (uint32_t i = 0; i < SPARSE_VERDICTS; i++) {
-		other.tag = sparse->verdicts[i].reading.tag;
-		if (same(&sparse->verdicts[i].reading, &other) && sparse_is(sparse, &other))
-			return true;
-	}
-	return false;
+	return !same(&sparse->verdicts[place(reading)].reading, reading) &&
+	       sparse_is(sparse, &other);
 }
 
 bool sparse_doubtful(const struct sparse *sparse, const struct reading *reading)

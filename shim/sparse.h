@@ -53,10 +53,10 @@ struct sparse {
 bool sparse_is(const struct sparse *sparse, const struct reading *reading);
 
 /*
- * Is it not known of this kind of launches, but of another that it reads little of the same? Two
- * kernels look up many rows and few.
+ * Is it not known of this kind of launches, but of the last that named the same that it reads
+ * little? Two kernels look up many rows and few.
  */
-bool sparse_likely(const struct sparse *sparse, const struct reading *reading);
+bool sparse_likely(const struct sparse *sparse, const struct reading *reading, uint32_t last);
 
 /* Should such a launch be timed to find out, or to see whether it still does? */
 bool sparse_doubtful(const struct sparse *sparse, const struct reading *reading);
