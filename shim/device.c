@@ -213,9 +213,8 @@ static void know_speed(struct device *device)
 				    device->ordinal);
 	driver.cuDeviceGetAttribute(&cache, CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE, device->ordinal);
 	/* Twice a clock. */
-	device->sparse.speed = 2e3 * khz * bits / 8;
-	device->sparse.cache = (uint64_t)cache;
-	device->sparse.chunk = device->chunk;
+	device->sparse.speed = 2e3 * khz * bits / 8 / (double)device->chunk;
+	device->sparse.cache = cache / (double)device->chunk;
 }
 
 /* With the context current. */

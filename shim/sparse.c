@@ -65,10 +65,10 @@ bool sparse_sample(struct sparse *sparse, const struct sample *sample)
 void sparse_took(struct sparse *sparse, const struct sample *sample, double seconds)
 {
 	struct verdict *v = &sparse->verdicts[place(&sample->reading)];
-	double bytes = (double)sample->reading.chunks * (double)sparse->chunk;
-	bool quick = sample->in_place ? seconds * sparse->speed / BUS_SHARE * IN_PLACE_SHARE < bytes
-				      : seconds * sparse->speed + (double)sparse->cache <
-						bytes / QUICK_SHARE;
+	double chunks = sample->reading.chunks;
+	bool quick = sample->in_place
+			     ? seconds * sparse->speed / BUS_SHARE * IN_PLACE_SHARE < chunks
+			     : seconds * sparse->speed + sparse->cache < chunks / QUICK_SHARE;
 
 	quick = quick && sample->alone;
 	if (!same(&v->reading, &sample->reading))

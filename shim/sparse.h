@@ -40,10 +40,9 @@ struct sample {
 };
 
 struct sparse {
-	double speed; /* that the device reads its memory with at most, bytes a second; 0: nothing
+	double speed; /* that the device reads its memory with at most, chunks a second; 0: nothing
 			 is looked for */
-	uint64_t cache; /* bytes that it may read faster than that */
-	uint64_t chunk; /* bytes */
+	double cache; /* chunks that it may read faster than that */
 	struct verdict verdicts[SPARSE_VERDICTS];
 	struct sample samples[SPARSE_SAMPLES]; /* whose launches may not be over */
 	uint32_t sampled;
