@@ -614,15 +614,12 @@ void residency_wait_unheld(struct device *device, uint32_t first, uint32_t chunk
 
 void residency_begin_paging(struct device *device)
 {
-	static pthread_mutex_t once = PTHREAD_MUTEX_INITIALIZER;
-
-	pthread_mutex_lock(&once);
-	if (!atomic_load(&device->paging)) {
-		gate_close();
-		atomic_store(&device->paging, true);
+	if (atomic_load(&device->paging))
+		return;
+	/* Two threads may: a gate closed for two reasons, neither of which ends, is closed. */
+	gate_close();
+	if (!atomic_exchange(&device->paging, true))
 		trace_moment(device, "launches are looked at from here on", 0, 0, NULL);
-	}
-	pthread_mutex_unlock(&once);
 }
 
 CUresult residency_announce(struct device *device, uint32_t slots)
