@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from tests.unit.daemon_harness import CHUNK, running, status, wait_until
-from tests.unit.fake_shim import connect_shim
+from tests.unit.fake_shim import FakeShim, connect_shim
 from tests.unit.pressure_harness import ARENA, FakeSource, fake_source, until
 from tierd import ahead
 from tierd.ahead import ArenasAhead
@@ -100,6 +100,14 @@ async def there_are(conf: Config, arenas: int, *, ahead: int) -> None:
             await trio.testing.wait_all_tasks_blocked(0.001)
 
 
+async def until_the_next_is_being_made(making: Making, shim: FakeShim) -> None:
+    """`shim` has its first arena."""
+    making.allow(1)
+    await shim.alloc(0, 1)
+    await shim.arena()
+    await making.until(lambda: making.begun == 2)
+
+
 async def test_the_next_is_made_while_the_last_is_taken_into_use(tmp_path: Path, making: Making) -> None:
     async with running(tmp_path) as conf, connect_shim(conf.socket) as shim:
         await shim.alloc(0, 8)
@@ -118,10 +126,7 @@ async def test_the_next_is_made_while_the_last_is_taken_into_use(tmp_path: Path,
 
 async def test_who_asks_while_it_is_made_waits_for_it(tmp_path: Path, making: Making) -> None:
     async with running(tmp_path) as conf, connect_shim(conf.socket) as shim:
-        await shim.alloc(0, 1)
-        making.allow(1)
-        await shim.arena()
-        await making.until(lambda: making.begun == 2)
+        await until_the_next_is_being_made(making, shim)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(shim.arena)
             await making.until(lambda: making.granted == 2)
@@ -202,10 +207,7 @@ async def test_ram_does_not_exceed_its_limit(tmp_path: Path, making: Making) -> 
         connect_shim(conf.socket) as loader,
         connect_shim(conf.socket) as other,
     ):
-        making.allow(1)
-        await loader.alloc(0, 4)
-        await loader.arena()
-        await making.until(lambda: making.begun == 2)
+        await until_the_next_is_being_made(making, loader)
         await loader.call("free", first=0)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(other.arena)
@@ -235,10 +237,7 @@ async def test_when_ram_is_short_it_goes_first(tmp_path: Path, making: Making, s
 
 async def test_one_that_cannot_be_made_is_made_by_who_asks(tmp_path: Path, making: Making) -> None:
     async with running(tmp_path) as conf, connect_shim(conf.socket) as shim:
-        await shim.alloc(0, 1)
-        making.allow(1)
-        await shim.arena()
-        await making.until(lambda: making.begun == 2)
+        await until_the_next_is_being_made(making, shim)
         making.fails = True
         async with trio.open_nursery() as nursery:
             nursery.start_soon(shim.arena)
@@ -252,10 +251,7 @@ async def test_one_that_cannot_be_made_is_made_by_who_asks(tmp_path: Path, makin
 
 async def test_one_that_cannot_be_made_is_nobodys_error(tmp_path: Path, making: Making) -> None:
     async with running(tmp_path) as conf, connect_shim(conf.socket) as shim:
-        await shim.alloc(0, 1)
-        making.allow(1)
-        await shim.arena()
-        await making.until(lambda: making.begun == 2)
+        await until_the_next_is_being_made(making, shim)
         making.fails = True
         making.allow(ALL)
         await making.until(lambda: making.closed == 1)
@@ -268,11 +264,8 @@ async def test_one_that_cannot_be_made_is_nobodys_error(tmp_path: Path, making: 
 
 async def test_who_asked_and_is_gone_leaves_none(tmp_path: Path, making: Making) -> None:
     async with running(tmp_path) as conf:
-        making.allow(1)
         async with connect_shim(conf.socket) as shim, trio.open_nursery() as nursery:
-            await shim.alloc(0, 1)
-            await shim.arena()
-            await making.until(lambda: making.begun == 2)
+            await until_the_next_is_being_made(making, shim)
             nursery.start_soon(shim.arena)
             await making.until(lambda: making.granted == 2)
             nursery.cancel_scope.cancel()
@@ -288,8 +281,5 @@ async def test_the_daemon_ends_while_it_is_made(tmp_path: Path, making: Making) 
         making.allow(ALL)
 
     async with trio.open_nursery() as nursery, running(tmp_path) as conf, connect_shim(conf.socket) as shim:
-        making.allow(1)
-        await shim.alloc(0, 4)
-        await shim.arena()
-        await making.until(lambda: making.begun == 2)
+        await until_the_next_is_being_made(making, shim)
         nursery.start_soon(go_on)
