@@ -84,22 +84,6 @@ static bool others_in_place(const struct device *device, const struct hold *hold
 	return false;
 }
 
-/*
- * Is room taken only because another launch or copy is just being made?
- * That one has all it needs and does not wait for this, so it is over soon.
- */
-static bool held_by_others(const struct device *device, const struct hold *hold)
-{
-	for (uint32_t i = 0; i < device->mover.slots; i++) {
-		uint32_t c = device->mover.vram[i].chunk;
-
-		if (c != NO_SLOT && device->chunks[c].holds && !device->chunks[c].fixed &&
-		    !hold_has(hold, c))
-			return true;
-	}
-	return hold->exceeds && others_in_place(device, hold);
-}
-
 static void fail_wanted(struct device *device, CUresult error)
 {
 	device->failure = error;
@@ -199,7 +183,8 @@ static void serve_wanted(struct device *device)
 				return;
 			if (device->wanted != hold)
 				return;
-			if (held_by_others(device, hold))
+			if (vram_held_for_a_moment(device, hold) ||
+			    (hold->exceeds && others_in_place(device, hold)))
 				pthread_cond_wait(&device->work, &device->lock);
 			else if (hold->exceeds && in_place_begin(device, index))
 				;

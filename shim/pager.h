@@ -148,6 +148,12 @@ bool vram_awaiting(struct device *device);
 /* Sleep until something may be over: it is not told. */
 void vram_look_again(struct device *device);
 
+/*
+ * Is anything kept in VRAM only until a launch or copy has been made, but for what `but` (or NULL)
+ * names? Who makes one has all it needs and waits for nothing here, so that is over soon.
+ */
+bool vram_held_for_a_moment(const struct device *device, const struct hold *but);
+
 /* One slot less, as direct allocations take VRAM from the slots. */
 void vram_give_up_slot(struct device *device);
 

@@ -420,13 +420,13 @@ bool vram_rise(struct device *device, uint32_t index, bool ahead)
 	return true;
 }
 
-/* Is anything kept in VRAM only until a launch or copy that is just being made has been made? */
-static bool held_for_a_moment(const struct device *device)
+bool vram_held_for_a_moment(const struct device *device, const struct hold *but)
 {
 	for (uint32_t i = 0; i < device->mover.slots; i++) {
 		uint32_t c = device->mover.vram[i].chunk;
 
-		if (c != NO_SLOT && device->chunks[c].holds && !device->chunks[c].fixed)
+		if (c != NO_SLOT && device->chunks[c].holds && !device->chunks[c].fixed &&
+		    !(but && hold_has(but, c)))
 			return true;
 	}
 	return false;
@@ -442,7 +442,7 @@ void vram_give_up_slot(struct device *device)
 		i++;
 	if (i == mover->slots) {
 		victim = vram_victim(device, false);
-		if (victim == PREDICT_NONE && held_for_a_moment(device)) {
+		if (victim == PREDICT_NONE && vram_held_for_a_moment(device, NULL)) {
 			pthread_cond_wait(&device->work, &device->lock);
 		} else if (victim == PREDICT_NONE || !sink(device, victim) ||
 			   (device->maps && device->chunks[victim].state == ABSENT &&
