@@ -245,6 +245,8 @@ static inline void device_gauge_most(struct device *device, enum counter counter
 		device_gauge(device, most, value);
 }
 
+void residency_show(struct device *device, uint32_t chunk); /* write its letter to the state map */
+
 /*
  * Make the spans resident and hold them. Waits on the host for room and for
  * what comes from T3; what is on its way over the bus is waited for on the
@@ -265,34 +267,6 @@ CUresult residency_begin(struct hold *hold, CUstream stream, unsigned int varian
 
 /* Wait for it on the host instead: the stream is being captured. */
 CUresult residency_begin_captured(struct hold *hold);
-
-/*
- * Such a launch was given to the stream between these two places, one of which may be unknown.
- * They are the device's then.
- */
-void residency_timed(struct device *device, const struct hold *hold, struct span_of_time time);
-
-/* The work has been given to the stream: what it names may leave once it is done. */
-void residency_release(struct device *device, struct hold *hold, CUstream stream,
-		       unsigned int variant);
-
-/*
- * The chunk must not leave before the ticket: one place a stream, as later work there is done
- * later. False: there is no place. In the lock.
- */
-bool residency_add_use(struct chunk *chunk, struct ticket *ticket);
-
-/* The work is part of a graph and may run at any time: what it names stays. */
-void residency_fix(struct device *device, struct hold *hold);
-
-/*
- * The stream was told to wait for a value that the program may yet have to write:
- * until it has come, what is used behind it must not be waited for.
- */
-void residency_await(struct device *device, CUstream stream, unsigned int variant);
-
-/* The call was not made after all, or is already over: what it named may leave. */
-void residency_cancel(struct device *device, struct hold *hold);
 
 /*
  * Wait until nothing names the allocation, which is leaving. A launch may name
@@ -366,7 +340,35 @@ uint32_t residency_capacity(const struct device *device);
 uint32_t residency_in_place(const struct device *device);
 uint32_t residency_in_place_most(const struct device *device);
 
-void residency_show(struct device *device, uint32_t chunk); /* write its letter to the state map */
+/* release.c */
+
+/*
+ * Such a launch was given to the stream between these two places, one of which may be unknown.
+ * They are the device's then.
+ */
+void residency_timed(struct device *device, const struct hold *hold, struct span_of_time time);
+
+/* The work has been given to the stream: what it names may leave once it is done. */
+void residency_release(struct device *device, struct hold *hold, CUstream stream,
+		       unsigned int variant);
+
+/*
+ * The chunk must not leave before the ticket: one place a stream, as later work there is done
+ * later. False: there is no place. In the lock.
+ */
+bool residency_add_use(struct chunk *chunk, struct ticket *ticket);
+
+/* The work is part of a graph and may run at any time: what it names stays. */
+void residency_fix(struct device *device, struct hold *hold);
+
+/*
+ * The stream was told to wait for a value that the program may yet have to write:
+ * until it has come, what is used behind it must not be waited for.
+ */
+void residency_await(struct device *device, CUstream stream, unsigned int variant);
+
+/* The call was not made after all, or is already over: what it named may leave. */
+void residency_cancel(struct device *device, struct hold *hold);
 
 /* handover.c: for the client's callbacks of the same names, with the device. */
 void residency_daemon_gone(void *device);

@@ -56,12 +56,12 @@ def test_an_allocated_address_is_never_out_of_bounds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "more"),
     [
-        ("uses", ()),
-        ("overwritten", ()),
-        ("give_up", ("residency",)),
-        ("in_place", ("residency",)),
-        ("stopped", ("residency",)),
-        ("turn", ("residency",)),
+        ("uses", ("residency",)),
+        ("overwritten", ("release",)),
+        ("give_up", ("residency", "release")),
+        ("in_place", ("residency", "release")),
+        ("stopped", ("residency", "release")),
+        ("turn", ("residency", "release")),
     ],
 )
 def test_the_chunk_table_alone(tmp_path: Path, name: str, more: tuple[str, ...]) -> None:

@@ -25,6 +25,7 @@ OWN = ("replay", "machine", "bound", "untraced")
 SHIMS = (
     *(
         "residency",
+        "release",
         "choose",
         "sparse",
         "pager",

@@ -5,7 +5,7 @@
  */
 #include <stdio.h>
 
-#include "residency.c"
+#include "release.c"
 
 struct driver driver; /* is not called */
 
