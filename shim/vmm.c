@@ -232,7 +232,7 @@ static CUresult drop(struct creation *creation)
 		creation->held++;
 		return result;
 	}
-	region_end(piece);
+	piece_end(piece);
 	return result;
 }
 
@@ -358,7 +358,7 @@ static CUresult make_way(struct region *region, CUdeviceptr ptr, uint64_t bytes,
 			return CUDA_ERROR_INVALID_VALUE;
 		if (piece->creation == creation && region->base + piece->offset == ptr)
 			break; /* comes back to where it was */
-		result = region_displace(piece);
+		result = piece_displace(piece);
 	}
 	return result;
 }
@@ -380,7 +380,7 @@ static CUresult map_paged(struct region *region, struct creation *creation, CUde
 		return refuse("a second mapping of the same memory (cuMemMap)");
 	result = make_way(region, ptr, creation->bytes, creation);
 	if (!result)
-		result = region_map(region, creation, offset);
+		result = piece_map(region, creation, offset);
 	if (result == CUDA_ERROR_NOT_FOUND) {
 		region->direct = true;
 		return map_direct(creation, ptr);
@@ -456,9 +456,9 @@ static CUresult unmap(struct region *region, CUdeviceptr ptr, size_t size)
 		struct piece *piece = region->pieces[at + i];
 
 		if (piece->creation->held)
-			region_keep(piece);
+			piece_keep(piece);
 		else
-			region_end(piece);
+			piece_end(piece);
 	}
 	return result;
 }

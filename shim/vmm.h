@@ -10,8 +10,9 @@
  * - Where smaller memory was mapped first, in smaller reservations, and in those that were
  *   made before there was a daemon to work with, it is the driver's.
  *
- * vmm.c has the calls, vmm_region.c what is paged where, vmm_direct.c what is the driver's,
- * vmm_account.c the promises. One lock guards all of it; it is taken before any of a device's.
+ * vmm.c has the calls, vmm_region.c the reservations, vmm_piece.c what is paged in them,
+ * vmm_direct.c what is the driver's, vmm_account.c the promises. One lock guards all of it; it is
+ * taken before any of a device's.
  */
 #ifndef GREENBOOST_VMM_H
 #define GREENBOOST_VMM_H
@@ -83,6 +84,8 @@ CUresult account_turn(struct device *device, uint64_t bytes, const struct held_a
 
 /* The program has reserved it. Without memory for the table nothing is paged there. */
 void region_add(CUdeviceptr base, uint64_t bytes, uint64_t reserved);
+/* Enter one in the table. NULL: no memory. */
+struct region *region_new(struct region fresh);
 /* Forget it, and give its addresses back; nothing is in it. */
 CUresult region_remove(struct region *region);
 
@@ -100,26 +103,41 @@ struct piece *region_overlap(const struct region *region, CUdeviceptr address, u
 struct piece **region_range(const struct region *region, CUdeviceptr address, uint64_t bytes,
 			    uint32_t *count);
 
-/*
- * Put a creation there, where no piece is; if its bytes were kept elsewhere, they come
- * along. CUDA_ERROR_NOT_FOUND: there are no chunks left to cut the region into.
- */
-CUresult region_map(struct region *region, struct creation *creation, uint64_t offset);
+/* The number of pieces that begin at or below the offset. */
+uint32_t region_rank(const struct region *region, uint64_t offset);
 
-/* The program does not use it there any more, but holds it. */
-void region_keep(struct piece *piece);
+static inline uint64_t region_chunks(const struct region *region)
+{
+	return region->reserved / region->device->chunk;
+}
 
-/* Move what is kept to addresses of its own: the program wants these for something else. */
-CUresult region_displace(struct piece *piece);
-
-/* Nobody will use it: its bytes go. The device was waited for. */
-void region_end(struct piece *piece);
+/* Cut it into chunks of the device's. In device->allocate. */
+CUresult region_begin(struct region *region, struct device *device);
+/* Nothing is in it any more. In device->allocate. */
+void region_end(struct region *region);
 
 /* If its device was reset, what is in it goes. */
 void region_clear(struct region *region);
 
 /* In a child of fork(). */
 void regions_forget(void);
+
+/* vmm_piece.c */
+
+/*
+ * Put a creation there, where no piece is; if its bytes were kept elsewhere, they come
+ * along. CUDA_ERROR_NOT_FOUND: there are no chunks left to cut the region into.
+ */
+CUresult piece_map(struct region *region, struct creation *creation, uint64_t offset);
+
+/* The program does not use it there any more, but holds it. */
+void piece_keep(struct piece *piece);
+
+/* Move what is kept to addresses of its own: the program wants these for something else. */
+CUresult piece_displace(struct piece *piece);
+
+/* Nobody will use it: its bytes go. The device was waited for. */
+void piece_end(struct piece *piece);
 
 /* vmm_direct.c */
 
