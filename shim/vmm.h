@@ -10,9 +10,9 @@
  * - Where smaller memory was mapped first, in smaller reservations, and in those that were
  *   made before there was a daemon to work with, it is the driver's.
  *
- * vmm.c has the calls, vmm_region.c the reservations, vmm_piece.c what is paged in them,
- * vmm_direct.c what is the driver's, vmm_account.c the promises. One lock guards all of it; it is
- * taken before any of a device's.
+ * vmm.c has the mappings, vmm_create.c what is to be mapped, vmm_region.c the reservations,
+ * vmm_piece.c what is paged in them, vmm_direct.c what is the driver's, vmm_account.c the promises.
+ * One lock guards all of it; it is taken before any of a device's.
  */
 #ifndef GREENBOOST_VMM_H
 #define GREENBOOST_VMM_H
@@ -159,13 +159,31 @@ struct creation *direct_at(CUdeviceptr address);
 /* In a child of fork(). */
 void direct_forget(void);
 
-/* vmm.c */
+/* vmm_create.c */
+
+bool handle_is_ours(CUmemGenericAllocationHandle handle);
+
+/* What a handle is of that the program has; NULL: it has none such. */
+struct creation *creation_of(CUmemGenericAllocationHandle handle);
+
+/* It is to be the driver's, having been promised. */
+CUresult creation_back(struct creation *creation);
 
 /* Its device was not reset since. */
 bool creation_alive(const struct creation *creation);
 
 /* It has neither handles nor mappings. */
 void creation_free(struct creation *creation);
+
+/* In a child of fork(). */
+void creations_forget(void);
+
+/* vmm.c */
+
+extern pthread_mutex_t vmm_lock; /* guards all of it */
+
+/* CUDA_ERROR_NOT_SUPPORTED, said. */
+CUresult vmm_refuse(const char *what);
 
 /* The mapping around an address, as pointers are asked for it. False: it is none of ours. */
 bool vmm_mapping(CUdeviceptr address, CUdeviceptr *base, size_t *bytes, int *access);

@@ -41,7 +41,7 @@ SHIM: Layers = (
         "handles",
         "memop",
         "refuse",
-        "memory memory_info ordered room vmm vmm_account vmm_direct vmm_piece vmm_region",
+        "memory memory_info ordered room vmm vmm_account vmm_create vmm_direct vmm_piece vmm_region",
         "context",
     ),
     ("ranges",),
