@@ -45,19 +45,12 @@ CUgraphNode *graph_order(CUgraph graph);
 /* What was cloned from that node, also in bodies; NULL: nothing. */
 CUgraphNode graph_twin(CUgraph clone, CUgraphNode node);
 
-/* New parameters for a node, of its type. */
-CUresult graph_set_params(CUgraphNode node, const CUgraphNodeParams *params);
-
 /*
  * A node that comes after deps, which belong to the graph. Takes over the
  * reference of work, also when it fails; NULL work means no memory.
  */
 CUresult graph_add(CUgraph graph, struct work *work, const CUgraphNode *deps, size_t count,
 		   CUgraphNode *node);
-
-/* The work of a node of any type, and a node of one type as one of any; bytes of it are given. */
-CUresult graph_work_of(const CUgraphNodeParams *params, struct work **work);
-CUgraphNodeParams graph_params(int type, const void *params, size_t bytes);
 
 /* Whether all of deps are nodes of the graph. */
 bool graph_has(CUgraph graph, const CUgraphNode *deps, size_t count);
@@ -67,5 +60,14 @@ bool deps_set(CUgraphNode **deps, size_t *count, const CUgraphNode *nodes, size_
 
 /* Adds those of nodes that *deps lacks. */
 bool deps_merge(CUgraphNode **deps, size_t *count, const CUgraphNode *nodes, size_t n);
+
+/* graphnode.c */
+
+/* New parameters for a node, of its type. */
+CUresult graph_set_params(CUgraphNode node, const CUgraphNodeParams *params);
+
+/* The work of a node of any type, and a node of one type as one of any; bytes of it are given. */
+CUresult graph_work_of(const CUgraphNodeParams *params, struct work **work);
+CUgraphNodeParams graph_params(int type, const void *params, size_t bytes);
 
 #endif
