@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Copies and memsets of paged memory, in every form that the driver has."""
+
+from __future__ import annotations
+
+import pytest
+
+from .test_surface import BEGIN, PAGED, right
+from .tiers import Runner
+
+FORMS = (
+    BEGIN
+    + """
+import os
+from tests.shim.softcuda.driver import Memcpy2D, Memcpy3D
+
+HOST, DEVICE, UNIFIED = 1, 2, 4
+ROW = MIB // 2
+SMALL, BIG = 8 * MIB, 20 * MIB  # of which the latter does not fit VRAM
+others = [alloc(16 * MIB)]
+a, b, big = alloc(SMALL), alloc(SMALL), alloc(BIG)
+at, n = MIB + 4, 3 * MIB + 12
+data = os.urandom(BIG)
+host = ctypes.create_string_buffer(BIG)
+here = ctypes.addressof(host)
+s = stream()
+per_thread = "--per-thread" in sys.argv
+
+def variant(name, asynchronous, synchronous="_ptds"):
+    return name + (("_ptsz" if asynchronous else synchronous) if per_thread else "")
+
+def put(to, what):
+    call("cuMemcpyHtoD_v2", c_uint64(to), what, c_size_t(len(what)))
+
+def get(source, size):
+    got = ctypes.create_string_buffer(size)
+    call("cuMemcpyDtoH_v2", got, c_uint64(source), c_size_t(size))
+    return got.raw
+
+def run(name, asynchronous, *args):
+    evict()
+    call("cuCtxSynchronize")
+    call(variant(name, asynchronous), *args, *([s] if asynchronous else []))
+    call("cuCtxSynchronize")
+    evict()
+
+linear = c_size_t(n)
+for name, to, source in (
+    ("cuMemcpy", b, a), ("cuMemcpyDtoD_v2", b, a), ("cuMemcpyHtoD_v2", b, here), ("cuMemcpyDtoH_v2", here, a),
+    ("cuMemcpy", b, here), ("cuMemcpy", here, a), ("cuMemcpyPeer", b, a),
+):
+    for asynchronous in (False, True):
+        put(a, data[: SMALL])
+        put(b, bytes(SMALL))
+        ctypes.memmove(host, data, SMALL)
+        if to == here:
+            ctypes.memset(host, 0, SMALL)
+        whole = name.replace("_v2", "Async_v2" if asynchronous else "_v2")
+        whole += "Async" if asynchronous and "_v2" not in name else ""
+        between = [context, c_uint64(source + at), context] if "Peer" in name else [c_uint64(source + at)]
+        run(whole, asynchronous, c_uint64(to + at), *between, linear)
+        got = host.raw[: SMALL] if to == here else get(to, SMALL)
+        assert got == bytes(at) + data[at : at + n] + bytes(SMALL - at - n), whole
+
+for bits, kind in ((8, c_ubyte), (16, ctypes.c_ushort), (32, c_uint)):
+    size = bits // 8
+    value = data[:size]
+    number, count = kind(int.from_bytes(value, "little")), c_size_t(n // size)
+    for asynchronous in (False, True):
+        put(b, bytes(SMALL))
+        name = f"cuMemsetD{bits}" + ("Async" if asynchronous else "_v2")
+        run(name, asynchronous, c_uint64(b + at), number, count)
+        assert get(b, SMALL) == (bytes(at) + n // size * value).ljust(SMALL, bytes(1)), name
+        # Rows with a gap of 64 bytes, 36 of them: more than fits at once.
+        put(big, bytes(BIG))
+        name = f"cuMemsetD2D{bits}" + ("Async" if asynchronous else "_v2")
+        width = c_size_t((ROW - 64) // size)
+        run(name, asynchronous, c_uint64(big + at), c_size_t(ROW), number, width, c_size_t(36))
+        row = (ROW - 64) // size * value + bytes(64)
+        assert get(big, BIG) == (bytes(at) + 36 * row).ljust(BIG, bytes(1)), name
+
+def rows(shape, kinds, to, source, width, height, depth):
+    shape.srcMemoryType, shape.dstMemoryType = kinds
+    shape.srcHost, shape.srcDevice = (source, 0) if kinds[0] == HOST else (0, source)
+    shape.dstHost, shape.dstDevice = (to, 0) if kinds[1] == HOST else (0, to)
+    shape.srcXInBytes, shape.dstXInBytes = 16, 32
+    shape.srcY, shape.dstY = 1, 2
+    shape.srcPitch = shape.dstPitch = ROW
+    shape.WidthInBytes, shape.Height = width, height
+    if isinstance(shape, Memcpy3D):
+        shape.srcZ, shape.dstZ, shape.Depth = 1, 1, depth
+        shape.srcHeight = shape.dstHeight = 10
+        if "Peer" in name:
+            shape.reserved0 = shape.reserved1 = context.value
+    return shape
+
+for name, make in (("cuMemcpy2D", Memcpy2D), ("cuMemcpy2DUnaligned", Memcpy2D), ("cuMemcpy3D", Memcpy3D),
+                   ("cuMemcpy3DPeer", Memcpy3D)):
+    for asynchronous in (False, True):
+        if asynchronous and "Unaligned" in name:
+            continue
+        for kinds in ((HOST, DEVICE), (DEVICE, HOST), (UNIFIED, DEVICE)):
+            ctypes.memmove(host, data, BIG)
+            put(big, data if kinds[0] == DEVICE else bytes(BIG))
+            source = here if kinds[0] != DEVICE else big
+            to = big if kinds[1] == DEVICE else here
+            if to == here:
+                ctypes.memset(host, 0, BIG)
+            width, height, depth = ROW - 64, 36, 1
+            if make is Memcpy3D:
+                height, depth = 7, 3
+            shape = rows(make(), kinds, to, source, width, height, depth)
+            whole = name + ("Async" if asynchronous else "") + ("" if "Peer" in name else "_v2")
+            run(whole, asynchronous, byref(shape))
+            expected = bytearray(BIG)
+            for z in range(depth):
+                for y in range(height):
+                    slice = 10 * ROW * (z + 1) if make is Memcpy3D else 0
+                    here_, there = slice + ROW * (y + 2) + 32, slice + ROW * (y + 1) + 16
+                    expected[here_ : here_ + width] = data[there : there + width]
+            got = host.raw if to == here else get(big, BIG)
+            assert got == bytes(expected), (whole, kinds)
+"""
+)
+
+
+@pytest.mark.parametrize(("streams", "late"), [("--legacy", "1"), ("--per-thread", "0")])
+def test_every_form_of_copies_and_memsets(runner: Runner, streams: str, late: str) -> None:
+    flags = "--chunk 2MiB --vram 16MiB --ram 16MiB --spill {dir}/spill:128MiB"
+    right(runner, FORMS, streams, flags=flags, SOFTCUDA_LATE=late)
+
+
+ATTRIBUTES = (
+    PAGED
+    + """
+s = stream()
+host = (c_uint * MIB)(*[8] * MIB)
+attribute = struct.pack("<6i", 1, 0, 0, 0, 0, 0)
+call("cuMemcpyWithAttributesAsync", c_uint64(a + 3 * MIB), c_uint64(ctypes.addressof(host)),
+     c_size_t(4 * MIB), attribute, s)
+call("cuStreamSynchronize", s)
+evict()
+assert read(a + 3 * MIB) == read(a + 7 * MIB - 4) == 8
+"""
+)
+
+
+def test_a_copy_with_attributes_is_split_at_chunks(runner: Runner) -> None:
+    right(runner, ATTRIBUTES)
+
+
+PEERS = (
+    BEGIN
+    + """
+can = c_int(1)
+call("cuDeviceCanAccessPeer", byref(can), 0, 1)
+assert can.value == 0
+can = c_int(1)
+call("cuDeviceGetP2PAttribute", byref(can), 2, 0, 1)
+assert can.value == 0
+contexts = [use(0), use(1)]
+sets = []
+for context in contexts:
+    call("cuCtxSetCurrent", context)
+    sets.append([alloc(16 * MIB) for _ in range(5)])
+pattern = [(c_uint * (4 * MIB))(*range(i, i + 4 * MIB)) for i in (1, 2)]
+for context, blocks, data in zip(contexts, sets, pattern):
+    call("cuCtxSetCurrent", context)
+    for at in blocks:
+        call("cuMemcpyHtoD_v2", c_uint64(at), data, c_size_t(16 * MIB))
+# Every way to copy from one to the other, with either's context current; both overflow.
+n = c_size_t(16 * MIB)
+for turn, current in enumerate(contexts):
+    call("cuCtxSetCurrent", current)
+    s = stream()
+    for to, source, at in zip(sets[0], sets[1], range(5)):
+        dst, src = c_uint64(to), c_uint64(source)
+        fill(to, 4, 0)
+        call("cuCtxSynchronize")  # the copy's stream does not wait for that by itself
+        [
+            lambda: call("cuMemcpyPeer", dst, contexts[0], src, contexts[1], n),
+            lambda: call("cuMemcpyPeerAsync", dst, contexts[0], src, contexts[1], n, s),
+            lambda: call("cuMemcpy", dst, src, n),
+            lambda: call("cuMemcpyDtoD_v2", dst, src, n),
+            lambda: call("cuMemcpyAsync", dst, src, n, s),
+        ][at]()
+        call("cuCtxSynchronize")
+        assert (read(to), read(to + 16 * MIB - 4)) == (2, 2 + 4 * MIB - 1), at
+got = c_int()
+for device, blocks in enumerate(sets):
+    for at in blocks:
+        call("cuPointerGetAttribute", byref(got), 9, c_uint64(at))
+        assert got.value == device
+"""
+)
+
+
+@pytest.mark.parametrize("late", ["0", "1"])
+def test_two_devices_that_overflow_copy_to_each_other(runner: Runner, late: str) -> None:
+    """Kernels of one are told that they cannot reach the other's memory."""
+    flags = "--chunk 2MiB --vram 40MiB --ram 64MiB --spill {dir}/spill:256MiB"
+    right(runner, PEERS, flags=flags, SOFTCUDA_DEVICES="2", SOFTCUDA_LATE=late)
