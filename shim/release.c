@@ -115,10 +115,13 @@ void residency_release(struct device *device, struct hold *hold, CUstream stream
 
 void residency_timed(struct device *device, const struct hold *hold, struct span_of_time time)
 {
-	const struct sample sample = { hold->timed, time, hold->little.chunks > 0, hold->alone };
+	struct sample sample = { hold->timed, time, false, hold->alone };
 	bool kept;
 
 	pthread_mutex_lock(&device->lock);
+	/* What is believed may all be in VRAM, where quick is another thing than over the bus. */
+	for (uint32_t c = 0; c < hold->little.chunks; c++)
+		sample.in_place |= device->chunks[hold->little.first + c].state == MAPPED;
 	kept = time.before && time.after && sparse_sample(&device->sparse, &sample);
 	pthread_mutex_unlock(&device->lock);
 	if (!kept) {

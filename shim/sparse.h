@@ -35,7 +35,7 @@ struct verdict {
 struct sample {
 	struct reading reading;
 	struct span_of_time time;
-	bool in_place; /* it was in RAM then */
+	bool in_place; /* some of it was in RAM then */
 	bool alone; /* since the last such launch nobody has named it who may read more of it */
 };
 
