@@ -427,7 +427,7 @@ static bool named_at_begin_only(const struct allocation *a, const struct alloc_r
 
 uint64_t alloc_probable_end(struct allocation *a, uint64_t offset)
 {
-	uint64_t next = note_name(a, offset), filled = alloc_filled(a, offset);
+	uint64_t next = note_name(a, offset), filled;
 	struct alloc_run run = { offset, offset + 1 };
 
 	alloc_run_at(a, offset, &run);
@@ -436,5 +436,6 @@ uint64_t alloc_probable_end(struct allocation *a, uint64_t offset)
 	/* A program's memory that is one object; an allocator's is soon named elsewhere. */
 	if (offset == run.begin && named_at_begin_only(a, &run))
 		return run.end;
+	filled = alloc_filled(a, offset);
 	return filled > offset + 1 ? filled : 0;
 }

@@ -35,11 +35,11 @@ uint32_t residency_in_place(const struct device *device)
 
 uint32_t residency_in_place_most(const struct device *device)
 {
-	uint64_t most = device->terms.ram / device->chunk;
+	uint64_t slots = device->terms.ram / device->chunk;
 	uint32_t now = residency_in_place(device);
+	uint32_t most = without_spare(slots < MAX_CHUNKS ? (uint32_t)slots : MAX_CHUNKS);
 
-	most = without_spare(most < MAX_CHUNKS ? (uint32_t)most : MAX_CHUNKS);
-	return now > most ? now : (uint32_t)most;
+	return now > most ? now : most;
 }
 
 /* Does it look like an allocator's pool, of which a launch uses little? */
@@ -52,22 +52,28 @@ static bool in_pool(const struct device *device, const struct span *span)
 		       residency_capacity(device);
 }
 
+/* Chunks of a span from the one that was named up to this end. */
+static uint64_t up_to(const struct device *device, const struct span *span, uint64_t end)
+{
+	return (end - 1) / device->chunk - span->named / device->chunk + 1;
+}
+
 /* How much of a span is not cut away; UINT32_MAX: as much as there is. */
 static uint32_t uncut(const struct device *device, const struct span *span, enum cut cut)
 {
-	uint32_t named = (uint32_t)(span->named / device->chunk);
+	uint64_t least = span->least;
 
-	if (!span->open && (cut < CUT_DOUBTFUL || !span->least))
+	if (!span->open && (cut < CUT_DOUBTFUL || !least))
 		return UINT32_MAX;
 	if (span->open && (cut == CUT_NOTHING || (cut == CUT_POOLS && !in_pool(device, span))))
 		return UINT32_MAX;
 	/* The last that was named in a pool ends anywhere, but is no more than VRAM holds. */
-	if (span->open && cut == CUT_POOLS && !span->least &&
-	    (span->end - 1) / device->chunk - named < residency_capacity(device))
-		return (uint32_t)((span->end - 1) / device->chunk) - named + 1;
-	if (!span->least || (span->open && cut > CUT_UNLIKELY))
+	if (span->open && cut == CUT_POOLS && !least &&
+	    up_to(device, span, span->end) <= residency_capacity(device))
+		least = span->end;
+	if (!least || (span->open && cut > CUT_UNLIKELY))
 		return 1;
-	return (uint32_t)((span->least - 1) / device->chunk) - named + 1;
+	return (uint32_t)up_to(device, span, least);
 }
 
 /* What of a sparse allocation was unmapped since it was named is not there to be held: what is left
@@ -214,20 +220,24 @@ static bool meant_fits(const struct device *device, const struct meant *meant, u
 	return needed <= room;
 }
 
+/* With nothing cut. */
+static bool whole_fits(const struct device *device, struct meant *meant, uint64_t room)
+{
+	meant_cut(device, meant, CUT_NOTHING);
+	meant_range(meant, UINT32_MAX);
+	/* What RAM is mapped for takes no room. */
+	return device->maps || meant_fits(device, meant, room);
+}
+
 bool residency_fits(const struct device *device, const struct span *spans, uint32_t count,
 		    uint32_t ram)
 {
 	struct meant meant;
 	bool fits;
 
-	/* What RAM is mapped for takes no room. */
-	if (device->maps)
-		return true;
 	if (!meant_begin(device, spans, count, &meant))
 		return false;
-	meant_cut(device, &meant, CUT_NOTHING);
-	meant_range(&meant, UINT32_MAX);
-	fits = meant_fits(device, &meant, (uint64_t)residency_capacity(device) + ram);
+	fits = whole_fits(device, &meant, (uint64_t)residency_capacity(device) + ram);
 	meant_end(&meant);
 	return fits;
 }
@@ -312,10 +322,7 @@ CUresult hold_choose(const struct device *device, struct span *spans, uint32_t c
 	if (!meant_begin(device, spans, count, &meant))
 		return CUDA_ERROR_OUT_OF_MEMORY;
 	if (hold->cut == CUT_NOTHING) {
-		meant_cut(device, &meant, CUT_NOTHING);
-		meant_range(&meant, UINT32_MAX);
-		/* What RAM is mapped for takes no room. */
-		chosen = device->maps || meant_fits(device, &meant, residency_capacity(device));
+		chosen = whole_fits(device, &meant, residency_capacity(device));
 		if (!chosen)
 			hold->cut = CUT_POOLS;
 	}

@@ -278,7 +278,7 @@ static CUresult hold_once(struct device *device, struct span *spans, uint32_t co
 			device->chunks[index].tag = hold->tag;
 		hold->absent += !hold_usable(device, hold, index);
 	}
-	if (!all_resident(device, hold)) {
+	if (hold->absent) {
 		started = now_ns();
 		traced = trace_begin();
 		if (traced)
