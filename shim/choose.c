@@ -242,8 +242,10 @@ bool residency_fits(const struct device *device, const struct span *spans, uint3
 	return fits;
 }
 
-/* The widest windows up to `high` with which everything fits. False: none. */
-static bool widest(const struct device *device, struct meant *meant, uint32_t high, uint32_t room)
+/* Make them the widest windows up to `high` with which everything fits, and say how wide; 0: none.
+ */
+static uint32_t widest(const struct device *device, struct meant *meant, uint32_t high,
+		       uint32_t room)
 {
 	uint32_t low = 1;
 
@@ -257,7 +259,38 @@ static bool widest(const struct device *device, struct meant *meant, uint32_t hi
 			high = middle - 1;
 	}
 	meant_range(meant, low);
-	return meant_fits(device, meant, room);
+	return meant_fits(device, meant, room) ? low : 0;
+}
+
+/*
+ * How far guesses in pools should reach, in chunks: as far as two of the launch's objects, since
+ * one may lie before a hole. What a kernel is given is mostly of one size, and the name that cuts
+ * a guess short may be of a smaller object that was there before.
+ */
+static uint32_t likely_reach(const struct device *device, const struct meant *meant)
+{
+	uint32_t capacity = residency_capacity(device), farthest = 1, second = 1;
+	uint64_t last = 0;
+
+	for (uint32_t p = 0; p < meant->piece_count; p++) {
+		const struct span *span = meant->pieces[p].span;
+		uint64_t end = span->open ? span->least : span->end, reach;
+
+		/* Several addresses may be in one object. */
+		if (!end || span->allocation->base + end == last)
+			continue;
+		last = span->allocation->base + end;
+		reach = up_to(device, span, end);
+		if (reach > capacity)
+			reach = capacity;
+		if (reach > farthest) {
+			second = farthest;
+			farthest = (uint32_t)reach;
+		} else if (reach > second) {
+			second = (uint32_t)reach;
+		}
+	}
+	return second;
 }
 
 /* Each span within one chunk? */
@@ -276,16 +309,20 @@ static bool apart(const struct device *device, const struct span *spans, uint32_
  */
 static bool choose_cut(const struct device *device, struct meant *meant, struct hold *hold)
 {
-	uint32_t capacity = residency_capacity(device), ram;
+	uint32_t capacity = residency_capacity(device), window, wanted, ram;
 
 	meant_cut(device, meant, hold->cut);
-	if (widest(device, meant, capacity, capacity))
-		return true;
+	window = widest(device, meant, capacity, capacity);
 	if (hold->where != HOLD_EXCESS)
-		return false;
+		return window;
+	wanted = hold->cut == CUT_POOLS ? likely_reach(device, meant) : 1;
+	if (window >= wanted)
+		return true;
 	ram = hold->again ? residency_in_place(device) : residency_in_place_most(device);
-	hold->ram = hold->exceeds = widest(device, meant, capacity / EXCESS_SHARE, capacity + ram);
-	return hold->exceeds;
+	wanted = window ? wanted : capacity / EXCESS_SHARE;
+	hold->ram = hold->exceeds = widest(device, meant, wanted, capacity + ram) > window;
+	/* What RAM has room for may not be worth it. */
+	return hold->exceeds || widest(device, meant, window, capacity);
 }
 
 /* False: no memory. */
