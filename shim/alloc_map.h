@@ -46,6 +46,7 @@ struct allocation {
 	uint32_t start_count, start_room;
 	uint64_t *names; /* offsets that launches named where no end was known, sorted */
 	uint32_t name_count, name_room;
+	uint64_t reach; /* of an allocator's: how far two objects of a launch reached, bytes */
 };
 
 struct alloc_map {

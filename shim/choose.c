@@ -9,6 +9,12 @@
 /* Of VRAM, as what to divide it by: how far a guess of a launch reaches that fits in no case. */
 #define EXCESS_SHARE 8
 
+/* Likewise: how far a guess reaches that is let be. */
+#define GUESS_SHARE 4
+
+/* Launches after which most of what was learnt of an allocation's objects is forgotten. */
+#define REACH_FORGOTTEN 4096
+
 /* Of RAM, as what to divide it by: what is left to chunks that come and go, a slot at least. */
 #define SPARE_SHARE 4
 
@@ -94,12 +100,12 @@ static void clip(struct span *span)
 
 /*
  * The chunks of a span, [from, end); the one that was named, and how many from there on are not cut
- * away.
+ * away; and of those how many are not there only in case they are read.
  */
 struct piece {
 	const struct span *span;
 	uint32_t from, end;
-	uint32_t named, least;
+	uint32_t named, least, sure;
 };
 
 /* Chunks [first, end). */
@@ -113,10 +119,12 @@ struct range {
 struct meant {
 	struct piece *pieces;
 	struct range *ranges; /* sorted and apart, of no more room than pieces */
-	uint32_t piece_count, range_count;
+	struct range *sure; /* likewise: what of them is not only guessed */
+	uint32_t piece_count, range_count, sure_count;
 	uint32_t chunks; /* in the ranges */
+	bool guesses; /* some of them are */
 	struct piece few_pieces[MEANT_INLINE];
-	struct range few_ranges[MEANT_INLINE];
+	struct range few_ranges[2 * MEANT_INLINE];
 };
 
 static int by_named(const void *left, const void *right)
@@ -131,12 +139,16 @@ static bool meant_begin(const struct device *device, const struct span *spans, u
 {
 	meant->pieces = meant->few_pieces;
 	meant->ranges = meant->few_ranges;
+	meant->sure = meant->few_ranges + MEANT_INLINE;
 	if (count > MEANT_INLINE) {
-		meant->pieces = malloc(count * (sizeof(*meant->pieces) + sizeof(*meant->ranges)));
+		meant->pieces =
+			malloc(count * (sizeof(*meant->pieces) + 2 * sizeof(*meant->ranges)));
 		if (!meant->pieces)
 			return false;
 		meant->ranges = (struct range *)(meant->pieces + count);
+		meant->sure = meant->ranges + count;
 	}
+	meant->guesses = false;
 	meant->piece_count = 0;
 	for (uint32_t s = 0; s < count; s++) {
 		const struct span *span = &spans[s];
@@ -163,13 +175,47 @@ static void meant_end(struct meant *meant)
 
 static void meant_cut(const struct device *device, struct meant *meant, enum cut cut)
 {
-	for (uint32_t p = 0; p < meant->piece_count; p++)
-		meant->pieces[p].least = uncut(device, meant->pieces[p].span, cut);
+	for (uint32_t p = 0; p < meant->piece_count; p++) {
+		struct piece *piece = &meant->pieces[p];
+
+		piece->least = piece->sure = uncut(device, piece->span, cut);
+		/* The last one that was named ends anywhere. */
+		if (piece->least != UINT32_MAX && !piece->span->least)
+			piece->sure = 1;
+	}
+}
+
+/* What was cut reaches so many bytes at least. */
+static void meant_extend(const struct device *device, struct meant *meant, uint64_t bytes,
+			 bool sure)
+{
+	for (uint32_t p = 0; bytes && p < meant->piece_count; p++) {
+		struct piece *piece = &meant->pieces[p];
+		uint32_t chunks = (uint32_t)up_to(device, piece->span, piece->span->named + bytes);
+
+		if (chunks > piece->least)
+			piece->least = chunks;
+		if (sure && chunks > piece->sure)
+			piece->sure = chunks;
+	}
+}
+
+/* In a range, of chunks from the one that was named no more than that. */
+static struct range piece_range(const struct piece *piece, uint32_t most)
+{
+	struct range range = { piece->from, piece->end };
+
+	if (range.end - range.first > most)
+		range.first = piece->named;
+	if (range.end - range.first > most)
+		range.end = range.first + most;
+	return range;
 }
 
 /*
- * The ranges, where what is cut is cut to so many chunks. What lies before the address that was
- * named goes first: kernels read on from an address, hardly ever back.
+ * The ranges, where what is cut is cut to so many chunks, or, if they are zero, to what is sure.
+ * What lies before the address that was named goes first: kernels read on from an address, hardly
+ * ever back.
  */
 static void meant_range(struct meant *meant, uint32_t window)
 {
@@ -178,12 +224,8 @@ static void meant_range(struct meant *meant, uint32_t window)
 	for (uint32_t p = 0; p < meant->piece_count; p++) {
 		const struct piece *piece = &meant->pieces[p];
 		uint32_t most = window > piece->least ? window : piece->least, at = p;
-		struct range range = { piece->from, piece->end };
+		struct range range = piece_range(piece, window ? most : piece->sure);
 
-		if (range.end - range.first > most)
-			range.first = piece->named;
-		if (range.end - range.first > most)
-			range.end = range.first + most;
 		/* They nearly are in order. */
 		for (; at && ranges[at - 1].first > range.first; at--)
 			ranges[at] = ranges[at - 1];
@@ -205,6 +247,17 @@ static void meant_range(struct meant *meant, uint32_t window)
 			*last = range;
 		}
 	}
+}
+
+/* Remember what is sure, before ranges are chosen. */
+static void meant_sure(struct meant *meant)
+{
+	struct range *other = meant->sure;
+
+	meant_range(meant, 0);
+	meant->sure = meant->ranges;
+	meant->sure_count = meant->range_count;
+	meant->ranges = other;
 }
 
 /* Fixed chunks take room from every other launch. */
@@ -263,34 +316,51 @@ static uint32_t widest(const struct device *device, struct meant *meant, uint32_
 }
 
 /*
- * How far guesses in pools should reach, in chunks: as far as two of the launch's objects, since
- * one may lie before a hole. What a kernel is given is mostly of one size, and the name that cuts
- * a guess short may be of a smaller object that was there before.
+ * How far, in bytes, objects of a launch reach: two of them; and one, that may lie before a hole,
+ * or two of an earlier launch.
  */
-static uint32_t likely_reach(const struct device *device, const struct meant *meant)
+struct reach {
+	uint64_t probably, perhaps;
+};
+
+/*
+ * For guesses in pools. What a kernel is given is mostly of one size, and the name that cuts a
+ * guess short may be of a smaller object that was there before.
+ */
+static struct reach find_reach(const struct device *device, const struct meant *meant)
 {
-	uint32_t capacity = residency_capacity(device), farthest = 1, second = 1;
-	uint64_t last = 0;
+	uint64_t most = (uint64_t)residency_capacity(device) * device->chunk, last = 0;
+	struct reach reach = { 0, 0 };
 
 	for (uint32_t p = 0; p < meant->piece_count; p++) {
 		const struct span *span = meant->pieces[p].span;
-		uint64_t end = span->open ? span->least : span->end, reach;
+		uint64_t end = span->open ? span->least : span->end, bytes;
 
 		/* Several addresses may be in one object. */
 		if (!end || span->allocation->base + end == last)
 			continue;
 		last = span->allocation->base + end;
-		reach = up_to(device, span, end);
-		if (reach > capacity)
-			reach = capacity;
-		if (reach > farthest) {
-			second = farthest;
-			farthest = (uint32_t)reach;
-		} else if (reach > second) {
-			second = (uint32_t)reach;
+		bytes = end - span->named < most ? end - span->named : most;
+		if (bytes > reach.perhaps) {
+			reach.probably = reach.perhaps;
+			reach.perhaps = bytes;
+		} else if (bytes > reach.probably) {
+			reach.probably = bytes;
 		}
 	}
-	return second;
+	for (uint32_t p = 0; p < meant->piece_count; p++) {
+		struct allocation *pool = meant->pieces[p].span->allocation;
+
+		if (p && pool == meant->pieces[p - 1].span->allocation)
+			continue;
+		if (pool->reach < reach.probably)
+			pool->reach = reach.probably;
+		else
+			pool->reach -= (pool->reach - reach.probably) / REACH_FORGOTTEN;
+		if (pool->reach > reach.perhaps)
+			reach.perhaps = pool->reach;
+	}
+	return reach;
 }
 
 /* Each span within one chunk? */
@@ -309,39 +379,66 @@ static bool apart(const struct device *device, const struct span *spans, uint32_
  */
 static bool choose_cut(const struct device *device, struct meant *meant, struct hold *hold)
 {
-	uint32_t capacity = residency_capacity(device), window, wanted, ram;
+	uint32_t capacity = residency_capacity(device), window, ram;
+	struct reach reach = { 0, 0 };
 
 	meant_cut(device, meant, hold->cut);
+	meant->guesses = hold->where == HOLD_EXCESS && hold->cut == CUT_POOLS;
+	if (meant->guesses) {
+		reach = find_reach(device, meant);
+		meant_extend(device, meant, reach.probably, true);
+		meant_sure(meant);
+	}
 	window = widest(device, meant, capacity, capacity);
 	if (hold->where != HOLD_EXCESS)
 		return window;
-	wanted = hold->cut == CUT_POOLS ? likely_reach(device, meant) : 1;
-	if (window >= wanted)
+	if (window && (window >= capacity / GUESS_SHARE || reach.perhaps == reach.probably))
+		return true;
+	meant_extend(device, meant, reach.perhaps, false);
+	if (window && widest(device, meant, capacity, capacity))
 		return true;
 	ram = hold->again ? residency_in_place(device) : residency_in_place_most(device);
-	wanted = window ? wanted : capacity / EXCESS_SHARE;
-	hold->ram = hold->exceeds = widest(device, meant, wanted, capacity + ram) > window;
-	/* What RAM has room for may not be worth it. */
-	return hold->exceeds || widest(device, meant, window, capacity);
+	hold->ram = hold->exceeds = widest(device, meant, capacity / EXCESS_SHARE, capacity + ram);
+	if (hold->exceeds || !reach.perhaps)
+		return hold->exceeds;
+	/* Not even RAM has room for as much as one may reach. */
+	meant_cut(device, meant, hold->cut);
+	meant_extend(device, meant, reach.probably, true);
+	if (window)
+		return widest(device, meant, window, capacity);
+	hold->ram = hold->exceeds = widest(device, meant, capacity / EXCESS_SHARE, capacity + ram);
+	return hold->exceeds;
 }
 
 /* False: no memory. */
 static bool hold_fill(const struct meant *meant, struct hold *hold)
 {
+	uint32_t sure = 0;
+
 	if (meant->chunks > hold->room) {
-		uint32_t *grown = malloc(meant->chunks * sizeof(*grown));
+		uint32_t *grown = malloc(meant->chunks * (sizeof(*grown) + sizeof(*hold->guessed)));
 
 		if (!grown)
 			return false;
 		if (hold->chunks != hold->in_place)
 			free(hold->chunks);
 		hold->chunks = grown;
+		hold->guessed = (bool *)(grown + meant->chunks);
 		hold->room = meant->chunks;
 	}
 	hold->count = 0;
-	for (uint32_t r = 0; r < meant->range_count; r++)
-		for (uint32_t c = meant->ranges[r].first; c < meant->ranges[r].end; c++)
+	hold->guesses = meant->guesses;
+	for (uint32_t r = 0; r < meant->range_count; r++) {
+		for (uint32_t c = meant->ranges[r].first; c < meant->ranges[r].end; c++) {
+			while (meant->guesses && sure < meant->sure_count &&
+			       meant->sure[sure].end <= c)
+				sure++;
+			hold->guessed[hold->count] =
+				meant->guesses &&
+				(sure == meant->sure_count || c < meant->sure[sure].first);
 			hold->chunks[hold->count++] = c;
+		}
+	}
 	return true;
 }
 

@@ -159,12 +159,13 @@ static void serve_wanted(struct device *device)
 
 	/* What is to stay in VRAM first: the rest can be used in RAM. */
 	for (uint32_t i = 0; hold && i < 2 * hold->count; i++) {
-		uint32_t index = hold->chunks[i % hold->count];
+		uint32_t at = i % hold->count, index = hold->chunks[at];
 		struct chunk *chunk = &device->chunks[index];
+		bool guessed = hold_guesses(hold, at);
 
 		if (chunk->fixed != (i < hold->count))
 			continue;
-		if (chunk->state == MAPPED && !hold_usable(device, hold, index)) {
+		if (chunk->state == MAPPED && !hold_usable(device, hold, at)) {
 			bring_back(device, index);
 			return;
 		}
@@ -174,8 +175,11 @@ static void serve_wanted(struct device *device)
 			fail_wanted(device, CUDA_ERROR_UNKNOWN);
 			return;
 		}
+		if (guessed)
+			guess_made(&chunk->guess, device->state->counters[COUNTER_EVICTIONS]);
 		/* No other has to leave its place for that. */
-		if (hold_reads_little(hold, index) && chunk->home == HOME_T2 && !chunk->fixed &&
+		if ((hold_reads_little(hold, index) || (guessed && guess_is_vain(&chunk->guess))) &&
+		    chunk->home == HOME_T2 && !chunk->fixed &&
 		    device->mapped < residency_in_place(device) && in_place_begin(device, index))
 			return;
 		if (chunk->home == HOME_EMPTY || chunk->home == HOME_T2) {
@@ -215,7 +219,7 @@ static bool wants_more(const struct device *device)
 	if (!hold || device->failure)
 		return false;
 	for (uint32_t i = 0; i < hold->count; i++)
-		if (!hold_usable(device, hold, hold->chunks[i]))
+		if (!hold_usable(device, hold, i))
 			return true;
 	return false;
 }

@@ -111,7 +111,7 @@ void residency_drop_extents(struct device *device, const uint32_t *dropped, uint
 static bool all_resident(const struct device *device, const struct hold *hold)
 {
 	for (uint32_t i = 0; i < hold->count; i++)
-		if (!hold_usable(device, hold, hold->chunks[i]))
+		if (!hold_usable(device, hold, i))
 			return false;
 	return true;
 }
@@ -140,7 +140,7 @@ static uint32_t *list_absent(const struct device *device, const struct hold *hol
 	uint32_t count = 0;
 
 	for (uint32_t i = 0; absent && i < hold->count; i++)
-		if (!hold_usable(device, hold, hold->chunks[i]))
+		if (!hold_usable(device, hold, i))
 			absent[count++] = hold->chunks[i];
 	return absent;
 }
@@ -207,7 +207,7 @@ static void note_uses(struct device *device, const struct hold *hold)
 	predict_begin(&device->predictor, hold->tag);
 	for (uint32_t i = 0; i < hold->count; i++) {
 		uint32_t index = hold->chunks[i];
-		bool usable = hold_usable(device, hold, index);
+		bool usable = hold_usable(device, hold, i);
 		bool mapped = usable && device->chunks[index].state == MAPPED;
 
 		device_count(device,
@@ -217,7 +217,7 @@ static void note_uses(struct device *device, const struct hold *hold)
 			     1);
 		if (usable && device->predictor.chunks[index].unread)
 			device_count(device, COUNTER_PREFETCH_HITS, 1);
-		if (!hold_reads_little(hold, index))
+		if (!hold_reads_little(hold, index) && !hold_guesses(hold, i))
 			predict_use(&device->predictor, index);
 	}
 	predict_end(&device->predictor);
@@ -234,6 +234,7 @@ static CUresult hold_once(struct device *device, struct span *spans, uint32_t co
 	bool likely;
 
 	hold->chunks = hold->in_place;
+	hold->guessed = hold->guessed_in_place;
 	hold->room = HOLD_INLINE;
 	hold->arrival_count = 0;
 	hold->absent = hold->arriving = 0;
@@ -273,10 +274,14 @@ static CUresult hold_once(struct device *device, struct span *spans, uint32_t co
 		uint32_t index = hold->chunks[i];
 
 		device->chunks[index].holds++;
+		if (!hold_guesses(hold, i))
+			guess_confirmed(&device->chunks[index].guess,
+					device->state->counters[COUNTER_EVICTIONS],
+					device->slots_allowed);
 		/* Until it is known, the next one of its kind goes by the same. */
 		if (hold->tag && !(likely && hold_reads_little(hold, index)))
 			device->chunks[index].tag = hold->tag;
-		hold->absent += !hold_usable(device, hold, index);
+		hold->absent += !hold_usable(device, hold, i);
 	}
 	if (hold->absent) {
 		started = now_ns();

@@ -25,6 +25,7 @@
 #include "checksum.h"
 #include "client.h"
 #include "grace.h"
+#include "guess.h"
 #include "mover.h"
 #include "pins.h"
 #include "predict.h"
@@ -58,6 +59,7 @@ struct chunk {
 				 is used */
 	uint32_t tag; /* of the last launch that named it, but for one that only likely reads little
 			 of it */
+	struct guess guess;
 	bool extent; /* T3 has a copy */
 	bool summed; /* sum is that of its bytes below VRAM: a copy is right as long as VRAM's is
 			the same */
@@ -105,6 +107,8 @@ struct hold {
 	uint32_t *chunks;
 	uint32_t count, room;
 	uint32_t in_place[HOLD_INLINE];
+	bool guesses; /* some of them are named by a guess alone (guess.h): */
+	bool *guessed, guessed_in_place[HOLD_INLINE]; /* these */
 	struct ticket *arrivals[4]; /* the latest of each stream that chunks arrive by */
 	uint32_t arrival_count;
 	uint32_t absent,
@@ -310,13 +314,20 @@ static inline bool hold_reads_little(const struct hold *hold, uint32_t chunk)
 	return chunk - hold->little.first < hold->little.chunks;
 }
 
-/* Is the chunk where the hold can use it? */
-static inline bool hold_usable(const struct device *device, const struct hold *hold, uint32_t chunk)
+/* Is a chunk of the hold there only in case it is read? */
+static inline bool hold_guesses(const struct hold *hold, uint32_t i)
 {
-	enum chunk_state state = device->chunks[chunk].state;
+	return hold->guesses && hold->guessed[i];
+}
+
+/* Is a chunk of the hold where it can use it? */
+static inline bool hold_usable(const struct device *device, const struct hold *hold, uint32_t i)
+{
+	enum chunk_state state = device->chunks[hold->chunks[i]].state;
 
 	return state == RESIDENT ||
-	       (state == MAPPED && (device->maps || hold->ram || hold_reads_little(hold, chunk)));
+	       (state == MAPPED && (device->maps || hold->ram || hold_guesses(hold, i) ||
+				    hold_reads_little(hold, hold->chunks[i])));
 }
 
 /* choose.c */

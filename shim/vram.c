@@ -127,6 +127,7 @@ static bool sink(struct device *device, uint32_t index)
 	ticket_put(chunk->arrival);
 	chunk->arrival = NULL;
 	chunk->slot = NO_SLOT;
+	guess_over(&chunk->guess);
 	chunk->home = ram_none(chunk->ram) ? HOME_T3 : HOME_T2;
 	predict_left(&device->predictor, index, changed);
 	predict_moved(&device->predictor, index, chunk->home == HOME_T2 ? PLACE_RAM : PLACE_AWAY,

@@ -47,7 +47,7 @@ SHIM: Layers = (
     ("ranges",),
     ("graph_body", "launch"),
     (
-        "residency release choose sparse grace pager in_place lower lower_arenas lower_transfer vram "
+        "residency release choose sparse grace guess pager in_place lower lower_arenas lower_transfer vram "
         "handover device fault record trace trace_event trace_write",
     ),
     ("predict predict_log predict_plan", "mover", "client reattach", "alloc_map", "params"),

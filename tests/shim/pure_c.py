@@ -13,7 +13,7 @@ from typing import Any
 import cffi
 
 SHIM = Path(__file__).parents[2] / "shim"
-PURE = ("alloc_map", "pins", "predict")
+PURE = ("alloc_map", "guess", "pins", "predict")
 """Those with a header that others use."""
 PARTS = ("predict_log", "predict_plan")
 

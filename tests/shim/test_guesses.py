@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Objects in a pool larger than VRAM, whose ends are guessed: what is named by a guess alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from .pure_c import library
+from .tiers import Runner
+
+TRAINING = ("-m", "tests.shim.programs.training")
+
+
+@pytest.mark.parametrize(("layers", "vram"), [(3, 61), (3, 37), (4, 80)])
+def test_training_in_one_segment(runner: Runner, layers: int, vram: int) -> None:
+    """When what was named before was taken for an end, these faulted."""
+    result = runner.tiered(
+        f"--chunk 2MiB --vram {vram}MiB --ram 400MiB", *TRAINING, layers, 2, device="128MiB"
+    )
+    assert (result.status, result.out) == (0, "right\n"), result.err
+
+
+def test_guesses_move_little(runner: Runner) -> None:
+    """When all that launches may mean came to VRAM, this moved 9.8 GiB up, and now 2.7."""
+    result = runner.tiered("--chunk 2MiB --vram 96MiB --ram 400MiB", *TRAINING, 6, 2, device="128MiB")
+    assert (result.status, result.out) == (0, "right\n"), result.err
+    assert result.counters["h2d_bytes"] < 5 << 30
+    assert result.counters["chunks_in_place"] > 1000
+
+
+def test_random_pieces_of_a_pool_over_all_tiers(runner: Runner) -> None:
+    flags = "--chunk 2MiB --vram 80MiB --ram 100MiB --spill {dir}/spill:512MiB"
+    result = runner.tiered(flags, *TRAINING, 4, 2, device="128MiB")
+    assert (result.status, result.out) == (0, "right\n"), result.err
+    assert min(result.counters["spill_bytes"], result.counters["chunks_in_place"]) > 0
+
+
+IN_ORDER = """
+import sys
+from ctypes import c_uint64
+from tests.shim.softcuda.driver import MIB, Driver
+cuda = Driver("libcuda.so.1")
+add, fill = cuda.function("add_u32"), cuda.function("fill_u32")
+WEIGHT = 6 * MIB
+pool = cuda.reserve(128 * MIB)
+cuda.map(pool, cuda.create(128 * MIB), 128 * MIB)
+weights = range(pool, pool + 20 * WEIGHT, WEIGHT)
+state = weights.stop
+for weight in weights:
+    cuda.launch(fill, c_uint64(weight), c_uint64(WEIGHT // 4), c_uint64(1))
+cuda.launch(fill, c_uint64(state), c_uint64(WEIGHT // 4), c_uint64(0))
+for _ in range(int(sys.argv[1])):
+    for weight in weights:
+        cuda.launch(add, c_uint64(state), c_uint64(state), c_uint64(weight), c_uint64(WEIGHT // 4))
+    cuda.sync()
+assert cuda.read(state + WEIGHT - 4, 4) == (20 * int(sys.argv[1])).to_bytes(4, "little")
+"""
+
+
+def test_weights_laid_out_in_order_come_to_vram(runner: Runner) -> None:
+    """What a guess is right about is needed next: in RAM it would only have to be fetched from there."""
+    flags = "--chunk 2MiB --vram 40MiB --ram 200MiB"
+    few, many = (runner.tiered(flags, "-c", IN_ORDER, times) for times in (2, 8))
+    assert few.status == many.status == 0, few.err + many.err
+    assert many.counters["chunks_in_place"] - few.counters["chunks_in_place"] < 20
+    assert many.counters["mapped_slots"] == 0
+
+
+@pytest.fixture
+def guess() -> tuple[Any, Any]:
+    ffi, lib = library()
+    return lib, ffi.new("struct guess *")
+
+
+def test_a_guess_is_vain_after_two_wrong_ones(guess: tuple[Any, Any]) -> None:
+    lib, chunk = guess
+    for wrong in range(2):
+        assert not lib.guess_is_vain(chunk)
+        lib.guess_made(chunk, 10 * wrong)
+        lib.guess_over(chunk)
+    assert lib.guess_is_vain(chunk)
+
+
+def test_one_that_was_named_for_certain_is_not_wrong(guess: tuple[Any, Any]) -> None:
+    lib, chunk = guess
+    for _ in range(5):
+        lib.guess_made(chunk, 0)
+        lib.guess_confirmed(chunk, 0, 20)
+        lib.guess_over(chunk)
+    assert not lib.guess_is_vain(chunk)
+
+
+@pytest.mark.parametrize(("left", "vain"), [(20, False), (21, True)])
+def test_right_is_who_would_have_kept_it(guess: tuple[Any, Any], left: int, vain: bool) -> None:
+    """For as long as VRAM, of 20 slots, would have; also when the count of those that left wraps."""
+    lib, chunk = guess
+    for _ in range(2):
+        lib.guess_made(chunk, 0)
+        lib.guess_over(chunk)
+    lib.guess_made(chunk, (1 << 32) - 5)
+    lib.guess_confirmed(chunk, (1 << 32) - 5 + left, 20)
+    assert lib.guess_is_vain(chunk) == vain
