@@ -80,7 +80,7 @@ def test_the_chunk_table_alone(tmp_path: Path, name: str, more: tuple[str, ...])
         *more,
     )
     parts += ("function", "held", "packet", "predict", "predict_log", "predict_plan", "reattach")
-    parts += ("spool", "timing", "trace", "trace_write", "grace")
+    parts += ("spool", "timing", "trace", "trace_write", "grace", "guess")
     program = build(name, tmp_path, *(SHIM / f"{part}.c" for part in parts))
     done = run(program)
     assert (done.returncode, done.stdout) == (0, "")
