@@ -62,11 +62,6 @@ void gate_close(void)
 			sched_yield();
 }
 
-void gate_open(void)
-{
-	atomic_fetch_sub(&gate_closed, 1);
-}
-
 void gate_capture_begins(void)
 {
 	pthread_mutex_lock(&captures_lock);
@@ -78,7 +73,7 @@ void gate_capture_begins(void)
 void gate_capture_ends(void)
 {
 	atomic_fetch_sub(&gate_captures, 1);
-	gate_open();
+	atomic_fetch_sub(&gate_closed, 1); /* a reason less */
 }
 
 bool gate_forbid_captures(void)

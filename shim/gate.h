@@ -45,7 +45,6 @@ static inline void gate_leave(void)
 
 /* Must not be called between gate_enter() and gate_leave(). */
 void gate_close(void);
-void gate_open(void); /* one reason less */
 
 /*
  * Captures. A context must not be waited for while one is under way: the driver

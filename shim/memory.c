@@ -326,7 +326,7 @@ static CUresult free_direct(struct device *device, struct allocation *allocation
 	return result;
 }
 
-void memory_unclaim(struct device *device, struct allocation *allocation)
+static void unclaim(struct device *device, struct allocation *allocation)
 {
 	pthread_mutex_lock(&device->lock);
 	allocation->leaving = false;
@@ -353,7 +353,7 @@ CUresult hook_cuMemFree_v2(unsigned int variant, CUdeviceptr dptr)
 	/* In a capture the driver frees nothing either. After any other error nothing runs on. */
 	if (result >= CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED &&
 	    result <= CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD)
-		memory_unclaim(device, allocation);
+		unclaim(device, allocation);
 	else
 		memory_take_apart(device, allocation);
 	pthread_mutex_unlock(&device->allocate);

@@ -41,7 +41,6 @@ void memory_end(struct device *device, struct ending *ending);
 /* The allocation that begins here, taken out of everybody's reach; NULL: none of ours, or freed
  * twice. */
 struct allocation *memory_claim(struct device *device, CUdeviceptr dptr);
-void memory_unclaim(struct device *device, struct allocation *allocation);
 
 /* The end of a paged allocation that was claimed and is used no more. In device->allocate. */
 void memory_take_apart(struct device *device, struct allocation *allocation);
