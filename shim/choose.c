@@ -379,7 +379,7 @@ static bool apart(const struct device *device, const struct span *spans, uint32_
  */
 static bool choose_cut(const struct device *device, struct meant *meant, struct hold *hold)
 {
-	uint32_t capacity = residency_capacity(device), window, ram;
+	uint32_t capacity = residency_capacity(device), window = 0, ram;
 	struct reach reach = { 0, 0 };
 
 	meant_cut(device, meant, hold->cut);
@@ -388,8 +388,12 @@ static bool choose_cut(const struct device *device, struct meant *meant, struct 
 		reach = find_reach(device, meant);
 		meant_extend(device, meant, reach.probably, true);
 		meant_sure(meant);
+		/* Not in the places of what is kept for the next launches. */
+		if (device->grace.chunks < capacity)
+			window = widest(device, meant, capacity, capacity - device->grace.chunks);
 	}
-	window = widest(device, meant, capacity, capacity);
+	if (!window)
+		window = widest(device, meant, capacity, capacity);
 	if (hold->where != HOLD_EXCESS)
 		return window;
 	if (window && (window >= capacity / GUESS_SHARE || reach.perhaps == reach.probably))

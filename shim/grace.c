@@ -45,30 +45,35 @@ static void begin(struct device *device, const struct hold *hold, uint64_t strea
 	struct grace *grace = &device->grace;
 	uint64_t most = residency_capacity(device) / SHARE;
 	struct graced *launch;
+	uint32_t count = 0;
 
+	for (uint32_t i = 0; i < hold->count; i++)
+		count += !hold_guesses(hold, i);
 	/* Perhaps as much as fits, for what an address names is not known. */
-	if (hold->count > residency_capacity(device) / SHARE_LATEST)
+	if (count > residency_capacity(device) / SHARE_LATEST)
 		return;
-	while (grace->count == GRACE_LAUNCHES ||
-	       (grace->count && grace->chunks + hold->count > most))
+	while (grace->count == GRACE_LAUNCHES || (grace->count && grace->chunks + count > most))
 		/* What follows a table at once lies before this launch. */
 		end(device, 0, grace->launches[0].stream == stream ? ticket : NULL);
 	launch = &grace->launches[grace->count];
-	if (launch->room < hold->count) {
-		uint32_t *grown = realloc(launch->chunks, hold->count * sizeof(*grown));
+	if (launch->room < count) {
+		uint32_t *grown = realloc(launch->chunks, count * sizeof(*grown));
 
 		if (!grown)
 			return;
 		launch->chunks = grown;
-		launch->room = hold->count;
+		launch->room = count;
 	}
-	memcpy(launch->chunks, hold->chunks, hold->count * sizeof(*launch->chunks));
-	for (uint32_t i = 0; i < hold->count; i++)
-		device->chunks[hold->chunks[i]].grace++;
 	launch->stream = stream;
 	launch->followers = 0;
-	launch->count = hold->count;
-	grace->chunks += hold->count;
+	launch->count = 0;
+	for (uint32_t i = 0; i < hold->count; i++) {
+		if (hold_guesses(hold, i))
+			continue;
+		device->chunks[hold->chunks[i]].grace++;
+		launch->chunks[launch->count++] = hold->chunks[i];
+	}
+	grace->chunks += count;
 	grace->count++;
 }
 

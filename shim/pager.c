@@ -185,7 +185,7 @@ static void serve_wanted(struct device *device)
 		if (chunk->home == HOME_EMPTY || chunk->home == HOME_T2) {
 			if (vram_rise(device, index, false))
 				return;
-			if (device->wanted != hold)
+			if (device->wanted != hold || (guessed && in_place_begin(device, index)))
 				return;
 			if (vram_held_for_a_moment(device, hold) ||
 			    (hold->exceeds && others_in_place(device, hold)))

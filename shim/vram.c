@@ -368,8 +368,9 @@ bool vram_rise(struct device *device, uint32_t index, bool ahead)
 		}
 		victim = device->stopped ? PREDICT_NONE : vram_victim(device, ahead);
 		/* What a table may lead to must be there; what is named can be in RAM as well. */
-		if (victim != PREDICT_NONE && device->wanted && device->wanted->exceeds &&
-		    !device->wanted->pressed && may_leave(device, victim) == LEAVE_GRACE)
+		if (victim != PREDICT_NONE && device->wanted && !device->wanted->pressed &&
+		    (device->wanted->exceeds || chunk->guess.open) &&
+		    may_leave(device, victim) == LEAVE_GRACE)
 			return false;
 		if (victim == PREDICT_NONE || !sink(device, victim))
 			return false;

@@ -19,12 +19,19 @@ import numpy as np
 MIB = 1 << 20
 LAYERS, EXPERTS, N = 16, 4, MIB // 4
 between = int(sys.argv[1])
+pool, pooled = c_uint64(), 0
+if sys.argv[2] == "pool":  # in which ends are guessed
+    assert cuda.cuMemAlloc_v2(byref(pool), c_size_t(160 * MIB)) == 0
 module, stream = c_void_p(), c_void_p()
 assert cuda.cuModuleLoadData(byref(module), b"softcuda") == 0
 assert cuda.cuStreamCreate(byref(stream), 1) == 0
 def alloc(size):
-    address = c_uint64()
-    assert cuda.cuMemAlloc_v2(byref(address), c_size_t(size)) == 0
+    global pooled
+    address = c_uint64(pool.value + pooled)
+    if pool:
+        pooled += -(-size // MIB) * MIB
+    else:
+        assert cuda.cuMemAlloc_v2(byref(address), c_size_t(size)) == 0
     return address
 def launch(name, blocks, *values):
     function = c_void_p()
@@ -42,6 +49,8 @@ for layer in range(LAYERS):  # 64 MiB of experts, 32 of what is named as it shou
     assert cuda.cuMemcpyHtoD_v2(experts[-1], c_void_p(data.ctypes.data), c_size_t(data.nbytes)) == 0
     assert cuda.cuMemsetD32_v2(dense[-1], ctypes.c_uint(layer), c_size_t(MIB // 2)) == 0
 table = alloc(EXPERTS * 8)
+for d in (*dense, table):  # now it is known that not all of the pool is one object
+    assert launch(b"add_u32", 64, d, d, d, c_uint64(1)) == 0
 for turn in range(3):
     for layer in range(LAYERS):
         assert launch(b"point", 1, table, experts[layer], c_uint64(MIB), c_uint64(EXPERTS)) == 0
@@ -58,13 +67,14 @@ print("right")
 )
 
 
+@pytest.mark.parametrize("where", ["apart", "pool"])
 @pytest.mark.parametrize("late", ["0", "1"])
 @pytest.mark.parametrize("between", [0, 1, 3])
 def test_a_table_that_a_kernel_wrote_may_be_followed_by_the_next(
-    runner: Runner, between: int, late: str
+    runner: Runner, between: int, late: str, where: str
 ) -> None:
     """Experts of a layer are named by the launch that writes the table, and read by a later one."""
-    result = runner.tiered(SMALL, "-c", GROUPED, between, SOFTCUDA_LATE=late)
+    result = runner.tiered(SMALL, "-c", GROUPED, between, where, SOFTCUDA_LATE=late)
     assert (result.status, result.out) == (0, "right\n"), result.err
     assert result.counters["evictions"] > 0
 
