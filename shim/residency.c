@@ -215,10 +215,11 @@ static void note_uses(struct device *device, const struct hold *hold)
 			     : usable ? COUNTER_CHUNK_HITS
 				      : COUNTER_CHUNK_STALLS,
 			     1);
+		if (hold_reads_little(hold, index) || hold_guesses(hold, i))
+			continue;
 		if (usable && device->predictor.chunks[index].unread)
 			device_count(device, COUNTER_PREFETCH_HITS, 1);
-		if (!hold_reads_little(hold, index) && !hold_guesses(hold, i))
-			predict_use(&device->predictor, index);
+		predict_use(&device->predictor, index);
 	}
 	predict_end(&device->predictor);
 }

@@ -28,6 +28,7 @@ def test_guesses_move_little(runner: Runner) -> None:
     assert (result.status, result.out) == (0, "right\n"), result.err
     assert result.counters["h2d_bytes"] < 5 << 30
     assert result.counters["chunks_in_place"] > 1000
+    assert result.counters["prefetch_hits"] <= result.counters["prefetched"]
 
 
 def test_random_pieces_of_a_pool_over_all_tiers(runner: Runner) -> None:
