@@ -157,13 +157,14 @@ static void serve_wanted(struct device *device)
 	hold = device->wanted;
 	moving = device->fetches || device->spills || device->departures;
 
-	/* What is to stay in VRAM first: the rest can be used in RAM. */
-	for (uint32_t i = 0; hold && i < 2 * hold->count; i++) {
+	/* What is to stay in VRAM first, and what may not be used at all last: the rest can be used
+	 * in RAM. */
+	for (uint32_t i = 0; hold && i < (hold->guesses ? 3 : 2) * hold->count; i++) {
 		uint32_t at = i % hold->count, index = hold->chunks[at];
 		struct chunk *chunk = &device->chunks[index];
 		bool guessed = hold_guesses(hold, at);
 
-		if (chunk->fixed != (i < hold->count))
+		if (i / hold->count != (chunk->fixed ? 0 : guessed ? 2 : 1))
 			continue;
 		if (chunk->state == MAPPED && !hold_usable(device, hold, at)) {
 			bring_back(device, index);

@@ -69,6 +69,42 @@ def test_weights_laid_out_in_order_come_to_vram(runner: Runner) -> None:
     assert many.counters["mapped_slots"] == 0
 
 
+FIRST = """
+from ctypes import c_uint64
+from tests.shim.softcuda.driver import MIB, Driver, pointers
+cuda = Driver("libcuda.so.1")
+fill = cuda.function("fill_u32")
+pool = cuda.alloc(64 * MIB)  # 32 chunks, of which VRAM holds 20
+objects = [pool + i * 8 * MIB for i in range(6)]
+smaller = [address + 2 * MIB for address in objects[:5]]
+
+def launch(kernel, *params):
+    "Of so many threads that what it names may leave behind it."
+    cuda("cuLaunchKernel", kernel, 8192, 1, 1, 1, 1, 1, 0, 0, pointers(*map(c_uint64, params)), None)
+
+def see(params):
+    with open("/proc/self/maps") as maps:
+        lines = [line for line in maps if "softcuda-vram" in line]
+    slots = [range(*(int(end, 16) for end in line.split()[0].split("-"))) for line in lines]
+    certain = [*objects, *range(objects[5], objects[5] + 8 * MIB, 2 * MIB)]
+    print(all(any(address in slot for slot in slots) for address in certain))
+
+# From the end on, so that no guess leaves in vain twice.
+for address in sorted([*smaller, *objects, pool + 48 * MIB], reverse=True):
+    launch(fill, address, 1, 0)
+launch(fill, objects[3], 1, 0)  # and all behind it, which fits
+launch(cuda.register("see", see, *[8] * 6), *objects)
+cuda("cuCtxSynchronize")
+"""
+
+
+def test_what_is_certain_comes_to_vram_first(runner: Runner) -> None:
+    """Each of the objects is 1 chunk for certain and may be 4; but for the last, which is."""
+    result = runner.tiered("--chunk 2MiB --vram 40MiB --ram 64MiB", "-c", FIRST)
+    assert (result.status, result.out) == (0, "True\n"), result.err
+    assert result.counters["launches_exceeding"] == 1
+
+
 @pytest.fixture
 def guess() -> tuple[Any, Any]:
     ffi, lib = library()
