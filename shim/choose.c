@@ -363,6 +363,38 @@ static struct reach find_reach(const struct device *device, const struct meant *
 	return reach;
 }
 
+/* Tell what is sure from what is only guessed, after a cut of pools. */
+static struct reach meant_guess(const struct device *device, struct meant *meant)
+{
+	struct reach reach = find_reach(device, meant);
+
+	meant_extend(device, meant, reach.probably, true);
+	meant_sure(meant);
+	meant->guesses = true;
+	return reach;
+}
+
+/* The same where all fits, so that the last one that was named may well reach to the end. */
+static void whole_guess(const struct device *device, struct meant *meant)
+{
+	bool pools = false;
+
+	meant_cut(device, meant, CUT_POOLS);
+	for (uint32_t p = 0; p < meant->piece_count; p++) {
+		struct piece *piece = &meant->pieces[p];
+
+		if (piece->least == UINT32_MAX)
+			continue;
+		pools = true;
+		if (!piece->span->least)
+			piece->sure = UINT32_MAX;
+	}
+	if (!pools)
+		return;
+	meant_guess(device, meant);
+	meant_range(meant, UINT32_MAX);
+}
+
 /* Each span within one chunk? */
 static bool apart(const struct device *device, const struct span *spans, uint32_t count)
 {
@@ -383,11 +415,9 @@ static bool choose_cut(const struct device *device, struct meant *meant, struct 
 	struct reach reach = { 0, 0 };
 
 	meant_cut(device, meant, hold->cut);
-	meant->guesses = hold->where == HOLD_EXCESS && hold->cut == CUT_POOLS;
-	if (meant->guesses) {
-		reach = find_reach(device, meant);
-		meant_extend(device, meant, reach.probably, true);
-		meant_sure(meant);
+	meant->guesses = false;
+	if (hold->where == HOLD_EXCESS && hold->cut == CUT_POOLS) {
+		reach = meant_guess(device, meant);
 		/* Not in the places of what is kept for the next launches. */
 		if (device->grace.chunks < capacity)
 			window = widest(device, meant, capacity, capacity - device->grace.chunks);
@@ -463,6 +493,8 @@ CUresult hold_choose(const struct device *device, struct span *spans, uint32_t c
 		chosen = whole_fits(device, &meant, residency_capacity(device));
 		if (!chosen)
 			hold->cut = CUT_POOLS;
+		else if (hold->where == HOLD_EXCESS && !device->maps)
+			whole_guess(device, &meant);
 	}
 	while (!chosen && !(chosen = choose_cut(device, &meant, hold)) && hold->cut < CUT_DOUBTFUL)
 		hold->cut++;

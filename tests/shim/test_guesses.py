@@ -22,11 +22,13 @@ def test_training_in_one_segment(runner: Runner, layers: int, vram: int) -> None
     assert (result.status, result.out) == (0, "right\n"), result.err
 
 
-def test_guesses_move_little(runner: Runner) -> None:
-    """When all that launches may mean came to VRAM, this moved 9.8 GiB up, and now 2.7."""
-    result = runner.tiered("--chunk 2MiB --vram 96MiB --ram 400MiB", *TRAINING, 6, 2, device="128MiB")
+@pytest.mark.parametrize(("vram", "most"), [(96, 5 << 30), (160, 1850 << 20)])
+def test_guesses_move_little(runner: Runner, vram: int, most: int) -> None:
+    """When all that launches may mean came to VRAM, the first moved 9.8 GiB up, and now 2.4; the other 2.1
+    when only what does not fit was taken for a guess, and now 1.6."""
+    result = runner.tiered(f"--chunk 2MiB --vram {vram}MiB --ram 400MiB", *TRAINING, 6, 2, device="256MiB")
     assert (result.status, result.out) == (0, "right\n"), result.err
-    assert result.counters["h2d_bytes"] < 5 << 30
+    assert result.counters["h2d_bytes"] < most
     assert result.counters["chunks_in_place"] > 1000
     assert result.counters["prefetch_hits"] <= result.counters["prefetched"]
 
