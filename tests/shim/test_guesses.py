@@ -107,6 +107,29 @@ def test_what_is_certain_comes_to_vram_first(runner: Runner) -> None:
     assert result.counters["launches_exceeding"] == 1
 
 
+FRESH = """
+from ctypes import c_uint64
+from tests.shim.softcuda.driver import MIB, Driver
+cuda = Driver("libcuda.so.1")
+fill, some = cuda.function("fill_u32"), cuda.register("some", lambda _: None, *[8] * 5)
+pool = cuda.alloc(160 * MIB)  # 80 chunks, of which VRAM holds 20
+spread = range(pool, pool + 160 * MIB, 32 * MIB)
+cuda.launch(some, *(c_uint64(spread[i]) for i in (0, 0, 2, 2, 4)))
+for address in reversed(range(pool, pool + 160 * MIB, 2 * MIB)):
+    cuda.launch(fill, c_uint64(address), c_uint64(1), c_uint64(0))
+for _ in range(10):
+    cuda.launch(some, *map(c_uint64, spread))
+cuda("cuCtxSynchronize")
+"""
+
+
+def test_gaps_in_a_fresh_pool_are_no_objects(runner: Runner) -> None:
+    """Taken for objects, they made all the launches of many addresses use RAM."""
+    result = runner.tiered("--chunk 2MiB --vram 40MiB --ram 200MiB", "-c", FRESH)
+    assert result.status == 0, result.err
+    assert result.counters["launches_exceeding"] == 1
+
+
 @pytest.fixture
 def guess() -> tuple[Any, Any]:
     ffi, lib = library()
