@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -38,7 +37,7 @@ async def test_only_the_first_arena_is_waited_for(
         environ = runner.served(conf.socket, 4 * CHUNK)
         with trio.fail_after(600):
             done = await trio.run_process(
-                [sys.executable, "-c", CHUNK_BY_CHUNK, "24"],
+                runner.command("-c", CHUNK_BY_CHUNK, "24"),
                 env=environ,
                 cwd=ROOT,
                 check=False,

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,7 +43,7 @@ async def test_results_are_right_while_arenas_come_and_go(
         environ = runner.served(conf.socket, 40 * MIB, SOFTCUDA_LATE=late)
         rounds = 0
         with (tmp_path / "said").open("w+") as said:
-            command = [sys.executable, "-m", *f"tests.shim.programs.{ops}".split(), "5", "400", "8", "16"]
+            command = runner.command("-m", *f"tests.shim.programs.{ops}".split(), "5", "400", "8", "16")
             process = subprocess.Popen(command, env=environ, cwd=ROOT, text=True, stdout=said, stderr=said)  # noqa: ASYNC220 - it takes no time
             try:
                 while await arenas_are(conf, process, lambda n: n >= 6):

@@ -7,7 +7,6 @@ import mmap
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Mapping
 from contextlib import closing, suppress
 from typing import Any
@@ -202,7 +201,7 @@ def serve(runner: Runner, kind: type[Daemon], *program: str) -> Daemon:
         listener.bind(str(path))
         listener.listen()
         listener.settimeout(60)
-        command = [sys.executable, "-c", *program]
+        command = runner.command("-c", *program)
         with subprocess.Popen(
             command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True
         ) as process:

@@ -56,16 +56,21 @@ class Runner:
         }
 
     def served(self, socket: Path, vram: int, **more: str) -> dict[str, str]:
-        """The environment of a program under the shim on a device of 64 MiB, of which it may use `vram`
-        bytes, with the daemon at `socket`."""
+        """The environment of a command() on a device of 64 MiB, of which it may use `vram` bytes, with the
+        daemon at `socket`."""
         return self.environment(
             "64MiB",
-            LD_PRELOAD=str(self.shim),
+            # With a sanitizer, what command() begins with sees to that.
+            **({} if sanitizer.SANITIZE else {"LD_PRELOAD": str(self.shim)}),
             GREENBOOST_SOCKET=str(socket),
             GREENBOOST_CUDA_DRIVER=str(self.softcuda),
             GREENBOOST_VRAM=str(vram),
             **more,
         )
+
+    def command(self, *argv: str) -> list[str]:
+        """Python under the shim, in the environment that served() makes."""
+        return [*sanitizer.prefix(self.shim), sys.executable, *argv]
 
     def tiered(
         self, flags: str, *argv: object, device: str = "64MiB", timeout: float = 120, **environment: str
