@@ -82,8 +82,9 @@ def test_the_answer_from_three_tiers_is_that_of_one() -> None:
     assert sum(resident.values()) >= figures["weights_bytes"] + 56 * MIB
     assert figures["nvme_written_bytes"] > 0
     assert figures["nvme_read_bytes"] > 0
-    # All chunks of the weights went out for the other work and those of the second batch came in again.
-    assert figures["vram_in_bytes"] > 2 * figures["weights_bytes"] * 0.9
+    # For the first batch, chunks of the weights that had no room; for the second all, as the other work took
+    # all VRAM.
+    assert figures["vram_in_bytes"] > 2 * figures["weights_bytes"] - figures["vram_limit_bytes"]
     assert figures["seconds"] > 0
 
 
