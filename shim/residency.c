@@ -148,13 +148,21 @@ static uint32_t *list_absent(const struct device *device, const struct hold *hol
 static void note_excess(struct device *device, const struct hold *hold)
 {
 	uint32_t fit = 0;
+	bool slow = false;
 
 	device_count(device, COUNTER_LAUNCHES_EXCEEDING, 1);
 	if (device->excess_said)
 		return;
+	for (uint32_t i = 0; i < hold->count; i++) {
+		bool fits = device->chunks[hold->chunks[i]].state == RESIDENT;
+
+		fit += fits;
+		slow = slow || !(fits || hold_guesses(hold, i));
+	}
+	/* What is only guessed is hardly read. */
+	if (!slow)
+		return;
 	device->excess_said = true;
-	for (uint32_t i = 0; i < hold->count; i++)
-		fit += device->chunks[hold->chunks[i]].state == RESIDENT;
 	log_warn("a launch names %u chunks of %zu MiB, and %u fit VRAM: the others are used in "
 		 "RAM, over the bus, which is slow where they are read more than once; more "
 		 "--vram would help",
