@@ -47,8 +47,8 @@ SHIM: Layers = (
     ("ranges",),
     ("graph_body", "launch"),
     (
-        "residency release choose sparse grace guess pager in_place lower lower_arenas lower_transfer vram "
-        "handover device fault record trace trace_event trace_write",
+        "residency release choose meant sparse grace guess pager in_place lower lower_arenas lower_transfer "
+        "vram handover device fault record trace trace_event trace_write",
     ),
     ("predict predict_log predict_plan", "mover", "client reattach", "alloc_map", "params"),
     ("packet", "held", "ticket", "gate", "timing", "function", "spool", "checksum", "pins"),

@@ -69,6 +69,7 @@ def test_the_chunk_table_alone(tmp_path: Path, name: str, more: tuple[str, ...])
     parts = (
         "alloc_map",
         "choose",
+        "meant",
         "sparse",
         "client",
         "mover",

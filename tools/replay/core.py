@@ -27,6 +27,7 @@ SHIMS = (
         "residency",
         "release",
         "choose",
+        "meant",
         "sparse",
         "pager",
         "in_place",
