@@ -151,40 +151,6 @@ def test_objects_in_memory_that_the_program_maps(runner: Runner, program: str) -
     assert result.counters["launches_exceeding"] > 0
 
 
-STALE = """
-import ctypes
-from ctypes import c_uint64
-import numpy as np
-from tests.shim.softcuda.driver import MIB, Driver
-cuda = Driver("libcuda.so.1")
-fill = cuda.function("fill_u32")
-pool = cuda.alloc(64 * MIB)  # 32 chunks, of which VRAM holds 20
-objects = [pool + i * 8 * MIB for i in range(6)]
-smaller = [address + 2 * MIB for address in objects[:4]]
-for address in smaller + objects + [pool + 48 * MIB]:
-    cuda.launch(fill, c_uint64(address), c_uint64(1), c_uint64(0))
-
-def number(params):
-    for i in range(6):
-        words = (ctypes.c_uint32 * (8 * MIB // 4)).from_address(c_uint64.from_address(params[i]).value)
-        np.frombuffer(words, dtype=np.uint32)[:] = i
-
-kernel = cuda.register("number", number, *[8] * 6)
-for _ in range(2):
-    cuda.launch(kernel, *map(c_uint64, objects))
-cuda("cuCtxSynchronize")
-for i, address in enumerate(objects):
-    assert cuda.read(address + 8 * MIB - 4, 4) == i.to_bytes(4, "little")
-"""
-
-
-def test_where_smaller_objects_were_before(runner: Runner) -> None:
-    """What a launch is given is mostly of one size, so it may all reach as far as two of them."""
-    result = runner.tiered("--chunk 2MiB --vram 40MiB --ram 64MiB", "-c", STALE)
-    assert result.status == 0, result.err
-    assert result.counters["launches_exceeding"] == 2
-
-
 LESS_RAM = """
 from ctypes import c_uint64
 from tests.shim.softcuda.driver import MIB, Driver

@@ -74,18 +74,12 @@ def daemons(tmp_path: Path, nursery: Nursery) -> Iterator[Daemons]:
 
 @contextmanager
 def program(
-    runner: Runner, shim: Path, daemons: Daemons, *argv: str, **environment: str
+    runner: Runner, daemons: Daemons, *argv: str, **environment: str
 ) -> Iterator[subprocess.Popen[str]]:
     """A program under the shim, with 8 chunks of VRAM."""
     with subprocess.Popen(
-        [*sanitizer.prefix(shim), sys.executable, *argv],
-        env=runner.environment(
-            "64MiB",
-            **({} if sanitizer.SANITIZE else {"LD_PRELOAD": str(shim)}),
-            GREENBOOST_SOCKET=str(daemons.folder / "socket"),
-            GREENBOOST_CUDA_DRIVER=str(runner.softcuda),
-            **({"GREENBOOST_VRAM": str(16 * MIB)} | environment),
-        ),
+        runner.command(*argv),
+        env=runner.served(daemons.folder / "socket", 16 * MIB) | environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -112,13 +106,13 @@ def outlives(process: subprocess.Popen[str], daemon: Daemon) -> bool:
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("ops", ["random_ops", "vmm_ops alone", "vmm_ops beside", "excess_ops 9"])
 def test_results_are_right_whenever_the_daemon_dies(
-    runner: Runner, shim: Path, daemons: Daemons, ops: str, seed: int
+    runner: Runner, daemons: Daemons, ops: str, seed: int
 ) -> None:
     lives = random.Random(seed)
     arguments = ["-m", *f"tests.shim.programs.{ops}".split(), str(seed), "80", "10", "12"]
     daemon = daemons.start(100 + lives.randrange(100))
     deaths = 0
-    with program(runner, shim, daemons, *arguments, PYTHONPATH=str(ROOT)) as process:
+    with program(runner, daemons, *arguments, PYTHONPATH=str(ROOT)) as process:
         while outlives(process, daemon):
             deaths += 1
             # The first things that it does are to be interrupted as well, but it has to get on.
@@ -231,9 +225,9 @@ print(len(held))
 )
 
 
-def test_every_tier_is_full(runner: Runner, shim: Path, daemons: Daemons) -> None:
+def test_every_tier_is_full(runner: Runner, daemons: Daemons) -> None:
     daemons.start()
-    with program(runner, shim, daemons, "-c", EVERY_TIER_FULL) as process:
+    with program(runner, daemons, "-c", EVERY_TIER_FULL) as process:
         out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     # 8 chunks of VRAM, 6 of RAM less 2 in which chunks change places, 48 of NVMe; 12 are others'.
@@ -274,11 +268,9 @@ def say(process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_launches_go_on_and_the_rest_waits(
-    runner: Runner, shim: Path, daemons: Daemons, number: signal.Signals
-) -> None:
+def test_launches_go_on_and_the_rest_waits(runner: Runner, daemons: Daemons, number: signal.Signals) -> None:
     daemons.start()
-    with program(runner, shim, daemons, "-c", WAITS) as process:
+    with program(runner, daemons, "-c", WAITS) as process:
         assert said(process) == "filled"
         daemons.end(number)
         say(process)
@@ -310,11 +302,11 @@ print("right")
 )
 
 
-def test_what_is_overwritten_or_freed_waits_for_nobody(runner: Runner, shim: Path, daemons: Daemons) -> None:
+def test_what_is_overwritten_or_freed_waits_for_nobody(runner: Runner, daemons: Daemons) -> None:
     """More often than requests can wait for a daemon."""
     daemons.spill = 257
     daemons.start()
-    with program(runner, shim, daemons, "-c", GIVES_BACK) as process:
+    with program(runner, daemons, "-c", GIVES_BACK) as process:
         assert said(process) == "filled"
         daemons.end(signal.SIGKILL)
         noticed(process)
@@ -331,10 +323,10 @@ def test_what_is_overwritten_or_freed_waits_for_nobody(runner: Runner, shim: Pat
     [("1", "no daemon came back within 1 s"), ("0", "GREENBOOST_REATTACH says not to wait")],
 )
 def test_a_daemon_that_does_not_come_back_is_an_error(
-    runner: Runner, shim: Path, daemons: Daemons, patience: str, message: str
+    runner: Runner, daemons: Daemons, patience: str, message: str
 ) -> None:
     daemons.start()
-    with program(runner, shim, daemons, "-c", WAITS, GREENBOOST_REATTACH=patience) as process:
+    with program(runner, daemons, "-c", WAITS, GREENBOOST_REATTACH=patience) as process:
         assert said(process) == "filled"
         daemons.end(signal.SIGKILL)
         say(process)
@@ -347,11 +339,9 @@ def test_a_daemon_that_does_not_come_back_is_an_error(
     daemons.end_and_leave_nothing()
 
 
-def test_a_program_of_a_daemon_that_knows_nothing_of_it_is_told(
-    runner: Runner, shim: Path, daemons: Daemons
-) -> None:
+def test_a_program_of_a_daemon_that_knows_nothing_of_it_is_told(runner: Runner, daemons: Daemons) -> None:
     daemons.start()
-    with program(runner, shim, daemons, "-c", WAITS) as process:
+    with program(runner, daemons, "-c", WAITS) as process:
         assert said(process) == "filled"
         daemons.end(signal.SIGKILL)
         (daemons.folder / "socket.ledger").unlink()
@@ -393,11 +383,11 @@ def noticed(process: subprocess.Popen[str]) -> None:
     assert any("the daemon is gone" in line for line in process.stderr)
 
 
-def test_what_is_not_in_t3_alone_outlives_t3(runner: Runner, shim: Path, daemons: Daemons) -> None:
+def test_what_is_not_in_t3_alone_outlives_t3(runner: Runner, daemons: Daemons) -> None:
     """What a path encrypts is lost with its daemon; whoever counts on it has to hear which that is."""
     daemons.encrypt = True
     daemons.start()
-    with program(runner, shim, daemons, "-c", LOSES) as process:
+    with program(runner, daemons, "-c", LOSES) as process:
         assert said(process) == "filled"
         daemons.end(signal.SIGKILL)
         noticed(process)
@@ -427,9 +417,9 @@ print("right")
 )
 
 
-def test_who_can_open_no_file_tries_again(runner: Runner, shim: Path, daemons: Daemons) -> None:
+def test_who_can_open_no_file_tries_again(runner: Runner, daemons: Daemons) -> None:
     daemons.start()
-    with program(runner, shim, daemons, "-c", SHORT_OF_FILES) as process:
+    with program(runner, daemons, "-c", SHORT_OF_FILES) as process:
         assert said(process) == "filled"
         daemons.end(signal.SIGKILL)
         noticed(process)
@@ -465,11 +455,9 @@ print("right")
 )
 
 
-def test_a_daemon_that_breaks_off_and_a_child_of_that_moment(
-    runner: Runner, shim: Path, daemons: Daemons
-) -> None:
+def test_a_daemon_that_breaks_off_and_a_child_of_that_moment(runner: Runner, daemons: Daemons) -> None:
     daemons.start()
-    with program(runner, shim, daemons, "-c", FORKS) as process:
+    with program(runner, daemons, "-c", FORKS) as process:
         assert said(process) == "filled"
         daemons.end(signal.SIGKILL)
         (daemons.folder / "socket").unlink()
@@ -507,9 +495,9 @@ print("right")
 )
 
 
-def test_each_device_of_a_program_goes_on(runner: Runner, shim: Path, daemons: Daemons) -> None:
+def test_each_device_of_a_program_goes_on(runner: Runner, daemons: Daemons) -> None:
     daemons.start()
-    with program(runner, shim, daemons, "-c", TWO_DEVICES, SOFTCUDA_DEVICES="2") as process:
+    with program(runner, daemons, "-c", TWO_DEVICES, SOFTCUDA_DEVICES="2") as process:
         assert said(process) == "filled"
         daemons.end(signal.SIGKILL)
         daemons.start()
@@ -520,12 +508,12 @@ def test_each_device_of_a_program_goes_on(runner: Runner, shim: Path, daemons: D
     daemons.end_and_leave_nothing()
 
 
-def test_two_programs_one_of_which_dies_meanwhile(runner: Runner, shim: Path, daemons: Daemons) -> None:
+def test_two_programs_one_of_which_dies_meanwhile(runner: Runner, daemons: Daemons) -> None:
     daemons.spill = 193
     daemons.start()
     with (
-        program(runner, shim, daemons, "-c", WAITS) as one,
-        program(runner, shim, daemons, "-c", WAITS) as other,
+        program(runner, daemons, "-c", WAITS) as one,
+        program(runner, daemons, "-c", WAITS) as other,
     ):
         assert said(one) == said(other) == "filled"
         daemons.end(signal.SIGKILL)
@@ -539,7 +527,7 @@ def test_two_programs_one_of_which_dies_meanwhile(runner: Runner, shim: Path, da
     daemons.end_and_leave_nothing()
 
 
-def test_a_model_gives_the_same_numbers(runner: Runner, shim: Path, daemons: Daemons, tmp_path: Path) -> None:
+def test_a_model_gives_the_same_numbers(runner: Runner, daemons: Daemons, tmp_path: Path) -> None:
     """The demo's, 91 MB of weights: the daemon dies in the middle of it, time and again."""
     alone, tiered = tmp_path / "alone.npz", tmp_path / "tiered.npz"
     path = {"PYTHONPATH": str(ROOT / "tools")}
@@ -552,7 +540,7 @@ def test_a_model_gives_the_same_numbers(runner: Runner, shim: Path, daemons: Dae
     daemon = daemons.start(150)
     deaths = 0
     with program(
-        runner, shim, daemons, "-m", "minilm", "--out", str(tiered), GREENBOOST_VRAM=str(56 * MIB), **path
+        runner, daemons, "-m", "minilm", "--out", str(tiered), GREENBOOST_VRAM=str(56 * MIB), **path
     ) as process:
         while outlives(process, daemon):
             deaths += 1

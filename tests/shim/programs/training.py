@@ -129,16 +129,11 @@ class Training:
         embedding = [8000 * KIB]
         layer = [512 * KIB, 128 * KIB, 128 * KIB, 512 * KIB, 2 * MIB, 2 * MIB, 2 * MIB]
         self.layers = layers
-        self.weights = [self.take(bytes) for bytes in [*embedding, *layers * layer, *embedding]]
+        self.weights = [self.made(bytes) for bytes in [*embedding, *layers * layer, *embedding]]
         self.states: tuple[list[Tensor], ...] = ()
 
-    def take(self, bytes: int) -> Tensor:
-        """Filled by a kernel."""
-        tensor = self.allocator.take(bytes)
-        self.launch(out=(tensor,))
-        return tensor
-
     def made(self, bytes: int, *of: Tensor) -> Tensor:
+        """Filled by a kernel."""
         tensor = self.allocator.take(bytes)
         self.launch(*of, out=(tensor,))
         return tensor
@@ -187,7 +182,7 @@ class Training:
 
     def adamw(self, gradients: list[Tensor]) -> None:
         if not self.states:
-            self.states = tuple([self.take(w.bytes) for w in self.weights] for _ in range(2))
+            self.states = tuple([self.made(w.bytes) for w in self.weights] for _ in range(2))
         means, squares = self.states
         self.launch.in_lists(self.weights, out=(self.weights,))
         self.launch.in_lists(means, gradients, out=(means,))
