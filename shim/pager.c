@@ -318,7 +318,7 @@ static bool fetch_ahead(struct device *device)
 	if (lower_ram_available(device) <= lower_ram_slots(device) / 4 ||
 	    device->fetches >= FETCHES_AHEAD)
 		return false;
-	index = predict_next(&device->predictor, PLACE_RAM, false, may_fetch, device);
+	index = predict_next(&device->predictor, PLACE_RAM, REACH_NEAR, may_fetch, device);
 	if (index == PREDICT_NONE)
 		return false;
 	place = lower_take_ram(device);
@@ -341,7 +341,10 @@ static bool look_ahead(struct device *device)
 		return true;
 	if (!room && device->predictor.unread >= device->slots_allowed / UNREAD_SHARE)
 		return false;
-	index = predict_next(&device->predictor, PLACE_VRAM, room, may_rise, device);
+	index = predict_next(&device->predictor, PLACE_VRAM, room ? REACH_ROOM : REACH_NEAR,
+			     may_rise, device);
+	if (index == PREDICT_NONE && !room && !device->fetches && !vram_bus_has_more(device))
+		index = predict_next(&device->predictor, PLACE_VRAM, REACH_IDLE, may_rise, device);
 	return index != PREDICT_NONE && device->chunks[index].home == HOME_T2 &&
 	       vram_rise(device, index, true);
 }

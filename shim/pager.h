@@ -142,6 +142,9 @@ void vram_see_what_is_over(struct device *device);
 CUresult vram_settle(struct device *device, struct chunk *chunk, CUdeviceptr address,
 		     struct checksum *sum, bool *same);
 
+/* Has the bus more to bring in than what it is about to end? In the lock, which it lets go of. */
+bool vram_bus_has_more(struct device *device);
+
 /* Does some stream wait for a value? What is used behind that wait is not over before. */
 bool vram_awaiting(struct device *device);
 

@@ -11,7 +11,8 @@
  * were chosen by replaying traces (tools/replay): a larger share of a pass keeps the bus
  * busier and moves more bytes.
  */
-#define LEAD 32 /* is looked ahead; whatever comes earlier takes the place of others for longer */
+#define LEAD 32 /* is looked ahead */
+#define LEAD_IDLE 16 /* and if the bus has nothing else to do */
 #define LAST 32 /* a victim is sought among those due last */
 #define FARTHER 4 /* times as far if none of them is good */
 #define LOST 4 /* not found in it for so long, the program does not follow the log any more */
@@ -72,7 +73,7 @@ struct choice {
 /* The order of enum predict_leave, but in a hurry what can leave now goes before what cannot. */
 static int worth(enum predict_leave leave, enum predict_haste haste)
 {
-	if (haste == HASTE_AHEAD && (predict_busy(leave) || leave <= LEAVE_LAST))
+	if (haste <= HASTE_IDLE && (predict_busy(leave) || leave <= LEAVE_LAST))
 		return LEAVE_NOT;
 	if (haste == HASTE_HURRY && leave == LEAVE_BUSY)
 		return LEAVE_NEW;
@@ -186,9 +187,9 @@ uint32_t predict_victim(struct predictor *p, enum predict_place place, enum pred
 		weigh_known(p, place, false, &choice);
 	if (choice.leave < LEAVE_NEW)
 		weigh_unknown(p, place, true, &choice);
-	if (place == PLACE_VRAM && p->cursor)
-		p->forced++;
-	if (choice.leave > LEAVE_LAST || haste == HASTE_AHEAD)
+	if (place == PLACE_VRAM && p->cursor && choice.chunk != PREDICT_NONE)
+		p->failed++;
+	if (choice.leave > LEAVE_LAST || haste <= HASTE_IDLE)
 		return choice.chunk;
 	weigh_known(p, place, true, &choice);
 	for (uint32_t i = 0; i < p->arrivals_count && choice.leave <= LEAVE_LAST; i++) {
@@ -204,9 +205,10 @@ uint32_t predict_victim(struct predictor *p, enum predict_place place, enum pred
  * How far to look ahead, in uses. What is brought in earlier takes the place of
  * others for longer, by just this share of a pass.
  */
-static uint64_t lead(const struct predictor *p, enum predict_place place)
+static uint64_t lead(const struct predictor *p, enum predict_place place, bool idle)
 {
-	uint64_t least = 2 * (p->head - p->begun[0]), most = predict_span(p) / LEAD;
+	uint64_t least = 2 * (p->head - p->begun[0]);
+	uint64_t most = predict_span(p) / (idle ? LEAD_IDLE : LEAD);
 
 	if (most < least)
 		most = least;
@@ -226,17 +228,18 @@ static bool crowded(const struct predictor *p, uint64_t at)
 	return p->absent > plan_overflow(p) * (p->head - at) / predict_span(p) + plan_places(p);
 }
 
-uint32_t predict_next(struct predictor *p, enum predict_place place, bool room,
+uint32_t predict_next(struct predictor *p, enum predict_place place, enum predict_reach reach,
 		      predict_wanted wanted, void *arg)
 {
 	uint64_t at = p->ahead[place], end;
+	bool room = reach == REACH_ROOM;
 
 	/* What the program does now has nothing to do with what came next there. */
 	if (!p->cursor || p->head - p->found > predict_span(p) / PREDICT_STRAY)
 		return PREDICT_NONE;
 	if (at < p->cursor)
 		at = p->cursor;
-	end = p->cursor + lead(p, place);
+	end = p->cursor + lead(p, place, reach == REACH_IDLE);
 	for (; at < p->head && (at < end || room || crowded(p, at)); at++) {
 		p->ahead[place] = at;
 		if ((room || p->chunks[predict_entry(p, at)->chunk].doubt < DOUBTFUL) &&

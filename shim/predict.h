@@ -111,8 +111,8 @@ struct predictor {
 	uint32_t leaving_first, leaving_count;
 	uint32_t streaming; /* in VRAM and unread or leaving */
 	uint32_t burst, burst_before; /* most that one launch marked, in this plan and the last */
-	uint32_t forced; /* in this plan, taken from what was to stay */
-	uint32_t shortage; /* places to stream through that were missing for that */
+	uint32_t failed; /* in this plan, how often somebody left who was to stay */
+	uint32_t shortage; /* places to stream through that were missing, for that */
 	uint32_t slots; /* of VRAM */
 };
 
@@ -141,17 +141,17 @@ void predict_left(struct predictor *p, uint32_t chunk, bool changed);
 void predict_forget(struct predictor *p, uint32_t chunk);
 
 /*
- * How urgently a place is needed: ahead of use; by somebody who waits, while the bus
- * has other things to do; and so that the bus has.
+ * How urgently a place is needed: ahead of use; ahead, and the bus has nothing else to do;
+ * by somebody who waits, while the bus has other things to do; and so that the bus has.
  */
-enum predict_haste { HASTE_AHEAD, HASTE_PATIENT, HASTE_HURRY };
+enum predict_haste { HASTE_AHEAD, HASTE_IDLE, HASTE_PATIENT, HASTE_HURRY };
 
 typedef enum predict_leave (*predict_may_leave)(void *arg, uint32_t chunk);
 
 /*
  * The chunk of VRAM or RAM to leave; PREDICT_NONE: none may. Ahead of use only one that
- * is not busy and would have left soon. One that was brought in and is unread only if
- * somebody waits and nothing else may.
+ * is not busy and, unless the bus is idle, would have left soon. One that was brought in and
+ * is unread only if somebody waits and nothing else may.
  */
 uint32_t predict_victim(struct predictor *p, enum predict_place place, enum predict_haste haste,
 			predict_may_leave may_leave, void *arg);
@@ -159,11 +159,16 @@ uint32_t predict_victim(struct predictor *p, enum predict_place place, enum pred
 typedef bool (*predict_wanted)(void *arg, uint32_t chunk);
 
 /*
- * The next chunk ahead that is wanted in that place; PREDICT_NONE: none is near enough.
- * room: nothing has to leave for it, so it may be far. Goes on from where it got to the
- * last time, so each use of a pass is looked at about once.
+ * How far ahead to look: what comes earlier than it must takes the place of others for longer;
+ * the bus has nothing else to do; nothing has to leave.
  */
-uint32_t predict_next(struct predictor *p, enum predict_place place, bool room,
+enum predict_reach { REACH_NEAR, REACH_IDLE, REACH_ROOM };
+
+/*
+ * The next chunk ahead that is wanted in that place; PREDICT_NONE: none is near enough. Goes
+ * on from where it got to the last time, so each use of a pass is looked at about once.
+ */
+uint32_t predict_next(struct predictor *p, enum predict_place place, enum predict_reach reach,
 		      predict_wanted wanted, void *arg);
 
 #endif

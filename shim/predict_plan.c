@@ -13,6 +13,9 @@
 #define STREAM_SHARE 64
 #define STREAM_LEAST 4
 
+/* Places that were missing, of the last passes: each counts for less than that before it. */
+#define SHORT_SHARE 8
+
 /* By how much of a score (2^32 is a whole pass) the rank decides. */
 #define ALL ((uint64_t)1 << 32)
 #define BY_RANK (ALL / 4)
@@ -75,8 +78,8 @@ static void end_plan(struct predictor *p)
 		p->bound += ((room - sum) << 20) / p->occupied[i] << 12;
 	p->bound /= PREDICT_SCORES;
 	p->burst_before = p->burst;
-	p->shortage += p->forced / 4 - p->shortage / 8;
-	p->forced = 0;
+	p->shortage += p->failed / SHORT_SHARE - (p->shortage + SHORT_SHARE - 1) / SHORT_SHARE;
+	p->failed = 0;
 	p->burst = 0;
 	plan_begin(p);
 }

@@ -248,8 +248,7 @@ void vram_look_again(struct device *device)
 	take_back(device);
 }
 
-/* Has the bus more to bring in than what it is just about to end? */
-static bool bus_has_more(struct device *device)
+bool vram_bus_has_more(struct device *device)
 {
 	struct ticket *last_but_one = ticket_get(device->rising[0]);
 	bool more;
@@ -270,9 +269,15 @@ static uint32_t vram_victim(struct device *device, bool ahead)
 	if (ahead && !device->quiet)
 		return PREDICT_NONE;
 	vram_see_what_is_over(device);
-	if (ahead)
-		return predict_victim(&device->predictor, PLACE_VRAM, HASTE_AHEAD, may_leave,
+	if (ahead) {
+		victim = predict_victim(&device->predictor, PLACE_VRAM, HASTE_AHEAD, may_leave,
+					device);
+		/* While T3 is waited for, the bus is idle whatever is brought in ahead. */
+		if (victim != PREDICT_NONE || device->fetches || vram_bus_has_more(device))
+			return victim;
+		return predict_victim(&device->predictor, PLACE_VRAM, HASTE_IDLE, may_leave,
 				      device);
+	}
 	/*
 	 * Which of the busy ones are used behind the wait is not known, and one of those would be
 	 * waited for for ever. Others are over in a moment.
@@ -291,7 +296,7 @@ static uint32_t vram_victim(struct device *device, bool ahead)
 			return PREDICT_NONE;
 		vram_look_again(device);
 	}
-	if (bus_has_more(device)) {
+	if (vram_bus_has_more(device)) {
 		struct ticket *last_but_one;
 
 		victim = predict_victim(&device->predictor, PLACE_VRAM, HASTE_PATIENT, may_leave,

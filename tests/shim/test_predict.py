@@ -49,8 +49,8 @@ class Cache:
     def victim(self, haste: int) -> int:
         return int(lib.predict_victim(self.p, lib.PLACE_VRAM, haste, self.may_leave, ffi.NULL))
 
-    def next(self) -> int:
-        return int(lib.predict_next(self.p, lib.PLACE_VRAM, False, self.wanted, ffi.NULL))
+    def next(self, reach: int = lib.REACH_NEAR) -> int:
+        return int(lib.predict_next(self.p, lib.PLACE_VRAM, reach, self.wanted, ffi.NULL))
 
     def leave(self, chunk: int) -> None:
         self.resident.remove(chunk)
@@ -206,6 +206,36 @@ def test_a_busy_one_is_waited_for_if_there_is_time_and_not_looked_ahead_for() ->
     assert cache.victim(lib.HASTE_AHEAD) == NONE
     assert cache.victim(lib.HASTE_PATIENT) in cache.resident
     cache.grades[next(iter(cache.resident))] = lib.LEAVE_CLEAN
+
+
+def test_an_idle_bus_is_used_for_what_is_farther_ahead() -> None:
+    """And takes the place of what was to stay, which a busy one does not."""
+    cache = Cache(120, 200)
+    cache.passes(4, loop(200))  # the next is 0
+    while cache.look_ahead():
+        pass
+    absent = min(set(range(200)) - cache.resident)
+    assert 200 // 32 < absent < 200 // 16
+    assert cache.next() == NONE
+    assert cache.next(lib.REACH_IDLE) == absent
+    while (victim := cache.victim(lib.HASTE_AHEAD)) != NONE:
+        cache.grades[victim] = lib.LEAVE_NOT
+    victim = cache.victim(lib.HASTE_IDLE)
+    assert victim in cache.resident
+    assert victim >= 200 - 200 // 8  # one of those due last
+
+
+def test_what_a_change_of_programs_lacked_is_not_kept_for_good() -> None:
+    """Places that were missing for a while are for chunks that stay again some passes later."""
+    cache = Cache(60, 100)
+    cache.passes(4, loop(100))
+    settled = cache.passes(4, loop(100))
+    cache.p.shortage = 15  # all a plan may have: a quarter of the slots
+    assert cache.passes(1, loop(100)) >= settled
+    most = cache.passes(1, loop(100))
+    cache.passes(40, loop(100))
+    assert cache.p.shortage == 0
+    assert cache.passes(4, loop(100)) == settled < most
 
 
 def test_pinned_by_address_leaves_last_of_all() -> None:
