@@ -7,7 +7,9 @@
 #define _GNU_SOURCE
 #include <string.h>
 
+#include "copy.h"
 #include "device.h"
+#include "far.h"
 #include "fault.h"
 #include "gate.h"
 #include "launch.h"
@@ -243,6 +245,51 @@ static void keep_pointees(const void *host, uint64_t bytes)
 	}
 }
 
+static CUresult perform(const struct copy *c, const struct end ends[2])
+{
+	CUresult result;
+
+	if (gate_enter()) {
+		result = issue(c, 0, c->bytes);
+		gate_leave();
+		return result;
+	}
+	if (!c->bytes || (!ends[0].device && !ends[1].device))
+		return issue(c, 0, c->bytes);
+	return copy_in_pieces(c, ends);
+}
+
+/* Something else than what the program called, where that would not reach what is paged. */
+static CUresult perform_anywhere(const struct copy *c, const struct end ends[2])
+{
+	CUstream stream = c->async ? c->stream : NULL;
+	struct device *owner = ends[0].device ? ends[0].device : ends[1].device;
+	struct copy other = *c;
+	struct owner to, from;
+	struct detour detour;
+	CUresult result;
+
+	if (!owner || !c->bytes || !device_several())
+		return perform(c, ends);
+	if (c->kind <= DTOD && c->kind != HTOD && c->kind != DTOH &&
+	    far_apart(c->dst, c->src, stream, &to, &from)) {
+		other.kind = PEER;
+		other.dst_context = to.context;
+		other.src_context = from.context;
+		return perform(&other, ends);
+	}
+	if (c->kind == PEER || far_device(stream) == owner->ordinal ||
+	    launch_captured(stream, c->variant))
+		return perform(c, ends);
+	result = far_away(&detour, owner, stream, c->variant);
+	if (result)
+		return result;
+	other.async = true;
+	other.stream = owner->mover.guest;
+	other.variant = 0;
+	return far_back(&detour, perform(&other, ends), !c->async && c->kind < SET8);
+}
+
 /* What every copy and memset goes through. */
 static CUresult copy(const struct copy *c)
 {
@@ -251,7 +298,6 @@ static CUresult copy(const struct copy *c)
 		c->kind == DTOH ? (struct end){ 0 } : find_end(c->dst, c->bytes),
 		c->kind == HTOD ? (struct end){ 0 } : find_end(c->src, c->bytes),
 	};
-	CUresult result;
 
 	if (c->bytes && ends[0].device &&
 	    (memset || from_host || (c->kind <= ATTRIBUTES && !ends[1].device))) {
@@ -261,14 +307,19 @@ static CUresult copy(const struct copy *c)
 	}
 	if (from_host && c->bytes <= POINTERS_MOST)
 		keep_pointees((const void *)c->src, c->bytes);
-	if (gate_enter()) {
-		result = issue(c, 0, c->bytes);
-		gate_leave();
-		return fault_check(result);
-	}
-	if (!c->bytes || (!ends[0].device && !ends[1].device))
-		return fault_check(issue(c, 0, c->bytes));
-	return fault_check(copy_in_pieces(c, ends));
+	return fault_check(perform_anywhere(c, ends));
+}
+
+CUresult copy_bytes(CUdeviceptr dst, CUdeviceptr src, uint64_t bytes, bool async, CUstream stream,
+		    unsigned int variant)
+{
+	return copy(&(struct copy){ .kind = DTOD,
+				    .async = async,
+				    .variant = variant,
+				    .dst = dst,
+				    .src = src,
+				    .bytes = bytes,
+				    .stream = stream });
 }
 
 CUresult hook_cuMemcpy(unsigned int variant, CUdeviceptr dst, CUdeviceptr src, size_t bytes)
@@ -411,7 +462,7 @@ CUresult hook_cuMemcpyBatchAsync(unsigned int variant, CUdeviceptr *dsts, CUdevi
 {
 	/* What is wrong is the driver's to say. */
 	bool whole = !dsts || !srcs || !sizes || !attrs || !attr_idxs || !n_attrs;
-	bool entered = gate_enter();
+	bool entered = !device_several() && gate_enter();
 	CUresult result;
 
 	if (!entered && !whole)
@@ -429,7 +480,7 @@ CUresult hook_cuMemcpyBatchAsync_v2(unsigned int variant, CUdeviceptr *dsts, CUd
 				    size_t n_attrs, CUstream stream)
 {
 	bool whole = !dsts || !srcs || !sizes || !attrs || !attr_idxs || !n_attrs;
-	bool entered = gate_enter();
+	bool entered = !device_several() && gate_enter();
 	CUresult result;
 
 	if (!entered && !whole)

@@ -4,7 +4,9 @@
  * fit, else half of them at a time.
  */
 #define _GNU_SOURCE
+#include "copy.h"
 #include "device.h"
+#include "far.h"
 #include "gate.h"
 #include "log.h"
 #include "ranges.h"
@@ -171,12 +173,52 @@ static CUresult copy_rows(const struct rows *r)
 	return result ? result : copy_rows(&second);
 }
 
+/*
+ * Must it be made row by row, as peer copies? Also where both devices page what it names: one call
+ * cannot hold memory of two.
+ */
+static bool far(const struct rows *r)
+{
+	struct owner to, from;
+	struct extent sides[2];
+
+	if (!device_several() || !is_device(r->shape.srcMemoryType) ||
+	    !is_device(r->shape.dstMemoryType))
+		return false;
+	sides_3d(&r->shape, sides);
+	return (device_of(sides[0].begin) || device_of(sides[1].begin)) &&
+	       far_apart(sides[1].begin, sides[0].begin, r->stream, &to, &from);
+}
+
+static CUresult copy_far(const struct rows *r)
+{
+	const CUDA_MEMCPY3D *c = &r->shape;
+	bool async = r->call == COPY_2D_ASYNC || r->call == COPY_3D_ASYNC ||
+		     r->call == COPY_3D_PEER_ASYNC;
+	uint64_t src_slice = c->srcPitch * (c->srcHeight ? c->srcHeight : c->Height);
+	uint64_t dst_slice = c->dstPitch * (c->dstHeight ? c->dstHeight : c->Height);
+	bool packed = c->srcPitch == c->WidthInBytes && c->dstPitch == c->WidthInBytes;
+	uint64_t rows = packed ? c->Height : 1;
+	struct extent sides[2];
+	CUresult result = CUDA_SUCCESS;
+
+	sides_3d(c, sides);
+	for (uint64_t z = 0; z < c->Depth && !result; z++)
+		for (uint64_t y = 0; y < c->Height && !result; y += rows)
+			result = copy_bytes(sides[1].begin + z * dst_slice + y * c->dstPitch,
+					    sides[0].begin + z * src_slice + y * c->srcPitch,
+					    rows * c->WidthInBytes, async, r->stream, r->variant);
+	return result;
+}
+
 static CUresult copy_shape(int call, unsigned int variant, const CUDA_MEMCPY3D *shape,
 			   CUstream stream)
 {
 	struct rows rows = { .call = call, .variant = variant, .stream = stream, .shape = *shape };
 	CUresult result;
 
+	if (shape->WidthInBytes && shape->Height && shape->Depth && far(&rows))
+		return copy_far(&rows);
 	if (gate_enter()) {
 		result = issue(&rows);
 		gate_leave();

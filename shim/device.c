@@ -314,6 +314,15 @@ struct device *device_ready(CUdevice ordinal)
 	return device && atomic_load_explicit(&device->ready, memory_order_acquire) ? device : NULL;
 }
 
+bool device_several(void)
+{
+	int n = 0;
+
+	for (int i = 0; i < MAX_DEVICES && n < 2; i++)
+		n += atomic_load_explicit(&devices[i], memory_order_relaxed) != NULL;
+	return n > 1;
+}
+
 bool device_wanted(void)
 {
 	const char *path = getenv("GREENBOOST_SOCKET");

@@ -23,7 +23,7 @@ static CUresult find_spans(const struct extent *ranges, uint32_t count, struct d
 		if (*device && *device != owner) {
 			/* No program was seen to. */
 			log_warn("one call cannot name memory of two devices that both page it "
-				 "(rows of cuMemcpy2D, cuMemcpy3D, cuMemcpy3DPeer)");
+				 "(cuMemcpy3DBatchAsync, and kernels)");
 			return CUDA_ERROR_NOT_SUPPORTED;
 		}
 		pthread_mutex_lock(&owner->lock);

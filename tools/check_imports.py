@@ -44,7 +44,7 @@ SHIM: Layers = (
         "memory memory_info ordered room vmm vmm_account vmm_create vmm_direct vmm_piece vmm_region",
         "context",
     ),
-    ("ranges",),
+    ("ranges", "far"),
     ("graph_body", "launch"),
     (
         "residency release choose meant sparse grace guess pager in_place lower lower_arenas lower_transfer "

@@ -119,6 +119,25 @@ def test_expandable_segments(name: str, vram: str, tmp_path: Path) -> None:
         assert "a kernel touched an address where nothing is" in done.stderr
 
 
+def test_two_gpus(tmp_path: Path) -> None:
+    """A model's layers on both, each with a third of what there is on it."""
+    probe = "import accelerate, torch, transformers; print(torch.cuda.device_count())"
+    found = subprocess.run([PYTHON, "-c", probe], capture_output=True, text=True).stdout.strip()
+    if not found or int(found) < 2:
+        pytest.skip("no accelerate, transformers or second GPU: two GPUs are NOT tested")
+    program, tiers = ["two_gpus.py"], ["--ram", "6GiB", "--chunk", "2MiB"]
+    bare = start([PYTHON, str(PROGRAMS / program[0]), str(tmp_path / "bare.npz")], report=tmp_path)
+    assert bare.returncode == 0, bare.stderr
+    spare = run(program, tmp_path / "spare.npz", "--vram", "8GiB", *tiers)
+    assert same(tmp_path / "bare.npz", tmp_path / "spare.npz")
+    third = needed(spare) // 2 // 3 // MIB
+    capped = run(program, tmp_path / "third.npz", "--vram", f"{third}MiB", *tiers)
+    assert same(tmp_path / "bare.npz", tmp_path / "third.npz")
+    assert len(capped["sessions"]) == 2
+    for session in capped["sessions"]:
+        assert session["counters"]["d2h_bytes"] > 0
+
+
 def test_same_numbers_over_nvme(tmp_path: Path) -> None:
     """RAM too small for the rest: it goes to a spill file."""
     run(MATMUL, tmp_path / "bare.npz")

@@ -193,6 +193,7 @@ def test_boxes_are_copied_slice_by_slice(driver: Driver) -> None:
         srcXInBytes=1, srcY=1, srcZ=1, srcMemoryType=HOST, srcHost=ctypes.addressof(src),
         srcPitch=32, srcHeight=10, dstXInBytes=2, dstY=2, dstZ=0, dstMemoryType=DEVICE,
         dstDevice=address, dstPitch=40, dstHeight=8, WidthInBytes=20, Height=5, Depth=4,
+        reserved0=driver.context, reserved1=driver.context,
     )  # fmt: skip
     expected = bytearray(SIZE)
     for z in range(4):

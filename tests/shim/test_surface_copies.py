@@ -152,6 +152,8 @@ def test_a_copy_with_attributes_is_split_at_chunks(runner: Runner) -> None:
 PEERS = (
     BEGIN
     + """
+from tests.shim.softcuda.driver import Memcpy2D
+DEVICE = 2
 can = c_int(1)
 call("cuDeviceCanAccessPeer", byref(can), 0, 1)
 assert can.value == 0
@@ -186,6 +188,39 @@ for turn, current in enumerate(contexts):
         ][at]()
         call("cuCtxSynchronize")
         assert (read(to), read(to + 16 * MIB - 4)) == (2, 2 + 4 * MIB - 1), at
+        # And back, rows of what a small allocation has, which is the driver's; others stay.
+        small = c_uint64()
+        call("cuCtxSetCurrent", contexts[1])
+        call("cuMemAlloc_v2", byref(small), c_size_t(4096))
+        call("cuMemsetD32_v2", small, c_uint(7), c_size_t(1024))
+        call("cuCtxSynchronize")
+        call("cuCtxSetCurrent", current)
+        for source, width in ((small.value, 64), (sets[1][1], 64), (sets[1][1], 256)):
+            shape = Memcpy2D(srcMemoryType=DEVICE, dstMemoryType=DEVICE, srcDevice=source, dstDevice=to)
+            shape.srcPitch = shape.dstPitch = 256
+            shape.srcXInBytes, shape.dstXInBytes = (0, 256 - width) if source == small.value else (0, 0)
+            shape.WidthInBytes, shape.Height = width, 16
+            call("cuMemcpy2DAsync_v2", byref(shape), s)
+            call("cuCtxSynchronize")
+            first = 7 if source == small.value else 2
+            last = 7 if source == small.value else 2 + (15 * 256 + width) // 4 - 1
+            end = to + 15 * 256 + shape.dstXInBytes + width
+            assert (read(to + shape.dstXInBytes), read(end - 4)) == (first, last), (at, width)
+        call("cuMemcpyDtoDAsync_v2", small, dst, c_size_t(4096), s)
+        call("cuCtxSynchronize")
+        assert read(small.value + 4092) == 2 + 1023
+        call("cuMemFree_v2", small)
+    # To and from the host, of memory that is not the current context's device's.
+    for context, blocks, value in zip(contexts, sets, (1, 2)):
+        host = (c_uint * 1024)(*range(1024))
+        call("cuMemcpyHtoDAsync_v2", c_uint64(blocks[0] + 4), host, c_size_t(4096), s)
+        call("cuMemsetD32Async", c_uint64(blocks[0] + 8), c_uint(5), c_size_t(1), s)
+        got = (c_uint * 1025)()
+        call("cuMemcpyDtoHAsync_v2", got, c_uint64(blocks[0]), c_size_t(4100), s)
+        call("cuCtxSynchronize")
+        assert list(got[1:4]) == [0, 5, 2] and got[1024] == 1023
+        call("cuMemcpyHtoD_v2", c_uint64(blocks[0]), pattern[value - 1], c_size_t(4100))
+        assert (read(blocks[0]), read(blocks[0] + 4096)) == (value, value + 1024)
 got = c_int()
 for device, blocks in enumerate(sets):
     for at in blocks:
@@ -196,7 +231,9 @@ for device, blocks in enumerate(sets):
 
 
 @pytest.mark.parametrize("late", ["0", "1"])
-def test_two_devices_that_overflow_copy_to_each_other(runner: Runner, late: str) -> None:
-    """Kernels of one are told that they cannot reach the other's memory."""
-    flags = "--chunk 2MiB --vram 40MiB --ram 64MiB --spill {dir}/spill:256MiB"
-    right(runner, PEERS, flags=flags, SOFTCUDA_DEVICES="2", SOFTCUDA_LATE=late)
+@pytest.mark.parametrize("vram", ["40MiB", "120MiB"])
+def test_two_devices_copy_to_each_other(runner: Runner, vram: str, late: str) -> None:
+    """In both contexts, with room for all or not. Kernels cannot, and are told so."""
+    flags = f"--chunk 2MiB --vram {vram} --ram 64MiB --spill {{dir}}/spill:256MiB"
+    devices = {"SOFTCUDA_DEVICES": "2", "SOFTCUDA_VRAM": "160MiB"}
+    right(runner, PEERS, flags=flags, SOFTCUDA_LATE=late, **devices)

@@ -373,6 +373,9 @@ for device in (0, 1):
 there = reserve(32 * MIB)
 put(there, 12 * MIB, made(0, 12 * MIB))
 assert refuses_map(there + 16 * MIB, 12 * MIB, made(1, 12 * MIB)) == 801
+fill(there, 12 * MIB, 3)
+check(there, 12 * MIB, 3)
+call("cuCtxSetCurrent", contexts[0])
 fill(there, 12 * MIB, 4)
 check(there, 12 * MIB, 4)
 # What a reset leaves of the program's handles and mappings can be given back, and no more.

@@ -90,6 +90,19 @@ CUresult end_check(const struct box *box, struct end *end, bool device)
 	return CUDA_SUCCESS;
 }
 
+static bool end_granted(const struct box *box, const struct end *end, CUdevice device)
+{
+	size_t bytes;
+
+	return end->kind != RANGE_DEVICE || !reach(box, end, &bytes) ||
+	       space_grants(end->start, bytes, device);
+}
+
+bool box_granted(const struct box *box, CUdevice dst, CUdevice src)
+{
+	return end_granted(box, &box->dst, dst) && end_granted(box, &box->src, src);
+}
+
 /* One end of a descriptor, as 2D and 3D copies name it. */
 struct described {
 	size_t x, y, z;

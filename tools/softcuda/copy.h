@@ -23,6 +23,12 @@ struct box {
 CUresult end_check(const struct box *box, struct end *end, bool device);
 
 /*
+ * May contexts of these devices name the ends? Memory of cuMemAlloc may be named by all, but a
+ * mapping by those alone that were given access, also if others could reach it.
+ */
+bool box_granted(const struct box *box, CUdevice dst, CUdevice src);
+
+/*
  * What a copy descriptor asks for, both ends checked. CUDA_ERROR_NOT_SUPPORTED:
  * it names an array.
  */

@@ -6,14 +6,23 @@
 
 enum waiting { ASYNC, SYNC, READ_NOW };
 
-static CUresult submit(CUstream stream, const struct box *box, enum waiting waiting)
+/* Whose contexts name the ends; NULL: the stream's names both. */
+struct peers {
+	CUcontext dst, src;
+};
+
+static CUresult submit(CUstream stream, const struct box *box, enum waiting waiting,
+		       const struct peers *peers)
 {
+	CUdevice here = stream->context->device;
 	bool device_only = box->src.kind == RANGE_DEVICE && box->dst.kind == RANGE_DEVICE;
 	bool pageable_dst = box->dst.kind == RANGE_PAGEABLE;
 	bool pageable_src = box->src.kind == RANGE_PAGEABLE;
 
 	if (!box->width || !box->height || !box->depth)
 		return CUDA_SUCCESS;
+	if (!box_granted(box, peers ? peers->dst->device : here, peers ? peers->src->device : here))
+		return CUDA_ERROR_INVALID_VALUE;
 	/* Between devices the host is not waited for, whatever the call is named. */
 	if (waiting == SYNC && device_only)
 		return stream_submit(stream, copy_work(box, false));
@@ -31,8 +40,9 @@ static CUresult submit(CUstream stream, const struct box *box, enum waiting wait
 }
 
 /* A row of bytes; which ends a device must be able to reach is the caller's word. */
-static CUresult copy_row(CUstream stream, uintptr_t dst, bool dst_device, uintptr_t src,
-			 bool src_device, size_t bytes, enum waiting waiting)
+static CUresult copy_between(CUstream stream, uintptr_t dst, bool dst_device, uintptr_t src,
+			     bool src_device, size_t bytes, enum waiting waiting,
+			     const struct peers *peers)
 {
 	struct box box = {
 		.dst.start = dst,
@@ -48,7 +58,13 @@ static CUresult copy_row(CUstream stream, uintptr_t dst, bool dst_device, uintpt
 	error = end_check(&box, &box.dst, dst_device);
 	if (!error)
 		error = end_check(&box, &box.src, src_device);
-	return error ? error : submit(stream, &box, waiting);
+	return error ? error : submit(stream, &box, waiting, peers);
+}
+
+static CUresult copy_row(CUstream stream, uintptr_t dst, bool dst_device, uintptr_t src,
+			 bool src_device, size_t bytes, enum waiting waiting)
+{
+	return copy_between(stream, dst, dst_device, src, src_device, bytes, waiting, NULL);
 }
 
 CUresult do_cuMemcpy(bool per_thread, CUdeviceptr dst, CUdeviceptr src, size_t bytes)
@@ -102,11 +118,12 @@ CUresult do_cuMemcpyDtoDAsync_v2(bool per_thread, CUdeviceptr dst, CUdeviceptr s
 static CUresult copy_peer(CUstream stream, CUdeviceptr dst, CUcontext dst_ctx, CUdeviceptr src,
 			  CUcontext src_ctx, size_t bytes, enum waiting waiting)
 {
+	const struct peers peers = { .dst = dst_ctx, .src = src_ctx };
 	CUresult error = context_check(dst_ctx);
 
 	if (!error)
 		error = context_check(src_ctx);
-	return error ? error : copy_row(stream, dst, true, src, true, bytes, waiting);
+	return error ? error : copy_between(stream, dst, true, src, true, bytes, waiting, &peers);
 }
 
 CUresult do_cuMemcpyPeer(bool per_thread, CUdeviceptr dst, CUcontext dst_ctx, CUdeviceptr src,
@@ -181,7 +198,7 @@ static CUresult copy_2d(CUstream stream, const CUDA_MEMCPY2D *copy, enum waiting
 	if (!copy)
 		return CUDA_ERROR_INVALID_VALUE;
 	error = box_of_2d(copy, &box);
-	return error ? error : submit(stream, &box, waiting);
+	return error ? error : submit(stream, &box, waiting, NULL);
 }
 
 CUresult do_cuMemcpy2D_v2(bool per_thread, const CUDA_MEMCPY2D *copy)
@@ -199,36 +216,42 @@ CUresult do_cuMemcpy2DAsync_v2(bool per_thread, const CUDA_MEMCPY2D *copy, CUstr
 	return copy_2d(stream_resolve(stream, per_thread), copy, ASYNC);
 }
 
-static CUresult copy_3d(CUstream stream, const CUDA_MEMCPY3D *copy, enum waiting waiting)
+static CUresult copy_3d(CUstream stream, const CUDA_MEMCPY3D *copy, enum waiting waiting, bool peer)
 {
-	struct box box;
+	struct peers peers;
 	CUresult error;
+	struct box box;
 
 	if (!stream)
 		return CUDA_ERROR_INVALID_HANDLE;
 	if (!copy)
 		return CUDA_ERROR_INVALID_VALUE;
-	error = box_of_3d(copy, &box);
-	return error ? error : submit(stream, &box, waiting);
+	/* The descriptor of a peer copy has contexts where the other one's reserved fields are. */
+	peers = (struct peers){ .dst = copy->reserved1, .src = copy->reserved0 };
+	error = peer ? context_check(peers.dst) : CUDA_SUCCESS;
+	if (!error && peer)
+		error = context_check(peers.src);
+	if (!error)
+		error = box_of_3d(copy, &box);
+	return error ? error : submit(stream, &box, waiting, peer ? &peers : NULL);
 }
 
 CUresult do_cuMemcpy3D_v2(bool per_thread, const CUDA_MEMCPY3D *copy)
 {
-	return copy_3d(stream_resolve(NULL, per_thread), copy, SYNC);
+	return copy_3d(stream_resolve(NULL, per_thread), copy, SYNC, false);
 }
 
 CUresult do_cuMemcpy3DAsync_v2(bool per_thread, const CUDA_MEMCPY3D *copy, CUstream stream)
 {
-	return copy_3d(stream_resolve(stream, per_thread), copy, ASYNC);
+	return copy_3d(stream_resolve(stream, per_thread), copy, ASYNC, false);
 }
 
-/* The descriptor of a peer copy has contexts where the other one's reserved fields are. */
 CUresult do_cuMemcpy3DPeer(bool per_thread, const CUDA_MEMCPY3D *copy)
 {
-	return do_cuMemcpy3D_v2(per_thread, copy);
+	return copy_3d(stream_resolve(NULL, per_thread), copy, SYNC, true);
 }
 
 CUresult do_cuMemcpy3DPeerAsync(bool per_thread, const CUDA_MEMCPY3D *copy, CUstream stream)
 {
-	return do_cuMemcpy3DAsync_v2(per_thread, copy, stream);
+	return copy_3d(stream_resolve(stream, per_thread), copy, ASYNC, true);
 }

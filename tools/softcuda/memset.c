@@ -71,6 +71,14 @@ void memset_params_of_work(const struct work *work, CUDA_MEMSET_NODE_PARAMS *par
 	*params = ((const struct set *)work)->params;
 }
 
+static bool memset_granted(const CUDA_MEMSET_NODE_PARAMS *params, CUdevice device)
+{
+	size_t row = params->width * params->elementSize;
+
+	return !params->width || !params->height ||
+	       space_grants(params->dst, (params->height - 1) * params->pitch + row, device);
+}
+
 /*
  * The host does not wait, except for host memory, as the driver has it: whether
  * the call has Async in its name changes the stream alone.
@@ -83,6 +91,10 @@ static CUresult set_memory(CUstream stream, const CUDA_MEMSET_NODE_PARAMS *param
 	if (!stream)
 		return CUDA_ERROR_INVALID_HANDLE;
 	error = memset_work(params, &work);
+	if (!error && !memset_granted(params, stream->context->device)) {
+		work_put(work);
+		error = CUDA_ERROR_INVALID_VALUE;
+	}
 	if (error || !params->width || !params->height) {
 		if (!error)
 			work_put(work);

@@ -247,6 +247,22 @@ static enum range_kind classify(uintptr_t start, uintptr_t end)
 	return span->kind == SPAN_HOST ? RANGE_HOST : RANGE_DEVICE;
 }
 
+bool space_grants(uintptr_t start, size_t bytes, CUdevice device)
+{
+	bool granted = true;
+
+	space_read_lock();
+	for (size_t i = interval_after(&spans, start); granted; i++) {
+		const struct span *span = nth(i);
+
+		if (!span || span->at.start >= start + bytes)
+			break;
+		granted = span->kind != SPAN_MAPPING || span->access[device];
+	}
+	space_unlock();
+	return granted;
+}
+
 enum range_kind space_classify(uintptr_t start, size_t bytes)
 {
 	enum range_kind kind;

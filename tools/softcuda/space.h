@@ -89,4 +89,10 @@ struct span *space_next(uintptr_t address);
 /* Takes the lock itself. */
 enum range_kind space_classify(uintptr_t start, size_t bytes);
 
+/*
+ * May work of this device's contexts name the range? All but mappings that it was given no access
+ * to. Takes the lock itself.
+ */
+bool space_grants(uintptr_t start, size_t bytes, CUdevice device);
+
 #endif
