@@ -187,8 +187,10 @@ uint32_t predict_victim(struct predictor *p, enum predict_place place, enum pred
 		weigh_known(p, place, false, &choice);
 	if (choice.leave < LEAVE_NEW)
 		weigh_unknown(p, place, true, &choice);
-	if (place == PLACE_VRAM && p->cursor && choice.chunk != PREDICT_NONE)
+	if (place == PLACE_VRAM && p->cursor && choice.chunk != PREDICT_NONE) {
 		p->failed++;
+		p->failures += p->chunks[choice.chunk].due != 0;
+	}
 	if (choice.leave > LEAVE_LAST || haste <= HASTE_IDLE)
 		return choice.chunk;
 	weigh_known(p, place, true, &choice);

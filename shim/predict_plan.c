@@ -5,8 +5,10 @@
 
 #include "predict_log.h"
 
-/* A chunk that was to leave, and did not, stays after this share of a pass (to divide by). */
+/* A chunk that was to leave, and did not, stays after this share of a pass (to divide by), and
+ * after so many launches more. */
 #define LEAVING 16
+#define LEAVING_LAUNCHES 2
 
 /* Places to stream through: for the launch that needs most of them, a share of what does not fit
  * (to divide by), and a few. */
@@ -138,7 +140,8 @@ static void drop_stale(struct predictor *p)
 		const struct leaver *l = &p->leaving[p->leaving_first];
 
 		if (!stale(p, l)) {
-			if (p->head - l->use <= predict_span(p) / LEAVING)
+			if (p->head - l->use <= predict_span(p) / LEAVING ||
+			    l->use >= p->begun[LEAVING_LAUNCHES])
 				break;
 			predict_set_leaving(p, &p->chunks[l->chunk], false);
 		} else if (p->chunks[l->chunk].last == l->use) {

@@ -134,6 +134,7 @@ static bool sink(struct device *device, uint32_t index)
 		      false);
 	device_count(device, COUNTER_EVICTIONS, 1);
 	device_count(device, COUNTER_EVICTIONS_CLEAN, clean);
+	device_gauge(device, COUNTER_EVICTIONS_UNPLANNED, device->predictor.failures);
 	trace_host(device, traced, "evict", index, clean ? "clean" : "written");
 	pager_set_state(device, index, ABSENT);
 	return true;

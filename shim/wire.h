@@ -56,6 +56,7 @@ enum counter {
 	COUNTER_PINNED_CHUNKS, /* that stay in VRAM because they are to */
 	COUNTER_PINS_REFUSED, /* chunks that were to, and there was no room */
 	COUNTER_LAUNCHES_EXCEEDING, /* that named more than VRAM holds */
+	COUNTER_EVICTIONS_UNPLANNED, /* of chunks that were to stay until their next use */
 	COUNTER_COUNT
 };
 

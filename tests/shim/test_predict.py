@@ -220,9 +220,11 @@ def test_an_idle_bus_is_used_for_what_is_farther_ahead() -> None:
     assert cache.next(lib.REACH_IDLE) == absent
     while (victim := cache.victim(lib.HASTE_AHEAD)) != NONE:
         cache.grades[victim] = lib.LEAVE_NOT
+    before = cache.p.failures
     victim = cache.victim(lib.HASTE_IDLE)
     assert victim in cache.resident
     assert victim >= 200 - 200 // 8  # one of those due last
+    assert cache.p.failures == before + 1
 
 
 def test_what_a_change_of_programs_lacked_is_not_kept_for_good() -> None:

@@ -67,6 +67,7 @@ COUNTERS = (
     "pinned_chunks",
     "pins_refused",
     "launches_exceeding",
+    "evictions_unplanned",
 )
 """Names of the u64 counters in the state memfd's header, in the order of their layout."""
 
