@@ -268,6 +268,7 @@ static CUresult perform_anywhere(const struct copy *c, const struct end ends[2])
 	struct owner to, from;
 	struct detour detour;
 	CUresult result;
+	CUdevice here;
 
 	if (!owner || !c->bytes || !device_several())
 		return perform(c, ends);
@@ -278,7 +279,8 @@ static CUresult perform_anywhere(const struct copy *c, const struct end ends[2])
 		other.src_context = from.context;
 		return perform(&other, ends);
 	}
-	if (c->kind == PEER || far_device(stream) == owner->ordinal ||
+	here = far_device(stream);
+	if (c->kind == PEER || here < 0 || here == owner->ordinal ||
 	    launch_captured(stream, c->variant))
 		return perform(c, ends);
 	result = far_away(&detour, owner, stream, c->variant);

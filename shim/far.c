@@ -57,11 +57,16 @@ CUdevice far_device(CUstream stream)
 bool far_apart(CUdeviceptr dst, CUdeviceptr src, CUstream stream, struct owner *to,
 	       struct owner *from)
 {
+	CUdevice here;
+
 	*to = far_owner(dst);
 	*from = far_owner(src);
 	if (!to->context || !from->context)
 		return false; /* the host's, or the driver's business */
-	return to->device != from->device || to->device != far_device(stream);
+	if (to->device != from->device)
+		return true;
+	here = far_device(stream);
+	return here >= 0 && here != to->device;
 }
 
 CUresult far_away(struct detour *detour, struct device *owner, CUstream stream,

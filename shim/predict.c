@@ -13,6 +13,7 @@
  */
 #define LEAD 32 /* is looked ahead */
 #define LEAD_IDLE 16 /* and if the bus has nothing else to do */
+#define LEAD_IDLE_MOST 4 /* also where one launch names more */
 #define LAST 32 /* a victim is sought among those due last */
 #define FARTHER 4 /* times as far if none of them is good */
 #define LOST 4 /* not found in it for so long, the program does not follow the log any more */
@@ -138,6 +139,9 @@ static void weigh_known(const struct predictor *p, enum predict_place place, boo
 		uint32_t chunk = predict_entry(p, at)->chunk;
 		const struct history *h = &p->chunks[chunk];
 
+		/* Nobody waits: not for those that would be next to be brought in. */
+		if (choice->haste == HASTE_IDLE && p->head - at > predict_span(p) / 2)
+			break;
 		if (p->head - at > enough && choice->leave > LEAVE_LAST &&
 		    (choice->leave >= good || p->head - at > FARTHER * enough))
 			break;
@@ -185,7 +189,7 @@ uint32_t predict_victim(struct predictor *p, enum predict_place place, enum pred
 	}
 	if (choice.leave < LEAVE_BUSY)
 		weigh_known(p, place, false, &choice);
-	if (choice.leave < LEAVE_NEW)
+	if (choice.leave < LEAVE_NEW && haste != HASTE_IDLE)
 		weigh_unknown(p, place, true, &choice);
 	if (place == PLACE_VRAM && p->cursor && choice.chunk != PREDICT_NONE) {
 		p->failed++;
@@ -214,6 +218,8 @@ static uint64_t lead(const struct predictor *p, enum predict_place place, bool i
 
 	if (most < least)
 		most = least;
+	if (idle && most > predict_span(p) / LEAD_IDLE_MOST)
+		most = predict_span(p) / LEAD_IDLE_MOST;
 	return place == PLACE_RAM ? 2 * most : most;
 }
 
