@@ -249,7 +249,9 @@ static CUresult perform(const struct copy *c, const struct end ends[2])
 {
 	CUresult result;
 
-	if (gate_enter()) {
+	/* What nobody looked at is waited for by its device's context when paging begins: this may
+	 * run in another's. */
+	if (!(c->kind == PEER && device_several()) && gate_enter()) {
 		result = issue(c, 0, c->bytes);
 		gate_leave();
 		return result;
@@ -267,7 +269,6 @@ static CUresult perform_anywhere(const struct copy *c, const struct end ends[2])
 	struct copy other = *c;
 	struct owner to, from;
 	struct detour detour;
-	CUresult result;
 	CUdevice here;
 
 	if (!owner || !c->bytes || !device_several())
@@ -283,11 +284,10 @@ static CUresult perform_anywhere(const struct copy *c, const struct end ends[2])
 	if (c->kind == PEER || here < 0 || here == owner->ordinal ||
 	    launch_captured(stream, c->variant))
 		return perform(c, ends);
-	result = far_away(&detour, owner, stream, c->variant);
-	if (result)
-		return result;
+	if (far_away(&detour, owner, stream, c->variant))
+		return perform(c, ends);
 	other.async = true;
-	other.stream = owner->mover.guest;
+	other.stream = detour.guest;
 	other.variant = 0;
 	return far_back(&detour, perform(&other, ends), !c->async && c->kind < SET8);
 }
@@ -428,6 +428,24 @@ CUresult hook_cuMemcpyPeerAsync(unsigned int variant, CUdeviceptr dst, CUcontext
 				    .src_context = src_ctx });
 }
 
+/* Is anything paged that the stream's device is not the one of? */
+static bool batch_is_far(const CUdeviceptr *dsts, const CUdeviceptr *srcs, size_t count,
+			 CUstream stream)
+{
+	CUdevice here;
+
+	if (!device_several())
+		return false;
+	here = far_device(stream);
+	for (size_t i = 0; i < count; i++) {
+		const struct device *dst = device_of(dsts[i]), *src = device_of(srcs[i]);
+
+		if ((dst && dst->ordinal != here) || (src && src->ordinal != here))
+			return true;
+	}
+	return false;
+}
+
 /* A batch promises no order among its copies, so one after the other is right. */
 static CUresult copy_each(enum kind kind, unsigned int variant, const CUdeviceptr *dsts,
 			  const CUdeviceptr *srcs, const size_t *sizes, size_t count,
@@ -464,7 +482,7 @@ CUresult hook_cuMemcpyBatchAsync(unsigned int variant, CUdeviceptr *dsts, CUdevi
 {
 	/* What is wrong is the driver's to say. */
 	bool whole = !dsts || !srcs || !sizes || !attrs || !attr_idxs || !n_attrs;
-	bool entered = !device_several() && gate_enter();
+	bool entered = (whole || !batch_is_far(dsts, srcs, count, stream)) && gate_enter();
 	CUresult result;
 
 	if (!entered && !whole)
@@ -482,7 +500,7 @@ CUresult hook_cuMemcpyBatchAsync_v2(unsigned int variant, CUdeviceptr *dsts, CUd
 				    size_t n_attrs, CUstream stream)
 {
 	bool whole = !dsts || !srcs || !sizes || !attrs || !attr_idxs || !n_attrs;
-	bool entered = !device_several() && gate_enter();
+	bool entered = (whole || !batch_is_far(dsts, srcs, count, stream)) && gate_enter();
 	CUresult result;
 
 	if (!entered && !whole)

@@ -173,41 +173,87 @@ static CUresult copy_rows(const struct rows *r)
 	return result ? result : copy_rows(&second);
 }
 
-/*
- * Must it be made row by row, as peer copies? Also where both devices page what it names: one call
- * cannot hold memory of two.
- */
-static bool far(const struct rows *r)
-{
-	struct owner to, from;
-	struct extent sides[2];
+/* A copy between two devices, or in another one's context. */
+struct far_rows {
+	const struct rows *rows;
+	struct owner owners[2]; /* of its sides */
+	struct extent sides[2]; /* the source, the destination */
+	bool async;
+};
 
-	if (!device_several() || !is_device(r->shape.srcMemoryType) ||
-	    !is_device(r->shape.dstMemoryType))
-		return false;
-	sides_3d(&r->shape, sides);
-	return (device_of(sides[0].begin) || device_of(sides[1].begin)) &&
-	       far_apart(sides[1].begin, sides[0].begin, r->stream, &to, &from);
-}
-
-static CUresult copy_far(const struct rows *r)
+/* What the driver would refuse is left to it. */
+static bool find_far(const struct rows *r, struct far_rows *f)
 {
 	const CUDA_MEMCPY3D *c = &r->shape;
-	bool async = r->call == COPY_2D_ASYNC || r->call == COPY_3D_ASYNC ||
-		     r->call == COPY_3D_PEER_ASYNC;
+
+	if (!device_several() || !is_device(c->srcMemoryType) || !is_device(c->dstMemoryType) ||
+	    c->srcPitch < c->srcXInBytes + c->WidthInBytes ||
+	    c->dstPitch < c->dstXInBytes + c->WidthInBytes ||
+	    (c->Depth > 1 && ((c->srcHeight && c->srcHeight < c->srcY + c->Height) ||
+			      (c->dstHeight && c->dstHeight < c->dstY + c->Height))))
+		return false;
+	f->rows = r;
+	f->async = r->call == COPY_2D_ASYNC || r->call == COPY_3D_ASYNC ||
+		   r->call == COPY_3D_PEER_ASYNC;
+	sides_3d(c, f->sides);
+	return (device_of(f->sides[0].begin) || device_of(f->sides[1].begin)) &&
+	       far_apart(f->sides[1].begin, f->sides[0].begin, r->stream, &f->owners[1],
+			 &f->owners[0]);
+}
+
+/* As one peer copy, with all of it held; CUDA_ERROR_OUT_OF_MEMORY: it does not fit. */
+static CUresult copy_far_at_once(const struct far_rows *f)
+{
+	const struct device *src = device_of(f->sides[0].begin),
+			    *dst = device_of(f->sides[1].begin);
+	struct rows peer = *f->rows;
+	struct launch held[2];
+	CUresult result = CUDA_SUCCESS;
+
+	for (int e = 0; e < 2; e++) {
+		launch_none(&held[e]);
+		held[e].captured = launch_captured(peer.stream, peer.variant);
+	}
+	if (src == dst)
+		result = ranges_begin_copy(&held[0], f->sides, 2, peer.stream, peer.variant);
+	/* In one order everywhere: who holds the first side waits for nobody who wants it. */
+	for (int i = 0; src != dst && i < 2 && !result; i++) {
+		int e = src < dst ? i : 1 - i;
+
+		result = ranges_begin_copy(&held[e], &f->sides[e], 1, peer.stream, peer.variant);
+	}
+	if (!result) {
+		peer.call = f->async ? COPY_3D_PEER_ASYNC : COPY_3D_PEER;
+		peer.shape.srcMemoryType = peer.shape.dstMemoryType = CU_MEMORYTYPE_DEVICE;
+		peer.shape.reserved0 = f->owners[0].context;
+		peer.shape.reserved1 = f->owners[1].context;
+		result = issue(&peer);
+	}
+	launch_end(&held[0]);
+	launch_end(&held[1]);
+	return result;
+}
+
+/* As a copy for each row, or for each slice without gaps. */
+static CUresult copy_far(const struct far_rows *f)
+{
+	const struct rows *r = f->rows;
+	const CUDA_MEMCPY3D *c = &r->shape;
 	uint64_t src_slice = c->srcPitch * (c->srcHeight ? c->srcHeight : c->Height);
 	uint64_t dst_slice = c->dstPitch * (c->dstHeight ? c->dstHeight : c->Height);
 	bool packed = c->srcPitch == c->WidthInBytes && c->dstPitch == c->WidthInBytes;
 	uint64_t rows = packed ? c->Height : 1;
-	struct extent sides[2];
-	CUresult result = CUDA_SUCCESS;
+	CUresult result = copy_far_at_once(f);
 
-	sides_3d(c, sides);
+	if (result != CUDA_ERROR_OUT_OF_MEMORY)
+		return result;
+	result = CUDA_SUCCESS;
 	for (uint64_t z = 0; z < c->Depth && !result; z++)
 		for (uint64_t y = 0; y < c->Height && !result; y += rows)
-			result = copy_bytes(sides[1].begin + z * dst_slice + y * c->dstPitch,
-					    sides[0].begin + z * src_slice + y * c->srcPitch,
-					    rows * c->WidthInBytes, async, r->stream, r->variant);
+			result =
+				copy_bytes(f->sides[1].begin + z * dst_slice + y * c->dstPitch,
+					   f->sides[0].begin + z * src_slice + y * c->srcPitch,
+					   rows * c->WidthInBytes, f->async, r->stream, r->variant);
 	return result;
 }
 
@@ -215,10 +261,11 @@ static CUresult copy_shape(int call, unsigned int variant, const CUDA_MEMCPY3D *
 			   CUstream stream)
 {
 	struct rows rows = { .call = call, .variant = variant, .stream = stream, .shape = *shape };
+	struct far_rows far;
 	CUresult result;
 
-	if (shape->WidthInBytes && shape->Height && shape->Depth && far(&rows))
-		return copy_far(&rows);
+	if (shape->WidthInBytes && shape->Height && shape->Depth && find_far(&rows, &far))
+		return copy_far(&far);
 	if (gate_enter()) {
 		result = issue(&rows);
 		gate_leave();

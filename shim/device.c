@@ -316,11 +316,12 @@ struct device *device_ready(CUdevice ordinal)
 
 bool device_several(void)
 {
-	int n = 0;
+	static atomic_int devices_seen;
+	int count = atomic_load_explicit(&devices_seen, memory_order_relaxed);
 
-	for (int i = 0; i < MAX_DEVICES && n < 2; i++)
-		n += atomic_load_explicit(&devices[i], memory_order_relaxed) != NULL;
-	return n > 1;
+	if (!count && !driver.cuDeviceGetCount(&count))
+		atomic_store_explicit(&devices_seen, count, memory_order_relaxed);
+	return count > 1;
 }
 
 bool device_wanted(void)

@@ -23,7 +23,7 @@ struct device *device_connected(CUdevice ordinal);
 /* The device if it is ready to page, else NULL. */
 struct device *device_ready(CUdevice ordinal);
 
-/* Does this process use more than one device, as far as it was seen to? */
+/* Has this process more than one device to use? */
 bool device_several(void);
 
 /* Is there a daemon to work with, as far as is known? */

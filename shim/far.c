@@ -86,24 +86,33 @@ CUresult far_away(struct detour *detour, struct device *owner, CUstream stream,
 	before = ticket_record(stream, variant);
 	result = before ? driver.cuCtxSetCurrent(owner->context) : CUDA_ERROR_INVALID_VALUE;
 	if (!result)
-		result = ticket_wait_on(before, owner->mover.guest, 0);
+		result = driver.cuStreamCreate(&detour->guest, CU_STREAM_NON_BLOCKING);
+	if (!result)
+		result = ticket_wait_on(before, detour->guest, 0);
 	ticket_put(before);
-	if (result)
+	if (result) {
+		if (detour->guest)
+			driver.cuStreamDestroy[1](detour->guest);
 		driver.cuCtxSetCurrent(detour->back);
+	}
 	return result;
 }
 
 CUresult far_back(const struct detour *detour, CUresult result, bool waits)
 {
-	struct ticket *after = ticket_record(detour->owner->mover.guest, 0);
+	struct ticket *after = ticket_record(detour->guest, 0);
+	CUresult waited = CUDA_SUCCESS;
 
+	/* Also if only a part was given to it. */
+	if (!after)
+		waited = driver.cuStreamSynchronize[0](detour->guest);
+	tickets_forget_stream(stream_key(detour->guest, 0));
+	driver.cuStreamDestroy[1](detour->guest); /* what it has is done all the same */
 	driver.cuCtxSetCurrent(detour->origin);
-	if (!after && !result)
-		result = CUDA_ERROR_UNKNOWN;
-	if (after && !result)
-		result = waits ? ticket_wait(after)
+	if (after)
+		waited = waits ? ticket_wait(after)
 			       : ticket_wait_on(after, detour->stream, detour->variant);
 	ticket_put(after);
 	driver.cuCtxSetCurrent(detour->back);
-	return result;
+	return result ? result : waited;
 }

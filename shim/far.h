@@ -36,16 +36,19 @@ struct detour {
 	CUcontext origin; /* the stream's */
 	CUstream stream;
 	unsigned int variant;
+	CUstream guest; /* in the owner's context. Of its own: two that shared one could wait for
+			   each other */
 };
 
 /*
- * What follows is given to owner->mover.guest, in the owner's context, behind what the stream has
- * by now; until far_back(), behind which the stream goes on. On error nothing has begun.
+ * What follows is given to detour->guest, in the owner's context, behind what the stream has by
+ * now; until far_back(), behind which the stream goes on. On error nothing has begun, and the
+ * driver has the word.
  */
 CUresult far_away(struct detour *detour, struct device *owner, CUstream stream,
 		  unsigned int variant);
 
-/* result: of what was given to the guest's stream. waits: the host waits for it, too. */
+/* result: of what was given to the guest. waits: the host waits for it, too. */
 CUresult far_back(const struct detour *detour, CUresult result, bool waits);
 
 #endif

@@ -31,8 +31,6 @@ CUresult mover_init(struct mover *mover, CUdevice device, CUcontext context, siz
 	if (result == CUDA_SUCCESS)
 		result = driver.cuStreamCreate(&mover->join, CU_STREAM_NON_BLOCKING);
 	if (result == CUDA_SUCCESS)
-		result = driver.cuStreamCreate(&mover->guest, CU_STREAM_NON_BLOCKING);
-	if (result == CUDA_SUCCESS)
 		result = driver.cuMemAddressReserve(&mover->alias, slots * chunk, chunk, 0, 0);
 	return result;
 }

@@ -63,7 +63,6 @@ struct mover {
 	size_t chunk; /* bytes */
 	CUstream up, down; /* T2 to T1, T1 to T2 */
 	CUstream join; /* waits for others, and runs nothing */
-	CUstream guest; /* for what other devices' contexts do here */
 	struct timing timing; /* of copies, where that is asked for */
 	CUdeviceptr alias; /* slot n is at alias + n * chunk */
 	uint32_t slots; /* entries of vram; how many of them exist changes */

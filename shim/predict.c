@@ -34,7 +34,11 @@ void predict_slots(struct predictor *p, uint32_t slots)
 
 void predict_left(struct predictor *p, uint32_t chunk, bool changed)
 {
-	p->chunks[chunk].changes = changed;
+	struct history *h = &p->chunks[chunk];
+
+	h->changes = changed;
+	if (p->cursor && h->due && !h->leaving)
+		p->unplanned++;
 }
 
 void predict_end(struct predictor *p)
@@ -191,10 +195,8 @@ uint32_t predict_victim(struct predictor *p, enum predict_place place, enum pred
 		weigh_known(p, place, false, &choice);
 	if (choice.leave < LEAVE_NEW && haste != HASTE_IDLE)
 		weigh_unknown(p, place, true, &choice);
-	if (place == PLACE_VRAM && p->cursor && choice.chunk != PREDICT_NONE) {
+	if (place == PLACE_VRAM && p->cursor && choice.chunk != PREDICT_NONE)
 		p->failed++;
-		p->failures += p->chunks[choice.chunk].due != 0;
-	}
 	if (choice.leave > LEAVE_LAST || haste <= HASTE_IDLE)
 		return choice.chunk;
 	weigh_known(p, place, true, &choice);

@@ -134,7 +134,7 @@ static bool sink(struct device *device, uint32_t index)
 		      false);
 	device_count(device, COUNTER_EVICTIONS, 1);
 	device_count(device, COUNTER_EVICTIONS_CLEAN, clean);
-	device_gauge(device, COUNTER_EVICTIONS_UNPLANNED, device->predictor.failures);
+	device_gauge(device, COUNTER_EVICTIONS_UNPLANNED, device->predictor.unplanned);
 	trace_host(device, traced, "evict", index, clean ? "clean" : "written");
 	pager_set_state(device, index, ABSENT);
 	return true;
@@ -264,7 +264,7 @@ bool vram_bus_has_more(struct device *device)
 /* The chunk to leave VRAM; PREDICT_NONE: none may. ahead: nobody waits for the place. */
 static uint32_t vram_victim(struct device *device, bool ahead)
 {
-	uint32_t victim;
+	uint32_t victim, failed;
 
 	/* What was launched before anybody looked left no tickets. */
 	if (ahead && !device->quiet)
@@ -291,9 +291,13 @@ static uint32_t vram_victim(struct device *device, bool ahead)
 			return victim;
 		/* All is held by who waits: nothing that ends would change that. And who can use
 		 * RAM need not wait. */
-		if ((device->wanted && device->wanted->exceeds && !device->wanted->pressed) ||
-		    predict_victim(&device->predictor, PLACE_VRAM, HASTE_HURRY, may_leave,
-				   device) == PREDICT_NONE)
+		if (device->wanted && device->wanted->exceeds && !device->wanted->pressed)
+			return PREDICT_NONE;
+		failed = device->predictor.failed;
+		victim = predict_victim(&device->predictor, PLACE_VRAM, HASTE_HURRY, may_leave,
+					device);
+		device->predictor.failed = failed; /* it was only asked */
+		if (victim == PREDICT_NONE)
 			return PREDICT_NONE;
 		vram_look_again(device);
 	}

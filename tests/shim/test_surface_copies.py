@@ -206,6 +206,20 @@ for turn, current in enumerate(contexts):
             last = 7 if source == small.value else 2 + (15 * 256 + width) // 4 - 1
             end = to + 15 * 256 + shape.dstXInBytes + width
             assert (read(to + shape.dstXInBytes), read(end - 4)) == (first, last), (at, width)
+        # More than fits at once, every other half of a row; more than a row is as wide.
+        shape = Memcpy2D(srcMemoryType=DEVICE, dstMemoryType=DEVICE, srcDevice=sets[1][2], dstDevice=to)
+        shape.srcPitch = shape.dstPitch = MIB // 2
+        shape.WidthInBytes, shape.Height = MIB // 4, 32
+        fill(to, 16 * MIB, 0)
+        call("cuCtxSynchronize")
+        call("cuMemcpy2DAsync_v2", byref(shape), s)
+        call("cuCtxSynchronize")
+        words = MIB // 4  # of four bytes a MiB
+        assert [read(to + at) for at in (0, MIB // 4 - 4, MIB // 4, 15 * MIB + MIB // 2)] == [
+            2, 2 + words // 4 - 1, 0, 2 + 15 * words + words // 2
+        ]
+        shape.WidthInBytes = MIB
+        assert cuda.cuMemcpy2DAsync_v2(byref(shape), s) == 1
         call("cuMemcpyDtoDAsync_v2", small, dst, c_size_t(4096), s)
         call("cuCtxSynchronize")
         assert read(small.value + 4092) == 2 + 1023
@@ -230,8 +244,100 @@ for device, blocks in enumerate(sets):
 )
 
 
-@pytest.mark.parametrize("late", ["0", "1"])
+# A stream's work stays in order, whichever device it is of and whatever it copies; the host waits
+# for it only where it says so. Host memory that is pinned, so that no copy has to wait by itself.
+ORDER = (
+    BEGIN
+    + """
+contexts = [use(0), use(1)]
+sets, streams = [], []
+for context in contexts:
+    call("cuCtxSetCurrent", context)
+    sets.append([alloc(16 * MIB) for _ in range(4)])
+    streams.append(stream())
+    for at in sets[-1]:
+        fill(at, 16 * MIB, 3)
+    call("cuCtxSynchronize")
+here, there = sets
+host, n = c_void_p(), c_size_t(16 * MIB)
+call("cuMemHostAlloc", byref(host), n, 1)
+for current in contexts:
+    for s, form in ((streams[0], ""), (streams[1], ""), (None, ""), (None, "_ptsz")):
+        call("cuCtxSetCurrent", current)
+        for k in range(4):
+            ctypes.memset(host, 0, 16 * MIB)
+            a, b = c_uint64(here[k]), c_uint64(there[k])
+            call("cuMemsetD8Async" + form, b, c_ubyte(10 + k), n, s)
+            call("cuMemcpyDtoDAsync_v2" + form, a, b, n, s)
+            call("cuMemsetD8Async" + form, b, c_ubyte(99), n, s)
+            call("cuMemcpyDtoHAsync_v2" + form, host, a, n, s)
+            now = c_void_p()
+            call("cuCtxGetCurrent", byref(now))
+            assert now.value == current.value
+            call("cuStreamSynchronize" + form, s)
+            assert ctypes.string_at(host, 16 * MIB) == bytes([10 + k]) * (16 * MIB), (s, form, k)
+        # Not behind a stream, but done when it returns.
+        ctypes.memset(host, 0, 16 * MIB)
+        call("cuMemcpyDtoH_v2", host, c_uint64(there[3]), n)
+        assert ctypes.string_at(host, 16 * MIB) == bytes([99]) * (16 * MIB)
+"""
+)
+
+
 @pytest.mark.parametrize("vram", ["40MiB", "120MiB"])
+def test_streams_keep_their_order_across_devices(runner: Runner, vram: str) -> None:
+    flags = f"--chunk 2MiB --vram {vram} --ram 192MiB"
+    right(runner, ORDER, flags=flags, SOFTCUDA_DEVICES="2", SOFTCUDA_VRAM="160MiB")
+
+
+# All is resident, and nobody looks. Then one device needs room for more, while a copy in the other's
+# context reads or writes its memory.
+UNSEEN = (
+    BEGIN
+    + """
+form, writes = sys.argv[1], sys.argv[2] == "writes"
+contexts = [use(0), use(1)]
+there = alloc(16 * MIB)
+fill(there, 16 * MIB, 9)
+s = stream()
+call("cuCtxSynchronize")
+call("cuCtxSetCurrent", contexts[0])
+here = alloc(16 * MIB)
+fill(here, 16 * MIB, 2)
+call("cuCtxSynchronize")
+call("cuCtxSetCurrent", contexts[1])
+to, source = (here, there) if writes else (there, here)
+of = contexts if writes else contexts[::-1]
+if form == "peer":
+    call("cuMemcpyPeerAsync", c_uint64(to), of[0], c_uint64(source), of[1], c_size_t(16 * MIB), s)
+else:
+    call("cuMemcpyDtoDAsync_v2", c_uint64(to), c_uint64(source), c_size_t(16 * MIB), s)
+call("cuCtxSetCurrent", contexts[0])
+others = [alloc(16 * MIB) for _ in range(4)]
+for _ in range(2):
+    for at in others:
+        fill(at, 16 * MIB, 1)
+call("cuCtxSynchronize")
+call("cuCtxSetCurrent", contexts[1])
+call("cuStreamSynchronize", s)
+assert read(to) == read(to + 16 * MIB - 4) == (0x09090909 if writes else 0x02020202)
+print("right")
+"""
+)
+
+
+@pytest.mark.parametrize("way", ["writes", "reads"])
+@pytest.mark.parametrize("form", ["peer", "dtod"])
+def test_a_copy_of_another_context_is_over_before_memory_leaves(runner: Runner, form: str, way: str) -> None:
+    flags = "--chunk 2MiB --vram 40MiB --ram 128MiB"
+    result = runner.tiered(
+        *(flags, "-c", UNSEEN, form, way), SOFTCUDA_DEVICES="2", SOFTCUDA_VRAM="160MiB", SOFTCUDA_LATE="1"
+    )
+    assert (result.status, result.out) == (0, "right\n"), result.err
+
+
+@pytest.mark.parametrize("late", ["0", "1"])
+@pytest.mark.parametrize("vram", ["14MiB", "40MiB", "120MiB"])
 def test_two_devices_copy_to_each_other(runner: Runner, vram: str, late: str) -> None:
     """In both contexts, with room for all or not. Kernels cannot, and are told so."""
     flags = f"--chunk 2MiB --vram {vram} --ram 64MiB --spill {{dir}}/spill:256MiB"
