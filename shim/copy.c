@@ -273,14 +273,14 @@ static CUresult perform_anywhere(const struct copy *c, const struct end ends[2])
 
 	if (!owner || !c->bytes || !device_several())
 		return perform(c, ends);
+	here = far_device(stream);
 	if (c->kind <= DTOD && c->kind != HTOD && c->kind != DTOH &&
-	    far_apart(c->dst, c->src, stream, &to, &from)) {
+	    far_apart(c->dst, c->src, here, &to, &from)) {
 		other.kind = PEER;
 		other.dst_context = to.context;
 		other.src_context = from.context;
 		return perform(&other, ends);
 	}
-	here = far_device(stream);
 	if (c->kind == PEER || here < 0 || here == owner->ordinal ||
 	    launch_captured(stream, c->variant))
 		return perform(c, ends);
@@ -386,20 +386,13 @@ CUresult hook_cuMemcpyDtoHAsync_v2(unsigned int variant, void *dst, CUdeviceptr 
 
 CUresult hook_cuMemcpyDtoD_v2(unsigned int variant, CUdeviceptr dst, CUdeviceptr src, size_t bytes)
 {
-	return copy(&(struct copy){
-		.kind = DTOD, .variant = variant, .dst = dst, .src = src, .bytes = bytes });
+	return copy_bytes(dst, src, bytes, false, NULL, variant);
 }
 
 CUresult hook_cuMemcpyDtoDAsync_v2(unsigned int variant, CUdeviceptr dst, CUdeviceptr src,
 				   size_t bytes, CUstream stream)
 {
-	return copy(&(struct copy){ .kind = DTOD,
-				    .async = true,
-				    .variant = variant,
-				    .dst = dst,
-				    .src = src,
-				    .bytes = bytes,
-				    .stream = stream });
+	return copy_bytes(dst, src, bytes, true, stream, variant);
 }
 
 CUresult hook_cuMemcpyPeer(unsigned int variant, CUdeviceptr dst, CUcontext dst_ctx,

@@ -197,7 +197,7 @@ static bool find_far(const struct rows *r, struct far_rows *f)
 		   r->call == COPY_3D_PEER_ASYNC;
 	sides_3d(c, f->sides);
 	return (device_of(f->sides[0].begin) || device_of(f->sides[1].begin)) &&
-	       far_apart(f->sides[1].begin, f->sides[0].begin, r->stream, &f->owners[1],
+	       far_apart(f->sides[1].begin, f->sides[0].begin, far_device(r->stream), &f->owners[1],
 			 &f->owners[0]);
 }
 

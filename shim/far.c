@@ -54,18 +54,15 @@ CUdevice far_device(CUstream stream)
 	return device;
 }
 
-bool far_apart(CUdeviceptr dst, CUdeviceptr src, CUstream stream, struct owner *to,
+bool far_apart(CUdeviceptr dst, CUdeviceptr src, CUdevice here, struct owner *to,
 	       struct owner *from)
 {
-	CUdevice here;
-
 	*to = far_owner(dst);
 	*from = far_owner(src);
 	if (!to->context || !from->context)
 		return false; /* the host's, or the driver's business */
 	if (to->device != from->device)
 		return true;
-	here = far_device(stream);
 	return here >= 0 && here != to->device;
 }
 

@@ -25,8 +25,9 @@ struct owner far_owner(CUdeviceptr address);
 /* The device that work given to the stream runs on; -1: it is not known. */
 CUdevice far_device(CUstream stream);
 
-/* Must a copy from one address to the other, of which one is paged, be a peer copy? */
-bool far_apart(CUdeviceptr dst, CUdeviceptr src, CUstream stream, struct owner *to,
+/* Must a copy from one address to the other, of which one is paged, be a peer copy? here: the
+ * device that it runs on. */
+bool far_apart(CUdeviceptr dst, CUdeviceptr src, CUdevice here, struct owner *to,
 	       struct owner *from);
 
 /* The way round. */

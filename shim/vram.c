@@ -261,6 +261,11 @@ bool vram_bus_has_more(struct device *device)
 	return more;
 }
 
+static uint32_t choose_victim(struct device *device, enum predict_haste haste)
+{
+	return predict_victim(&device->predictor, PLACE_VRAM, haste, may_leave, device);
+}
+
 /* The chunk to leave VRAM; PREDICT_NONE: none may. ahead: nobody waits for the place. */
 static uint32_t vram_victim(struct device *device, bool ahead)
 {
@@ -271,13 +276,11 @@ static uint32_t vram_victim(struct device *device, bool ahead)
 		return PREDICT_NONE;
 	vram_see_what_is_over(device);
 	if (ahead) {
-		victim = predict_victim(&device->predictor, PLACE_VRAM, HASTE_AHEAD, may_leave,
-					device);
+		victim = choose_victim(device, HASTE_AHEAD);
 		/* While T3 is waited for, the bus is idle whatever is brought in ahead. */
 		if (victim != PREDICT_NONE || device->fetches || vram_bus_has_more(device))
 			return victim;
-		return predict_victim(&device->predictor, PLACE_VRAM, HASTE_IDLE, may_leave,
-				      device);
+		return choose_victim(device, HASTE_IDLE);
 	}
 	/*
 	 * Which of the busy ones are used behind the wait is not known, and one of those would be
@@ -294,8 +297,7 @@ static uint32_t vram_victim(struct device *device, bool ahead)
 		if (device->wanted && device->wanted->exceeds && !device->wanted->pressed)
 			return PREDICT_NONE;
 		failed = device->predictor.failed;
-		victim = predict_victim(&device->predictor, PLACE_VRAM, HASTE_HURRY, may_leave,
-					device);
+		victim = choose_victim(device, HASTE_HURRY);
 		device->predictor.failed = failed; /* it was only asked */
 		if (victim == PREDICT_NONE)
 			return PREDICT_NONE;
@@ -304,8 +306,7 @@ static uint32_t vram_victim(struct device *device, bool ahead)
 	if (vram_bus_has_more(device)) {
 		struct ticket *last_but_one;
 
-		victim = predict_victim(&device->predictor, PLACE_VRAM, HASTE_PATIENT, may_leave,
-					device);
+		victim = choose_victim(device, HASTE_PATIENT);
 		if (victim == PREDICT_NONE || !predict_busy(may_leave(device, victim)))
 			return victim;
 		/* Waiting is fine as long as the bus need not. */
@@ -316,7 +317,7 @@ static uint32_t vram_victim(struct device *device, bool ahead)
 		take_back(device);
 		vram_see_what_is_over(device);
 	}
-	return predict_victim(&device->predictor, PLACE_VRAM, HASTE_HURRY, may_leave, device);
+	return choose_victim(device, HASTE_HURRY);
 }
 
 /* A free VRAM slot, made if it may be; NO_SLOT: some chunk has to leave first. */

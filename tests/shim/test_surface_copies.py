@@ -339,7 +339,7 @@ def test_a_copy_of_another_context_is_over_before_memory_leaves(runner: Runner, 
 @pytest.mark.parametrize("late", ["0", "1"])
 @pytest.mark.parametrize("vram", ["14MiB", "40MiB", "120MiB"])
 def test_two_devices_copy_to_each_other(runner: Runner, vram: str, late: str) -> None:
-    """In both contexts, with room for all or not. Kernels cannot, and are told so."""
+    """In both contexts, with room for all or not. That kernels of one reach the other is denied."""
     flags = f"--chunk 2MiB --vram {vram} --ram 64MiB --spill {{dir}}/spill:256MiB"
     devices = {"SOFTCUDA_DEVICES": "2", "SOFTCUDA_VRAM": "160MiB"}
     right(runner, PEERS, flags=flags, SOFTCUDA_LATE=late, **devices)
