@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * Copies and memsets of rows: 2D and 3D. All rows are held at once where they
- * fit, else half of them at a time.
+ * Copies of rows: 2D and 3D. All rows are held at once where they fit, else half of them at a
+ * time.
  */
 #define _GNU_SOURCE
 #include "copy.h"
@@ -457,120 +457,6 @@ CUresult hook_cuMemcpyDtoA_v2(unsigned int variant, CUarray dst, size_t offset, 
 	return copy_array(true, variant, dst, offset, src, bytes);
 }
 
-/* A 2D memset; element is the width of a value in bytes. */
-struct fill {
-	unsigned int variant, element, value;
-	bool async;
-	CUdeviceptr dst;
-	size_t pitch, width, height; /* width in elements */
-	CUstream stream;
-};
-
-static CUresult issue_fill(const struct fill *f)
-{
-	unsigned int v = f->variant;
-
-	switch (f->element) {
-	case 1:
-		return f->async ? driver.cuMemsetD2D8Async[v](f->dst, f->pitch,
-							      (unsigned char)f->value, f->width,
-							      f->height, f->stream)
-				: driver.cuMemsetD2D8_v2[v](f->dst, f->pitch,
-							    (unsigned char)f->value, f->width,
-							    f->height);
-	case 2:
-		return f->async ? driver.cuMemsetD2D16Async[v](f->dst, f->pitch,
-							       (unsigned short)f->value, f->width,
-							       f->height, f->stream)
-				: driver.cuMemsetD2D16_v2[v](f->dst, f->pitch,
-							     (unsigned short)f->value, f->width,
-							     f->height);
-	default:
-		return f->async ? driver.cuMemsetD2D32Async[v](f->dst, f->pitch, f->value, f->width,
-							       f->height, f->stream)
-				: driver.cuMemsetD2D32_v2[v](f->dst, f->pitch, f->value, f->width,
-							     f->height);
-	}
-}
-
-static CUresult fill_rows(const struct fill *f)
-{
-	struct extent side = { f->dst,
-			       f->dst + (f->height - 1) * f->pitch + f->width * f->element };
-	struct fill first = *f, second = *f;
-	struct launch held;
-	CUresult result;
-
-	held.captured = launch_captured(f->stream, f->variant);
-	result = ranges_begin_copy(&held, &side, 1, f->stream, f->variant);
-	if (!result) {
-		result = issue_fill(f);
-		launch_end(&held);
-		return result;
-	}
-	if (result != CUDA_ERROR_OUT_OF_MEMORY || (f->height == 1 && f->width == 1))
-		return result;
-	if (f->height > 1) {
-		first.height = f->height / 2;
-		second.height -= first.height;
-		second.dst += first.height * f->pitch;
-	} else {
-		first.width = f->width / 2;
-		second.width -= first.width;
-		second.dst += first.width * f->element;
-	}
-	result = fill_rows(&first);
-	return result ? result : fill_rows(&second);
-}
-
-static CUresult fill(const struct fill *f)
-{
-	CUresult result;
-
-	if (gate_enter()) {
-		result = issue_fill(f);
-		gate_leave();
-		return result;
-	}
-	return f->width && f->height ? fill_rows(f) : issue_fill(f);
-}
-
-CUresult hook_cuMemsetD2D8_v2(unsigned int variant, CUdeviceptr dst, size_t pitch,
-			      unsigned char value, size_t width, size_t height)
-{
-	return fill(&(struct fill){ variant, 1, value, false, dst, pitch, width, height, NULL });
-}
-
-CUresult hook_cuMemsetD2D16_v2(unsigned int variant, CUdeviceptr dst, size_t pitch,
-			       unsigned short value, size_t width, size_t height)
-{
-	return fill(&(struct fill){ variant, 2, value, false, dst, pitch, width, height, NULL });
-}
-
-CUresult hook_cuMemsetD2D32_v2(unsigned int variant, CUdeviceptr dst, size_t pitch,
-			       unsigned int value, size_t width, size_t height)
-{
-	return fill(&(struct fill){ variant, 4, value, false, dst, pitch, width, height, NULL });
-}
-
-CUresult hook_cuMemsetD2D8Async(unsigned int variant, CUdeviceptr dst, size_t pitch,
-				unsigned char value, size_t width, size_t height, CUstream stream)
-{
-	return fill(&(struct fill){ variant, 1, value, true, dst, pitch, width, height, stream });
-}
-
-CUresult hook_cuMemsetD2D16Async(unsigned int variant, CUdeviceptr dst, size_t pitch,
-				 unsigned short value, size_t width, size_t height, CUstream stream)
-{
-	return fill(&(struct fill){ variant, 2, value, true, dst, pitch, width, height, stream });
-}
-
-CUresult hook_cuMemsetD2D32Async(unsigned int variant, CUdeviceptr dst, size_t pitch,
-				 unsigned int value, size_t width, size_t height, CUstream stream)
-{
-	return fill(&(struct fill){ variant, 4, value, true, dst, pitch, width, height, stream });
-}
-
 /* ---- nodes of graphs ---- */
 
 void rows_of_copy(const CUDA_MEMCPY3D *copy, struct extent sides[2])
@@ -580,25 +466,10 @@ void rows_of_copy(const CUDA_MEMCPY3D *copy, struct extent sides[2])
 		sides_3d(copy, sides);
 }
 
-struct extent rows_of_fill(const CUDA_MEMSET_NODE_PARAMS *params)
-{
-	if (!params->width || !params->height)
-		return (struct extent){ 0, 0 };
-	return (struct extent){ params->dst, params->dst + (params->height - 1) * params->pitch +
-						     params->width * params->elementSize };
-}
-
 CUresult rows_fix_copy(const CUDA_MEMCPY3D *copy)
 {
 	struct extent sides[2];
 
 	rows_of_copy(copy, sides);
 	return ranges_fix(sides, 2, "a copy in a graph");
-}
-
-CUresult rows_fix_fill(const CUDA_MEMSET_NODE_PARAMS *params)
-{
-	const struct extent side = rows_of_fill(params);
-
-	return ranges_fix(&side, 1, "a memset in a graph");
 }

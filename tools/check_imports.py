@@ -37,7 +37,7 @@ SHIM: Layers = (
     # The hooks, by what they are about; interpose is the way into them.
     ("interpose", "graph graph_exec graph_issue graph_nodes graph_read"),
     (
-        "copy copy_rows",
+        "copy copy_rows fill_rows",
         "handles",
         "memop",
         "refuse",
