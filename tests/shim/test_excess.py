@@ -305,6 +305,7 @@ for i, address in enumerate(chunks):
 IN_VRAM = range(12, 32)
 use(*IN_VRAM)
 use(*IN_VRAM, *range(4))  # which are used in place
+cuda.sync()  # streams are made so as not to wait for the null stream
 """
 
 STICKY = (

@@ -596,7 +596,7 @@ def test_an_exec_is_updated_from_a_graph_like_its_own(driver: Driver) -> None:
     assert driver.result("cuGraphExecUpdate", replayed, graph_of(1), byref(c_void_p()), byref(update)) == 910
     assert update.value == 2
     driver("cuGraphNodeSetEnabled", replayed, nodes_of(driver, first)[1], 0)
-    driver("cuMemsetD32_v2", address, 0, 2)
+    driver("cuMemsetD32Async", address, 0, 2, stream)
     driver("cuGraphLaunch", replayed, stream)
     driver.sync(stream)
     assert [word(driver, address + 4 * i) for i in numbers] == [3, 0]
