@@ -19,6 +19,10 @@
 #define UNREAD_SHARE 8
 #define ROOM_SHARE 32
 
+/* Copies to VRAM under way ahead of use: what the bus moves while nobody looks, and two at least.
+ * What comes earlier than that takes the place of others for longer. */
+#define BUS_BYTES ((size_t)96 << 20)
+
 /* Reads of T3 under way ahead of use. */
 #define FETCHES_AHEAD 8
 
@@ -328,6 +332,13 @@ static bool fetch_ahead(struct device *device)
 	return true;
 }
 
+static uint32_t copies_ahead(const struct device *device)
+{
+	size_t copies = BUS_BYTES / device->chunk;
+
+	return copies < 2 ? 2 : copies < RISING_MOST ? (uint32_t)copies : RISING_MOST;
+}
+
 /* One step ahead; false: nothing to do, or not yet. */
 static bool look_ahead(struct device *device)
 {
@@ -339,11 +350,12 @@ static bool look_ahead(struct device *device)
 
 	if (fetch_ahead(device))
 		return true;
-	if (!room && device->predictor.unread >= device->slots_allowed / UNREAD_SHARE)
+	if (!room && (device->predictor.unread >= device->slots_allowed / UNREAD_SHARE ||
+		      vram_bus_has(device, copies_ahead(device))))
 		return false;
 	index = predict_next(&device->predictor, PLACE_VRAM, room ? REACH_ROOM : REACH_NEAR,
 			     may_rise, device);
-	if (index == PREDICT_NONE && !room && !device->fetches && !vram_bus_has_more(device))
+	if (index == PREDICT_NONE && !room && !device->fetches && !vram_bus_has(device, 2))
 		index = predict_next(&device->predictor, PLACE_VRAM, REACH_IDLE, may_rise, device);
 	return index != PREDICT_NONE && device->chunks[index].home == HOME_T2 &&
 	       vram_rise(device, index, true);
@@ -392,12 +404,13 @@ static bool look_further(struct device *device)
 	return moved || device->prefetch;
 }
 
-/* Launches end without telling: while some are under way, what they used may be free by now. */
+/* Launches and copies end without telling: while some are under way, what they used may be free by
+ * now, or the bus. */
 static void wait_for_work(struct device *device)
 {
 	struct timespec until;
 
-	if (!device->recent_count || !atomic_load(&device->paging)) {
+	if ((!device->recent_count && !vram_bus_runs(device)) || !atomic_load(&device->paging)) {
 		pthread_cond_wait(&device->work, &device->lock);
 		return;
 	}

@@ -142,8 +142,11 @@ void vram_see_what_is_over(struct device *device);
 CUresult vram_settle(struct device *device, struct chunk *chunk, CUdeviceptr address,
 		     struct checksum *sum, bool *same);
 
-/* Has the bus more to bring in than what it is about to end? In the lock, which it lets go of. */
-bool vram_bus_has_more(struct device *device);
+/* Are so many copies to VRAM, or more, under way? In the lock, which it lets go of. */
+bool vram_bus_has(struct device *device, uint32_t copies);
+
+/* Was one when vram_see_what_is_over() looked last, or has one begun since? */
+bool vram_bus_runs(const struct device *device);
 
 /* Does some stream wait for a value? What is used behind that wait is not over before. */
 bool vram_awaiting(struct device *device);

@@ -182,7 +182,11 @@ uint32_t predict_victim(struct predictor *p, enum predict_place place, enum pred
 	};
 
 	weigh_unknown(p, place, false, &choice);
-	if (place == PLACE_VRAM && p->cursor && choice.leave < LEAVE_NEW) {
+	/* For a pass nobody has used it: written once, it is out of the way of all that follow. */
+	if (place == PLACE_VRAM && p->cursor && choice.leave > LEAVE_LAST &&
+	    !predict_busy(choice.leave))
+		return choice.chunk;
+	if (place == PLACE_VRAM && p->cursor) {
 		uint32_t first = first_leaver(p, &choice);
 
 		if (first != PREDICT_NONE)
@@ -195,7 +199,7 @@ uint32_t predict_victim(struct predictor *p, enum predict_place place, enum pred
 		weigh_known(p, place, false, &choice);
 	if (choice.leave < LEAVE_NEW && haste != HASTE_IDLE)
 		weigh_unknown(p, place, true, &choice);
-	if (place == PLACE_VRAM && p->cursor && choice.chunk != PREDICT_NONE)
+	if (place == PLACE_VRAM && p->cursor && choice.chunk != PREDICT_NONE && haste != HASTE_IDLE)
 		p->failed++;
 	if (choice.leave > LEAVE_LAST || haste <= HASTE_IDLE)
 		return choice.chunk;

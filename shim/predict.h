@@ -150,7 +150,8 @@ enum predict_haste { HASTE_AHEAD, HASTE_IDLE, HASTE_PATIENT, HASTE_HURRY };
 typedef enum predict_leave (*predict_may_leave)(void *arg, uint32_t chunk);
 
 /*
- * The chunk of VRAM or RAM to leave; PREDICT_NONE: none may. Ahead of use only one that
+ * The chunk of VRAM or RAM to leave; PREDICT_NONE: none may. What the program that is followed
+ * does not use any more goes first, though it be dirty. Ahead of use only one that
  * is not busy and, unless the bus is idle, would have left soon. One that was brought in and
  * is unread only if somebody waits and nothing else may.
  */

@@ -16,7 +16,7 @@
 #define STREAM_LEAST 4
 
 /* Places that were missing, of the last passes: each counts for less than that before it. */
-#define SHORT_SHARE 8
+#define SHORT_SHARE 4
 
 /* By how much of a score (2^32 is a whole pass) the rank decides. */
 #define ALL ((uint64_t)1 << 32)

@@ -129,6 +129,7 @@ struct hold {
 
 /* Launches whose end the pager has not seen yet; of more the oldest are taken for over. */
 #define RECENT_MOST 4096
+#define RISING_MOST 64 /* a power of two: a ring */
 
 /* A paged allocation that a stream has freed; it ends when the stream gets there. */
 struct freed {
@@ -224,7 +225,8 @@ struct device {
 	bool stopped; /* nothing moves any more */
 	CUresult stop_error; /* why */
 
-	struct ticket *rising[2]; /* the latest copies to VRAM, the last one second; the pager's */
+	struct ticket *rising[RISING_MOST]; /* a ring of the latest copies to VRAM; the pager's */
+	uint32_t risen; /* copies, of which the last is before this place of it */
 	struct mover mover; /* the pager's, except the RAM slot bookkeeping */
 	struct summer summer; /* the pager's */
 	pthread_t pager, opener, closer;

@@ -160,6 +160,7 @@ void vram_see_what_is_over(struct device *device)
 		if (!over)
 			break;
 	}
+	vram_bus_has(device, 1); /* vram_bus_runs() knows what it found */
 	if (atomic_load_explicit(&tickets_spoilt, memory_order_relaxed))
 		fault_say(device);
 }
@@ -249,16 +250,27 @@ void vram_look_again(struct device *device)
 	take_back(device);
 }
 
-bool vram_bus_has_more(struct device *device)
+/* The last copy is the first. */
+static struct ticket *latest(const struct device *device, uint32_t n)
 {
-	struct ticket *last_but_one = ticket_get(device->rising[0]);
-	bool more;
+	return device->rising[(device->risen - n) % RISING_MOST];
+}
+
+bool vram_bus_has(struct device *device, uint32_t copies)
+{
+	struct ticket *ticket = ticket_get(latest(device, copies));
+	bool has;
 
 	let_go(device);
-	more = !ticket_poll(last_but_one);
-	ticket_put(last_but_one);
+	has = !ticket_poll(ticket);
+	ticket_put(ticket);
 	take_back(device);
-	return more;
+	return has;
+}
+
+bool vram_bus_runs(const struct device *device)
+{
+	return !ticket_done(latest(device, 1));
 }
 
 static uint32_t choose_victim(struct device *device, enum predict_haste haste)
@@ -278,7 +290,7 @@ static uint32_t vram_victim(struct device *device, bool ahead)
 	if (ahead) {
 		victim = choose_victim(device, HASTE_AHEAD);
 		/* While T3 is waited for, the bus is idle whatever is brought in ahead. */
-		if (victim != PREDICT_NONE || device->fetches || vram_bus_has_more(device))
+		if (victim != PREDICT_NONE || device->fetches || vram_bus_has(device, 2))
 			return victim;
 		return choose_victim(device, HASTE_IDLE);
 	}
@@ -303,14 +315,14 @@ static uint32_t vram_victim(struct device *device, bool ahead)
 			return PREDICT_NONE;
 		vram_look_again(device);
 	}
-	if (vram_bus_has_more(device)) {
+	if (vram_bus_has(device, 2)) {
 		struct ticket *last_but_one;
 
 		victim = choose_victim(device, HASTE_PATIENT);
 		if (victim == PREDICT_NONE || !predict_busy(may_leave(device, victim)))
 			return victim;
 		/* Waiting is fine as long as the bus need not. */
-		last_but_one = ticket_get(device->rising[0]);
+		last_but_one = ticket_get(latest(device, 2));
 		let_go(device);
 		ticket_wait(last_but_one);
 		ticket_put(last_but_one);
@@ -419,9 +431,8 @@ bool vram_rise(struct device *device, uint32_t index, bool ahead)
 		device_count(device, COUNTER_H2D_BYTES, device->chunk);
 		device_count(device, COUNTER_PREFETCHED, ahead);
 		trace_copy(device, &time, true, index, ahead);
-		ticket_put(device->rising[0]);
-		device->rising[0] = device->rising[1];
-		device->rising[1] = ticket_get(arrival);
+		ticket_put(device->rising[device->risen % RISING_MOST]);
+		device->rising[device->risen++ % RISING_MOST] = ticket_get(arrival);
 	}
 	predict_moved(&device->predictor, index, PLACE_VRAM, ahead);
 	chunk->arrival = arrival;

@@ -525,7 +525,7 @@ void machine_free(struct device *device)
 	}
 	for (; device->recent_count; device->recent_count--)
 		ticket_put(device->recent[device->recent_first++ % RECENT_MOST]);
-	free_tickets(device->rising, 2);
+	free_tickets(device->rising, RISING_MOST);
 	for (uint32_t i = 0; i < mover->slots; i++)
 		ticket_put(mover->vram[i].busy);
 	for (uint32_t i = 0; i < mover->arena_count; i++)
