@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "address.h"
 #include "log.h"
 
 CUresult mover_init(struct mover *mover, CUdevice device, CUcontext context, size_t chunk,
@@ -91,7 +92,7 @@ CUresult mover_destroy_slot(struct mover *mover, uint32_t slot)
 
 CUresult mover_reserve(struct mover *mover, CUdeviceptr *base, uint64_t chunks)
 {
-	return driver.cuMemAddressReserve(base, chunks * mover->chunk, mover->chunk, 0, 0);
+	return address_reserve(base, chunks * mover->chunk, mover->chunk);
 }
 
 void mover_unreserve(struct mover *mover, CUdeviceptr base, uint64_t chunks)

@@ -2,6 +2,7 @@
 /* Virtual memory management by the program: addresses, and what is mapped there. */
 #include "vmm.h"
 
+#include "address.h"
 #include "device.h"
 #include "fork.h"
 #include "log.h"
@@ -27,6 +28,14 @@ static size_t chunk_size(void)
 	return device ? device->chunk : 0;
 }
 
+static CUresult reserve(CUdeviceptr *ptr, size_t size, size_t alignment, CUdeviceptr hint,
+			unsigned long long flags)
+{
+	if (hint || flags)
+		return driver.cuMemAddressReserve(ptr, size, alignment, hint, flags);
+	return address_reserve(ptr, size, alignment);
+}
+
 CUresult hook_cuMemAddressReserve(unsigned int variant, CUdeviceptr *ptr, size_t size,
 				  size_t alignment, CUdeviceptr hint, unsigned long long flags)
 {
@@ -37,7 +46,7 @@ CUresult hook_cuMemAddressReserve(unsigned int variant, CUdeviceptr *ptr, size_t
 		return driver.cuMemAddressReserve(ptr, size, alignment, hint, flags);
 	/* VRAM is mapped by whole chunks, the last one too. */
 	whole = (size + chunk - 1) / chunk * chunk;
-	if (driver.cuMemAddressReserve(ptr, whole, alignment, hint, flags))
+	if (reserve(ptr, whole, alignment, hint, flags))
 		return driver.cuMemAddressReserve(ptr, size, alignment, hint, flags);
 	pthread_mutex_lock(&vmm_lock);
 	region_add(*ptr, size, whole);

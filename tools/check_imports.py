@@ -51,7 +51,7 @@ SHIM: Layers = (
         "vram handover device fault record trace trace_event trace_write",
     ),
     ("predict predict_log predict_plan", "mover", "client reattach", "alloc_map", "params"),
-    ("packet", "held", "ticket", "gate", "timing", "function", "spool", "checksum", "pins"),
+    ("packet", "held", "ticket", "gate", "timing", "function", "spool", "checksum", "pins", "address"),
     ("wire",),
     ("driver stub",),
     ("cuda_abi", "log", "thread", "fork", "memory_of"),

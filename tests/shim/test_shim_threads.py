@@ -72,6 +72,7 @@ def test_the_chunk_table_alone(tmp_path: Path, name: str, more: tuple[str, ...])
         "meant",
         "sparse",
         "client",
+        "address",
         "mover",
         "log",
         "gate",

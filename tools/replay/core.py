@@ -39,7 +39,7 @@ SHIMS = (
         "ticket",
         "timing",
     ),
-    *("predict", "predict_log", "predict_plan", "grace", "guess", "alloc_map", "pins"),
+    *("predict", "predict_log", "predict_plan", "grace", "guess", "alloc_map", "pins", "address"),
 )
 """The shim's own files: what it decides, and in which order, is decided by them here too."""
 

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Paged memory lies where two small integers side by side are no address of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from .tiers import Runner
+
+PROGRAM = """
+import ctypes, sys
+from ctypes import byref, c_size_t, c_uint32, c_uint64, c_void_p
+from tests.shim.softcuda.driver import MIB, Driver
+FIRST, LAST = 0x4B17 << 32, 0x5000 << 32
+if sys.argv[1] == "taken":
+    libc = ctypes.CDLL(None)
+    libc.mmap.restype, FIXED_PRIVATE_ANONYMOUS = c_void_p, 0x100022
+    got = libc.mmap(c_void_p(FIRST), c_size_t(64 * MIB), 0, FIXED_PRIVATE_ANONYMOUS, -1, c_size_t(0))
+    assert got == FIRST
+cuda = Driver("libcuda.so.1")
+
+def reserve(size, alignment, hint):
+    at, size = c_uint64(), c_size_t(size)
+    cuda("cuMemAddressReserve", byref(at), size, c_size_t(alignment), c_uint64(hint), c_uint64(0))
+    assert at.value % max(alignment, 1) == 0
+    return at.value
+
+held = [cuda.alloc(8 * MIB) for _ in range(16)]
+for i, address in enumerate(held):
+    cuda("cuMemsetD32_v2", address, c_uint32(i), 2 * MIB)
+for i, address in enumerate(held):
+    got = c_uint32()
+    cuda("cuMemcpyDtoH_v2", byref(got), address + 8 * MIB - 4, 4)
+    assert got.value == i
+reserved = [reserve(size * MIB, aligned * MIB, 0) for size, aligned in ((2, 0), (8, 2), (8, 64), (6, 1024))]
+inside = [FIRST <= address < LAST for address in held + reserved]
+assert all(inside) if sys.argv[1] == "free" else inside == [False] * 8 + [True] * 12, inside
+assert reserve(8 * MIB, 0, LAST) == LAST  # the program's own wish
+vast = reserve((LAST - FIRST) // 2, 0, 0)  # is not to use it up
+assert not FIRST <= vast < LAST
+inside = 0
+for _ in range(100):  # round and round: each fifth lies over what is held
+    at = reserve(1 << 40, 0, 0)
+    inside += FIRST <= at < LAST
+    cuda("cuMemAddressFree", c_uint64(at), c_size_t(1 << 40))
+assert inside >= 75
+"""
+
+
+@pytest.mark.parametrize("place", ["free", "taken"])
+def test_where_paged_memory_lies(runner: Runner, place: str) -> None:
+    result = runner.tiered("--chunk 2MiB --vram 32MiB --ram 128MiB", "-c", PROGRAM, place)
+    assert result.status == 0, result.err
+    assert result.counters["evictions"] > 0
