@@ -15,7 +15,7 @@
 #define LEAD_IDLE 16 /* and if the bus has nothing else to do */
 #define LEAD_IDLE_MOST 4 /* also where one launch names more */
 #define LAST 32 /* a victim is sought among those due last */
-#define FARTHER 4 /* times as far if none of them is good */
+#define FARTHER 2 /* and among these if none of them is good */
 #define LOST 4 /* not found in it for so long, the program does not follow the log any more */
 
 /* Not brought in ahead any more, as experts that tokens are seldom routed to. */
@@ -135,6 +135,7 @@ static void weigh_known(const struct predictor *p, enum predict_place place, boo
 			struct choice *choice)
 {
 	uint64_t enough = predict_span(p) / LAST, least = p->head - p->begun[2];
+	uint64_t most = predict_span(p) / FARTHER;
 	enum predict_leave good = choice->haste == HASTE_PATIENT ? LEAVE_BUSY : LEAVE_CLEAN;
 
 	if (enough < least)
@@ -143,11 +144,11 @@ static void weigh_known(const struct predictor *p, enum predict_place place, boo
 		uint32_t chunk = predict_entry(p, at)->chunk;
 		const struct history *h = &p->chunks[chunk];
 
-		/* Nobody waits: not for those that would be next to be brought in. */
-		if (choice->haste == HASTE_IDLE && p->head - at > predict_span(p) / 2)
+		if (p->head - at > enough && choice->leave >= good)
 			break;
-		if (p->head - at > enough && choice->leave > LEAVE_LAST &&
-		    (choice->leave >= good || p->head - at > FARTHER * enough))
+		/* Not those that would be next to be brought in, unless somebody waits for that. */
+		if (p->head - at > most &&
+		    (choice->leave > LEAVE_LAST || choice->haste == HASTE_IDLE))
 			break;
 		if (h->due == at && h->place == place && h->unread == unread)
 			weigh(p, choice, chunk);

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from . import sanitizer
 from .tiers import Runner
 
 PROGRAM = """
@@ -47,6 +48,7 @@ assert inside >= 75
 """
 
 
+@pytest.mark.skipif(sanitizer.SANITIZE == "thread", reason="it lets nothing lie there")
 @pytest.mark.parametrize("place", ["free", "taken"])
 def test_where_paged_memory_lies(runner: Runner, place: str) -> None:
     result = runner.tiered("--chunk 2MiB --vram 32MiB --ram 128MiB", "-c", PROGRAM, place)

@@ -103,8 +103,9 @@ static struct reservation *reserve_at(uintptr_t hint, size_t bytes)
 		return insert(hint, bytes, false);
 	if (in_window(hint, hint + bytes))
 		return NULL;
-	place = mmap((void *)hint, bytes, PROT_NONE,
-		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+	/* Not MAP_FIXED_NOREPLACE: the thread sanitizer has other plans for most addresses. */
+	place = mmap((void *)hint, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+		     -1, 0);
 	if (place == MAP_FAILED)
 		return NULL;
 	if ((uintptr_t)place == hint) {
