@@ -3,8 +3,8 @@
  * Where memory that is paged lies. A launch's parameters are searched for addresses, and
  * small kernels are given pairs of 32-bit integers: read as one word, a pair with a small
  * second half is an address of where the driver puts reservations (from 0x5_00000000 on
- * with an H100). In a Llama's decoding 20 chunks of weights were named so by chance. An
- * address here has an upper half that is no size, number of a thread or character.
+ * with an H100). In a Llama's decoding 20 chunks of weights were named so by chance. The
+ * upper half of an address here is seldom a size or the number of anything.
  */
 #ifndef GREENBOOST_ADDRESS_H
 #define GREENBOOST_ADDRESS_H
@@ -12,6 +12,9 @@
 #include <stddef.h>
 
 #include "driver.h"
+
+/* The driver heeds the place asked for from so many bytes on. */
+#define ADDRESS_LEAST ((size_t)32 << 20)
 
 /*
  * cuMemAddressReserve, there if it may be; else where the driver likes. Alignment as there: 0, or

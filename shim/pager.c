@@ -393,9 +393,9 @@ static bool look_further(struct device *device)
 	bool moved;
 
 	device->prefetch = false;
+	vram_see_what_is_over(device);
 	if (device->maps)
 		return false; /* all is where it stays */
-	vram_see_what_is_over(device);
 	see_what_took_long(device);
 	if (device->doubt)
 		return false; /* or what is only ahead would wait for a daemon, and launches for it

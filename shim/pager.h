@@ -132,7 +132,7 @@ void lower_open(struct device *device);
  */
 bool vram_rise(struct device *device, uint32_t index, bool ahead);
 
-/* Ask the driver which launches are over, from the oldest on. */
+/* Ask the driver which launches are over, from the oldest on, and whether the last copy up is. */
 void vram_see_what_is_over(struct device *device);
 
 /*

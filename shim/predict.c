@@ -16,6 +16,7 @@
 #define LEAD_IDLE_MOST 4 /* also where one launch names more */
 #define LAST 32 /* a victim is sought among those due last */
 #define FARTHER 2 /* and among these if none of them is good */
+#define RETURN 3 /* passes at most from one use to the next of what is used in every few */
 #define LOST 4 /* not found in it for so long, the program does not follow the log any more */
 
 /* Not brought in ahead any more, as experts that tokens are seldom routed to. */
@@ -113,10 +114,29 @@ static bool used_again(const struct predictor *p, uint32_t chunk)
 	       predict_kept(p, predict_entry(p, last)->prev);
 }
 
+/* It has to be written, and it stayed away as long as now before and came back, within passes. */
+static bool comes_back(const struct predictor *p, uint32_t chunk)
+{
+	uint64_t at = p->chunks[chunk].last, away = p->head - at;
+
+	if (!p->cursor || !p->chunks[chunk].changes)
+		return false;
+	for (int n = 0; n < PREDICT_OCCURRENCES && predict_kept(p, at); n++) {
+		uint64_t prev = predict_entry(p, at)->prev;
+
+		if (predict_kept(p, prev) && at - prev >= away &&
+		    at - prev <= RETURN * predict_span(p))
+			return true;
+		at = prev;
+	}
+	return false;
+}
+
 /* Nobody expects them soon, or nothing is followed. */
 static void weigh_unknown(const struct predictor *p, enum predict_place place, bool again,
 			  struct choice *choice)
 {
+	bool vram = place == PLACE_VRAM;
 	uint64_t ranks = p->ranks[place];
 
 	while (ranks && choice->leave < LEAVE_BUSY && choice->asked < UNKNOWN_ASKED) {
@@ -125,7 +145,8 @@ static void weigh_unknown(const struct predictor *p, enum predict_place place, b
 
 		ranks &= ~(1ull << rank);
 		for (; next; next = p->chunks[next - 1].older)
-			if (!p->chunks[next - 1].unread && again == used_again(p, next - 1))
+			if (!p->chunks[next - 1].unread &&
+			    again == (used_again(p, next - 1) || (vram && comes_back(p, next - 1))))
 				weigh(p, choice, next - 1);
 	}
 }
@@ -183,7 +204,7 @@ uint32_t predict_victim(struct predictor *p, enum predict_place place, enum pred
 	};
 
 	weigh_unknown(p, place, false, &choice);
-	/* For a pass nobody has used it: written once, it is out of the way of all that follow. */
+	/* For a pass nobody has used it: written once, it is out of the way. */
 	if (place == PLACE_VRAM && p->cursor && choice.leave > LEAVE_LAST &&
 	    !predict_busy(choice.leave))
 		return choice.chunk;

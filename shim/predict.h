@@ -111,7 +111,7 @@ struct predictor {
 	uint32_t leaving_first, leaving_count;
 	uint32_t streaming; /* in VRAM and unread or leaving */
 	uint32_t burst, burst_before; /* most that one launch marked, in this plan and the last */
-	uint32_t failed; /* in this plan, how often nobody marked could be chosen to leave */
+	uint32_t failed; /* in this plan, how often who waited found nobody marked to leave */
 	uint64_t unplanned; /* how many left VRAM that were to stay */
 	uint32_t shortage; /* places to stream through that were missing, for that */
 	uint32_t slots; /* of VRAM */

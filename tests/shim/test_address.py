@@ -33,10 +33,11 @@ for i, address in enumerate(held):
     got = c_uint32()
     cuda("cuMemcpyDtoH_v2", byref(got), address + 8 * MIB - 4, 4)
     assert got.value == i
-reserved = [reserve(size * MIB, aligned * MIB, 0) for size, aligned in ((2, 0), (8, 2), (8, 64), (6, 1024))]
+sizes = ((32, 0), (64, 2), (64, 64), (36, 1024))
+reserved = [reserve(size * MIB, aligned * MIB, 0) for size, aligned in sizes]
 inside = [FIRST <= address < LAST for address in held + reserved]
-assert all(inside) if sys.argv[1] == "free" else inside == [False] * 8 + [True] * 12, inside
-assert reserve(8 * MIB, 0, LAST) == LAST  # the program's own wish
+assert all(inside) if sys.argv[1] == "free" else inside == [False] * 2 + [True] * 18, inside
+assert reserve(32 * MIB, 0, LAST) == LAST  # the program's own wish
 vast = reserve((LAST - FIRST) // 2, 0, 0)  # is not to use it up
 assert not FIRST <= vast < LAST
 inside = 0

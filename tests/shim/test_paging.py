@@ -69,6 +69,41 @@ def test_what_was_freed_is_free(runner: Runner) -> None:
     assert result.counters["mapped_slots"] == result.counters["vram_slots_used"] == 0
 
 
+IDLE = """
+import pathlib, time
+from ctypes import c_uint32, c_uint64
+from tests.shim.softcuda.driver import MIB, Driver
+cuda = Driver("libcuda.so.1")
+chunks = [cuda.alloc(2 * MIB) for _ in range(30)]  # of which 20 fit VRAM
+fill = cuda.function("fill_u32")
+for _ in range(3):
+    for address in chunks:
+        cuda.launch(fill, c_uint64(address), c_uint64(16), c_uint32(1))
+cuda("cuCtxSynchronize")
+
+def wakings():
+    for task in pathlib.Path("/proc/self/task").iterdir():
+        if (task / "comm").read_text() == "greenboost-page\\n":
+            (line,) = (x for x in (task / "status").read_text().splitlines() if x.startswith("voluntary"))
+            return int(line.split()[1])
+
+for _ in range(100):
+    before = wakings()
+    time.sleep(0.05)
+    if wakings() == before:
+        break
+else:
+    raise SystemExit("the pager goes on though the device has nothing to do")
+"""
+
+
+@pytest.mark.parametrize("flags", [MAPPED, MAPPED.replace("mapped", "auto")])
+def test_an_idle_process_does_nothing(runner: Runner, flags: str) -> None:
+    result = runner.tiered(flags, "-c", IDLE)
+    assert result.status == 0, result.err
+    assert result.counters["launches"] > 0
+
+
 DIRECT = (
     BEGIN
     + """

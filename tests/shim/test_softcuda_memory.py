@@ -31,6 +31,7 @@ from .softcuda.driver import (
 from .softcuda.harness import Gate, on_device
 
 VRAM = 64 * MIB
+HEEDED = 32 * MIB  # the driver puts smaller reservations where it likes
 
 
 def buffer_address(buffer: Any) -> int:
@@ -299,16 +300,17 @@ def test_memory_is_shared_by_a_file(driver: Driver) -> None:
 @on_device()
 def test_reservations_honour_alignment_and_a_free_hint(driver: Driver) -> None:
     assert driver.reserve(UNIT, 64 * MIB) % (64 * MIB) == 0
-    first = driver.reserve(8 * UNIT)
-    driver("cuMemAddressFree", first, 8 * UNIT)
-    assert driver.reserve(UNIT, hint=first + UNIT) == first + UNIT
-    assert driver.reserve(UNIT, hint=first + UNIT) != first + UNIT
+    first = driver.reserve(8 * HEEDED)
+    driver("cuMemAddressFree", first, 8 * HEEDED)
+    assert driver.reserve(HEEDED - UNIT, hint=first + UNIT) != first + UNIT
+    assert driver.reserve(HEEDED, hint=first + 2 * HEEDED) == first + 2 * HEEDED
+    assert driver.reserve(HEEDED, hint=first + 2 * HEEDED) != first + 2 * HEEDED
     # Outside what the device keeps for itself, too: next to host memory that the program placed.
-    hole = mmap.mmap(-1, 8 * UNIT)
+    hole = mmap.mmap(-1, HEEDED + UNIT)
     hint = (buffer_address(hole) + UNIT - 1) // UNIT * UNIT
-    assert driver.reserve(UNIT, hint=hint) != hint
+    assert driver.reserve(HEEDED, hint=hint) != hint
     hole.close()
-    assert driver.reserve(UNIT, hint=hint) == hint
+    assert driver.reserve(HEEDED, hint=hint) == hint
     driver.map(hint, driver.create())
     driver.write(hint, b"x")
 
@@ -370,18 +372,18 @@ def test_copies_cross_borders_of_mappings_and_of_nothing_else(driver: Driver) ->
 
 @on_device()
 def test_a_kernel_crosses_into_host_memory_and_a_copy_does_not(driver: Driver) -> None:
-    hole = mmap.mmap(-1, 8 * UNIT)
+    hole = mmap.mmap(-1, 8 * UNIT + HEEDED)
     start = (buffer_address(hole) + UNIT - 1) // UNIT * UNIT
     hole.close()
-    vram = driver.reserve(UNIT, hint=start)
-    assert vram == start
-    driver.map(vram, driver.create())
+    end = start + HEEDED
+    assert driver.reserve(HEEDED, hint=start) == start
+    driver.map(end - UNIT, driver.create())
     libc = ctypes.CDLL(None)
     libc.mmap.restype = c_void_p
     fixed, private, anonymous = 0x10, 0x02, 0x20
     flags = fixed | private | anonymous
-    host = libc.mmap(c_void_p(start + UNIT), c_size_t(UNIT), 3, flags, -1, c_size_t(0))
-    assert host == start + UNIT
+    host = libc.mmap(c_void_p(end), c_size_t(UNIT), 3, flags, -1, c_size_t(0))
+    assert host == end
     driver("cuMemHostRegister_v2", host, UNIT, 3)
     border = host - 8
     driver.launch(driver.function("fill_u32"), c_uint64(border), c_uint64(4), ctypes.c_uint32(7))

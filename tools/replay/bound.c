@@ -3,9 +3,10 @@
  * What cannot be avoided. Reads: Belady's choice, with the future known, brings in
  * the fewest chunks. Writes: of the times from a change of a chunk to the last use
  * before the next one, in which it stays in VRAM or has to be written, the fewest that
- * must be interrupted; other chunks take room only while they are used, so this is at
- * most what any policy writes. The two need not be reachable at once. Time: see
- * least_time().
+ * must be interrupted. Chunks that are not changed take room only while they are used, and
+ * one that was interrupted none at all until it is changed again, as who chooses otherwise
+ * uses it elsewhere: so this is at most what any policy writes, and the one interrupted is
+ * the one whose time ends last. The two need not be reachable at once. Time: see least_time().
  */
 #include "replay.h"
 
@@ -89,6 +90,7 @@ struct entry {
 	uint32_t next; /* of next_needs(); of one that is kept */
 	uint32_t used; /* step, plus one */
 	bool kept, exists;
+	bool interrupted; /* WRITES */
 };
 
 /*
@@ -122,7 +124,12 @@ static uint32_t minimum(const struct trace *trace, uint32_t room, enum counted w
 				*e = (struct entry){ 0 };
 				continue;
 			}
+			if (what == WRITES && trace->uses[i] == USE_READS) {
+				present += !e->kept && !e->interrupted;
+				continue;
+			}
 			e->used = s + 1;
+			e->interrupted = false;
 			present += !e->kept;
 		}
 		if (step->frees)
@@ -136,8 +143,10 @@ static uint32_t minimum(const struct trace *trace, uint32_t room, enum counted w
 			e->kept = false;
 			kept--;
 			present--;
-			if (what == WRITES && last.next != NEVER)
+			if (what == WRITES) {
+				e->interrupted = true;
 				++*count;
+			}
 		}
 		for (uint32_t i = step->first; i < step->first + step->count; i++) {
 			uint32_t c = trace->chunks[i];

@@ -12,7 +12,7 @@
 #include "pager.h"
 #include "thread.h"
 
-/* How long the pager sleeps while launches are under way: AGAIN_NS of pager.c. */
+/* How long the pager sleeps while launches or copies are under way: AGAIN_NS of pager.h. */
 #define AGAIN 100e-6
 /* Of what moving a chunk costs: cuMemUnmap 74, cuMemMap 4, cuMemSetAccess 57 us on an H100. */
 #define UNMAP (74.0 / 135)

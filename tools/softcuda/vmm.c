@@ -10,6 +10,9 @@
 #include "space.h"
 #include "vram.h"
 
+/* The place asked for is heeded from so many bytes on, as by driver 580.159.04. */
+#define HINT_LEAST ((size_t)32 << 20)
+
 /* Memory of cuMemCreate: lives while it has handles or mappings. All under the space's lock. */
 struct creation {
 	struct vram_block *block; /* NULL: the entry is free */
@@ -110,6 +113,8 @@ CUresult do_cuMemAddressReserve(CUdeviceptr *ptr, size_t size, size_t alignment,
 		return CUDA_ERROR_INVALID_VALUE;
 	if (alignment < VRAM_CREATE_UNIT)
 		alignment = VRAM_CREATE_UNIT;
+	if (size < HINT_LEAST)
+		hint = 0;
 	space_write_lock();
 	reservation = space_reserve(size, alignment, hint);
 	if (reservation) {

@@ -11,14 +11,14 @@
 
 struct driver driver; /* is not called */
 
-static struct state_header state;
+static uint64_t state[sizeof(struct state_header) / sizeof(uint64_t) + COUNTER_COUNT];
 static struct device device = { .lock = PTHREAD_MUTEX_INITIALIZER,
 				.changed = PTHREAD_COND_INITIALIZER,
 				.work = PTHREAD_COND_INITIALIZER,
 				.chunk = 2 << 20,
 				.slots_allowed = 8,
 				.terms.ram = 64 << 20,
-				.state = &state };
+				.state = (struct state_header *)state };
 
 static void *pager(void *arg)
 {

@@ -11,7 +11,7 @@
 
 struct driver driver; /* is not called */
 
-static struct state_header state;
+static uint64_t state[sizeof(struct state_header) / sizeof(uint64_t) + COUNTER_COUNT];
 static unsigned char state_map[16];
 static struct device device = { .lock = PTHREAD_MUTEX_INITIALIZER,
 				.changed = PTHREAD_COND_INITIALIZER,
@@ -19,7 +19,7 @@ static struct device device = { .lock = PTHREAD_MUTEX_INITIALIZER,
 				.chunk = 2 << 20,
 				.slots_allowed = 20,
 				.mapped = 16,
-				.state = &state,
+				.state = (struct state_header *)state,
 				.state_map = state_map };
 static struct hold hold = { .where = HOLD_EXCESS, .little = { .chunks = 16 } }, other;
 static bool pushed_in;
