@@ -84,6 +84,29 @@ def test_one_product_larger_than_vram(tmp_path: Path) -> None:
     assert report["total"]["counters"]["launches_exceeding"] > 0
 
 
+WHERE = """
+import torch
+held = [torch.zeros(size << 20, dtype=torch.uint8, device="cuda") for size in (12, 16, 64, 300)]
+with open("/proc/self/maps") as maps:
+    process = [[int(end, 16) for end in line.split()[0].split("-")] for line in maps]
+for memory in held:
+    at, end = memory.data_ptr(), memory.data_ptr() + memory.nbytes
+    assert 0x4B17 <= at >> 32 < 0x5000, hex(at)
+    for low, high in process:  # in order
+        if low <= at < high:
+            at = high
+    assert at >= end, hex(at)
+"""
+
+
+def test_where_paged_memory_lies(tmp_path: Path) -> None:
+    """At the addresses asked for, which are the process's, too: RAM used in place is mapped there."""
+    pytest.importorskip("torch")
+    flags = ["--vram", "1GiB", "--ram", "1GiB", "--chunk", "4MiB"]
+    done = start([PYTHON, "-c", WHERE], *flags, report=tmp_path / "where.json")
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("chunk", ["2MiB", "16MiB"])
 @pytest.mark.parametrize("name", CASES)
 def test_same_numbers(name: str, chunk: str, tmp_path: Path) -> None:
