@@ -298,6 +298,7 @@ s, t = stream(), stream()
 spin, put = function(b"spin_ns"), function(b"fill_u32")
 flag = alloc(4)
 fill(flag, 4, 0)
+call("cuCtxSynchronize")  # t does not wait for the null stream
 at, first = c_uint64(), None
 call("cuMemAllocAsync", byref(at), c_size_t(8 * MIB), s)
 # The stream is stopped until the host lets it go: freeing behind that must not wait.
