@@ -15,6 +15,11 @@
  */
 static _Atomic CUdeviceptr next = FIRST;
 
+static CUdeviceptr aligned(CUdeviceptr at, size_t alignment)
+{
+	return (at + alignment - 1) & -(CUdeviceptr)alignment;
+}
+
 static CUdeviceptr take(size_t bytes, size_t alignment)
 {
 	CUdeviceptr seen = atomic_load(&next), at;
@@ -24,9 +29,9 @@ static CUdeviceptr take(size_t bytes, size_t alignment)
 	if (alignment > FIRST || bytes > (LAST - FIRST) / 4)
 		return 0;
 	do {
-		at = (seen + alignment - 1) & -(CUdeviceptr)alignment;
+		at = aligned(seen, alignment);
 		if (at + bytes > LAST)
-			at = (FIRST + alignment - 1) & -(CUdeviceptr)alignment;
+			at = aligned(FIRST, alignment);
 		if (at + bytes > LAST)
 			return 0;
 	} while (!atomic_compare_exchange_weak(&next, &seen, at + bytes));

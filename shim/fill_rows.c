@@ -13,6 +13,12 @@ struct fill {
 	CUstream stream;
 };
 
+/* width: in bytes */
+static struct extent extent_of(CUdeviceptr dst, size_t pitch, size_t width, size_t height)
+{
+	return (struct extent){ dst, dst + (height - 1) * pitch + width };
+}
+
 static CUresult issue_fill(const struct fill *f)
 {
 	unsigned int v = f->variant;
@@ -42,8 +48,7 @@ static CUresult issue_fill(const struct fill *f)
 
 static CUresult fill_rows(const struct fill *f)
 {
-	struct extent side = { f->dst,
-			       f->dst + (f->height - 1) * f->pitch + f->width * f->element };
+	struct extent side = extent_of(f->dst, f->pitch, f->width * f->element, f->height);
 	struct fill first = *f, second = *f;
 	struct launch held;
 	CUresult result;
@@ -124,8 +129,8 @@ struct extent rows_of_fill(const CUDA_MEMSET_NODE_PARAMS *params)
 {
 	if (!params->width || !params->height)
 		return (struct extent){ 0, 0 };
-	return (struct extent){ params->dst, params->dst + (params->height - 1) * params->pitch +
-						     params->width * params->elementSize };
+	return extent_of(params->dst, params->pitch, params->width * params->elementSize,
+			 params->height);
 }
 
 CUresult rows_fix_fill(const CUDA_MEMSET_NODE_PARAMS *params)

@@ -202,15 +202,16 @@ uint32_t predict_victim(struct predictor *p, enum predict_place place, enum pred
 	struct choice choice = {
 		.may_leave = may_leave, .arg = arg, .haste = haste, .chunk = PREDICT_NONE
 	};
+	bool planned = place == PLACE_VRAM && p->cursor;
 
 	weigh_unknown(p, place, false, &choice);
-	/* For a pass nobody has used it: written once, it is out of the way. */
-	if (place == PLACE_VRAM && p->cursor && choice.leave > LEAVE_LAST &&
-	    !predict_busy(choice.leave))
-		return choice.chunk;
-	if (place == PLACE_VRAM && p->cursor) {
-		uint32_t first = first_leaver(p, &choice);
+	if (planned) {
+		uint32_t first;
 
+		/* For a pass nobody has used it: written once, it is out of the way. */
+		if (choice.leave > LEAVE_LAST && !predict_busy(choice.leave))
+			return choice.chunk;
+		first = first_leaver(p, &choice);
 		if (first != PREDICT_NONE)
 			return first;
 		/* Looking ahead must not take from what stays. */
@@ -221,7 +222,7 @@ uint32_t predict_victim(struct predictor *p, enum predict_place place, enum pred
 		weigh_known(p, place, false, &choice);
 	if (choice.leave < LEAVE_NEW && haste != HASTE_IDLE)
 		weigh_unknown(p, place, true, &choice);
-	if (place == PLACE_VRAM && p->cursor && choice.chunk != PREDICT_NONE && haste != HASTE_IDLE)
+	if (planned && choice.chunk != PREDICT_NONE && haste != HASTE_IDLE)
 		p->failed++;
 	if (choice.leave > LEAVE_LAST || haste <= HASTE_IDLE)
 		return choice.chunk;

@@ -129,7 +129,8 @@ struct hold {
 
 /* Launches whose end the pager has not seen yet; of more the oldest are taken for over. */
 #define RECENT_MOST 4096
-#define RISING_MOST 64 /* a power of two: a ring */
+/* Copies to VRAM that are remembered; of a ring that is counted through, so a power of two. */
+#define RISING_MOST 64
 
 /* A paged allocation that a stream has freed; it ends when the stream gets there. */
 struct freed {

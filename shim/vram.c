@@ -250,7 +250,7 @@ void vram_look_again(struct device *device)
 	take_back(device);
 }
 
-/* The last copy is the first. */
+/* The n-th copy to VRAM from the last one on, which is 1. */
 static struct ticket *latest(const struct device *device, uint32_t n)
 {
 	return device->rising[(device->risen - n) % RISING_MOST];
