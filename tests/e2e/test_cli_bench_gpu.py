@@ -21,6 +21,8 @@ from typing import Any
 import pytest
 
 from tests.e2e.cli_harness import ROOT, Cli, refused, wait_gone
+from tierd.cli.bench_gpu_bus import open_bus
+from tierd.cli.signals import hold_signals
 
 SOFTCUDA = ROOT / "tools" / "softcuda" / "build"
 MODEL = (
@@ -95,6 +97,14 @@ def test_all_modes(cli: Cli) -> None:
         total = one["greenboost"]["total"]["counters"]["d2h_bytes"]
         assert sum(part["d2h_bytes"] for part in moved) <= total
         assert f"--vram={answer['limits']['vram_bytes']}" in one["command"]
+        # Copied beside it, for it: before and after each phase.
+        for phase in ("prefill", "decode"):
+            rates = one[phase]["h2d_bytes_per_second_beside"]
+            assert len(rates) == 6
+            assert min(rates) > 0
+            assert one[phase]["share_of_ideal_now"] > 0
+    assert modes["vram"]["decode"]["h2d_bytes_per_second_beside"] == []
+    assert modes["vram"]["decode"]["share_of_ideal_now"] is None
     assert modes["paged"]["greenboost"]["total"]["nvme_written_bytes"] == 0
     in_place = modes["mapped"]["greenboost"]["total"]["counters"]
     assert in_place["chunks_in_place"] > 0
@@ -154,9 +164,9 @@ def test_a_mode_that_goes_wrong(cli: Cli, how: str, seconds: int, status: int, s
 
 
 def children_of(process: subprocess.Popen[str]) -> list[int]:
-    """The daemon, and the `greenboost run` around the program, once there are both."""
+    """bus.py, the daemon, and the `greenboost run` around the program, once there are all."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    while len(found := children.read_text().split()) < 2:
+    while len(found := children.read_text().split()) < 3:
         assert process.poll() is None
     return [int(pid) for pid in found]
 
@@ -210,6 +220,22 @@ def test_ctrl_c_keeps_what_there_is(cli: Cli) -> None:
 def test_refusals(cli: Cli, arguments: tuple[str, ...], status: int, says: str) -> None:
     refused(bench(cli, *MODEL, *arguments), status, says)
     assert cli.left_behind(["disk", "python"]) == []
+
+
+def test_the_bus_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(SOFTCUDA))
+    with hold_signals() as held, open_bus(held) as bus:
+        assert bus.rates(0) == []
+        assert all(rate > 0 for rate in bus.rates(65 << 20))  # not in whole pieces
+        assert not bus.silent
+
+
+def test_nobody_answers_for_the_bus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "libcuda.so.1").touch()
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    with hold_signals() as held, open_bus(held) as bus:
+        assert "libcuda.so.1" in bus.silent
+        assert bus.rates(1 << 20) == []
 
 
 def test_no_torch(cli: Cli) -> None:

@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from tierd.cli.bench_gpu_disk import DiskSpeed
 from tierd.cli.bench_gpu_plan import Limits, Shape
 from tierd.cli.bench_gpu_report import (
     Ceilings,
+    Ideal,
     Result,
     as_json,
     ceiling_lines,
-    ideal_seconds,
+    ideal_pass,
     launch_line,
     mode_line,
     table_head,
@@ -24,15 +27,17 @@ OVERFLOW = SHAPE.pass_bytes - 10 * GB
 LIMITS = Limits(vram=10 * GB, ram=30 * GB, ram_nvme=8 * GB, spill=20 * GB)
 DISK = DiskSpeed("fio-3.33", sequential=2.0 * GB, random=1.5 * GB, block=16 << 20, depth=8)
 CEILINGS = Ceilings(h2d=50.0 * GB, d2h=40.0 * GB, both=30.0 * GB, disk=DISK)
+NOTHING = {"prefill": Ideal(None, None), "decode": Ideal(None, None)}
 REFERENCE = Result("vram", passes={"prefill": [0.2], "decode": [0.06, 0.07, 0.9]})
 
 
 def ideal(
     mode: str, phase: str, *, reference: Result | None = REFERENCE, ceilings: Ceilings = CEILINGS
 ) -> float | None:
-    return ideal_seconds(
-        Result(mode), phase, shape=SHAPE, limits=LIMITS, ceilings=ceilings, reference=reference
-    )
+    result = Result(mode)
+    found = ideal_pass(result, phase, shape=SHAPE, limits=LIMITS, ceilings=ceilings, reference=reference)
+    assert found.now is None
+    return found.best
 
 
 def test_ideal_is_the_longest_of_what_bounds_a_pass() -> None:
@@ -45,6 +50,13 @@ def test_ideal_is_the_longest_of_what_bounds_a_pass() -> None:
     assert ideal("paged", "prefill", reference=slow) == 5.0
     for mode in ("paged+nvme", "accelerate+disk"):
         assert ideal(mode, "decode") == (OVERFLOW - 8 * GB) / (2 * GB)
+
+
+def test_ideal_of_the_bus_as_it_was_then() -> None:
+    result = Result("paged", bus={"decode": [20.0 * GB, 25.0 * GB, 50.0 * GB]})
+    of = partial(ideal_pass, shape=SHAPE, limits=LIMITS, ceilings=CEILINGS, reference=REFERENCE)
+    assert of(result, "decode") == Ideal(best=OVERFLOW / (50 * GB), now=OVERFLOW / (25 * GB))
+    assert of(result, "prefill").now is None
 
 
 def test_ideal_without_what_would_bound_it() -> None:
@@ -64,14 +76,15 @@ def test_a_line() -> None:
         vram=12 * GB,
         same=True,
     )
-    words = mode_line(result, {"prefill": 0.4, "decode": 0.25}).split()
+    words = mode_line(result, {"prefill": Ideal(0.4, 0.45), "decode": Ideal(0.25, 0.3)}).split()
     assert words == [
-        "paged", "12.3", "0.500", "80.0%", "2.000", "50.0%", "18.00", "2.00", "0.00", "1.00", "12.00", "yes"
+        "paged", "12.3", "0.500", "80.0%", "90.0%", "2.000", "50.0%", "60.0%",
+        "18.00", "2.00", "0.00", "1.00", "12.00", "yes",
     ]  # fmt: skip
     # Every column has its heading above it.
     head = table_head().splitlines()[1:]
     assert len(head[0].split()) == len(words)
-    line = mode_line(result, {})
+    line = mode_line(result, NOTHING)
     assert len(line) == max(map(len, head))
 
 
@@ -84,12 +97,12 @@ def test_a_line() -> None:
     ],
 )
 def test_a_line_without_figures(result: Result, says: str) -> None:
-    assert mode_line(result, {}) == says
+    assert mode_line(result, NOTHING) == says
 
 
 def test_a_mode_that_was_cut_shows_what_there_is() -> None:
     result = Result("paged", "cut", "after 9 s", passes={"prefill": [0.5], "decode": []}, same=False)
-    line = mode_line(result, {})
+    line = mode_line(result, NOTHING)
     assert line.split()[:5] == ["paged", "-", "0.500", "-", "-"]
     assert line.endswith("NO  cut: after 9 s")
     assert not result.empty
@@ -101,15 +114,16 @@ def test_json() -> None:
     result = Result(
         "paged", passes={"prefill": [0.5], "decode": [0.4, 0.2]}, gpu_passes={"decode": [0.3, 0.1]}
     )
-    answer = as_json(result, {"prefill": 0.1, "decode": None})
+    answer = as_json(result, {"prefill": Ideal(0.1, 0.2), "decode": Ideal(None, None)})
     prefill, decode = answer["prefill"], answer["decode"]
     assert isinstance(prefill, dict)
     assert isinstance(decode, dict)
     assert (prefill["pass_seconds"], prefill["share_of_ideal"]) == (0.5, 0.2)
+    assert prefill["share_of_ideal_now"] == 0.4
     assert (decode["gpu_pass_seconds"], decode["ideal_pass_seconds"]) == (0.2, None)
-    assert decode["share_of_ideal"] is None
+    assert decode["share_of_ideal"] is decode["share_of_ideal_now"] is None
     assert answer["tokens_per_second"] == pytest.approx(1 / 0.3)
-    assert as_json(Result("vram", "left out"), {})["tokens_per_second"] is None
+    assert as_json(Result("vram", "left out"), NOTHING)["tokens_per_second"] is None
 
 
 def test_what_shares_are_of() -> None:

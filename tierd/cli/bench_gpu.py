@@ -20,6 +20,7 @@ from typing import Any, TextIO
 from .. import __version__
 from ..config import DEFAULT_CHUNK
 from ..model import format_size
+from .bench_gpu_bus import Bus, open_bus
 from .bench_gpu_modes import Bench, run_mode
 from .bench_gpu_plan import MODES
 from .bench_gpu_plot import draw_modes
@@ -29,10 +30,11 @@ from .bench_gpu_report import (
     OURS,
     PHASES,
     Ceilings,
+    Ideal,
     Result,
     as_json,
     ceiling_lines,
-    ideal_seconds,
+    ideal_pass,
     launch_line,
     mode_line,
     model_json,
@@ -158,10 +160,10 @@ class _Found:
         """Whether the reference, where it was asked again, gave the same results again."""
         return all(one.same is not False for one in self.results if one.mode == AGAIN)
 
-    def ideals(self, result: Result) -> dict[str, float | None]:
+    def ideals(self, result: Result) -> dict[str, Ideal]:
         reference = next((one for one in self.results if one.mode == "vram"), None)
         return {
-            phase: ideal_seconds(
+            phase: ideal_pass(
                 result,
                 phase,
                 shape=self.bench.shape,
@@ -205,24 +207,30 @@ def _gpu(options: argparse.Namespace) -> int:
     out = sys.stderr if options.json == "-" else sys.stdout
     with hold_signals() as held, tempfile.TemporaryDirectory(prefix="greenboost-bench-") as work:
         try:
-            machine = look_at_machine(python, held)
-            bench, ceilings = prepare_bench(options, modes, python, machine, Path(work), held)
-            found = _Found(bench, machine, ceilings, [])
-            print("\n".join(found.head()), file=out, flush=True)
-            for mode in modes:
-                _measure(found, mode, options, held, out)
-            if found.wrong():
-                _measure(found, AGAIN, options, held, out)
+            # The first, so that what of VRAM is free does not count what it takes.
+            with open_bus(held) as bus:
+                machine = look_at_machine(python, held)
+                bench, ceilings = prepare_bench(options, modes, python, machine, Path(work), held)
+                found = _Found(bench, machine, ceilings, [])
+                print("\n".join(found.head()), file=out, flush=True)
+                for mode in modes:
+                    _measure(found, mode, options, bus, held, out)
+                if found.wrong():
+                    _measure(found, AGAIN, options, bus, held, out)
+                if bus.silent:
+                    print(f"copies beside the modes were not measured: {bus.silent}", file=out)
         except Interrupted as interrupted:
             return 128 + interrupted.number
     return _finish(found, options, out)
 
 
-def _measure(found: _Found, mode: str, options: argparse.Namespace, held: HeldSignals, out: TextIO) -> None:
+def _measure(
+    found: _Found, mode: str, options: argparse.Namespace, bus: Bus, held: HeldSignals, out: TextIO
+) -> None:
     result = Result(mode)
     found.results.append(result)
     try:
-        run_mode(found.bench, result, held)
+        run_mode(found.bench, result, bus, held)
     finally:  # when it is interrupted, too
         print(mode_line(result, found.ideals(result)), file=out, flush=True)
         if result.uncapped:

@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from ..model import format_size
+from .bench_gpu_bus import Bus
 from .bench_gpu_cgroup import RamCap, RamCapError
 from .bench_gpu_disk import directory_of
 from .bench_gpu_nvml import VramMeter
 from .bench_gpu_plan import Limits, Shape
 from .bench_gpu_program import PROGRAMS, Said, run_program
-from .bench_gpu_report import ON_DISK, PHASES, Result
+from .bench_gpu_report import ON_DISK, PHASES, UNLIMITED, Result
 from .control import status_of
 from .errors import CommandError
 from .private import PrivateDaemon, start_daemon
@@ -97,8 +98,8 @@ class _Counters:
         return {name: second[name] - first[name] for name in second}
 
 
-def run_mode(bench: Bench, result: Result, held: HeldSignals) -> None:
-    """Run the result's mode to its end, or to that of its time.
+def run_mode(bench: Bench, result: Result, bus: Bus, held: HeldSignals) -> None:
+    """Run the result's mode to its end, or to that of its time. Before and after each phase `bus` is asked.
 
     Raises Interrupted, when the result has what was measured until then.
     """
@@ -107,7 +108,7 @@ def run_mode(bench: Bench, result: Result, held: HeldSignals) -> None:
         return
     try:
         with ExitStack() as undo:
-            _run(bench, result, held, undo)
+            _run(bench, result, bus, held, undo)
     except Interrupted:
         result.status, result.reason = "cut", "interrupted"
         raise
@@ -131,7 +132,7 @@ def _greenboost() -> list[str]:
     return [sys.executable, "-c", _CLI, str(Path(__file__).resolve().parents[2])]
 
 
-def _run(bench: Bench, result: Result, held: HeldSignals, undo: ExitStack) -> None:
+def _run(bench: Bench, result: Result, bus: Bus, held: HeldSignals, undo: ExitStack) -> None:
     cap = _cap(bench, result, undo)
     daemon = _daemon(bench, result.mode, cap, held, undo)
     figures = bench.work / f"{result.mode}.json"
@@ -139,6 +140,14 @@ def _run(bench: Bench, result: Result, held: HeldSignals, undo: ExitStack) -> No
     counters = _Counters(daemon)
     meter = undo.enter_context(VramMeter(bench.gpu_uuid))
     said = Said()
+
+    def at_mark(mark: str) -> None:
+        phase = mark.removesuffix("-end")
+        counters.read(mark)
+        if phase in PHASES and result.mode not in UNLIMITED:
+            size = bench.shape.overflow(bench.limits.vram)
+            result.bus.setdefault(phase, []).extend(bus.rates(size))
+
     try:
         run_program(
             result.command,
@@ -146,7 +155,7 @@ def _run(bench: Bench, result: Result, held: HeldSignals, undo: ExitStack) -> No
             environ=_environ(),
             held=held,
             seconds=bench.seconds,
-            at_mark=counters.read,
+            at_mark=at_mark,
             look=meter.look,
             enter=cap.enter if cap is not None else lambda: None,
         )

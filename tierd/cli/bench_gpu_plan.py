@@ -66,6 +66,10 @@ class Shape:
         """What a pass cannot do without: all weights but the embedding, of which it reads a few rows."""
         return self.weights_bytes - _BYTES * self.hidden * self.vocabulary
 
+    def overflow(self, vram: int) -> int:
+        """Bytes of a pass for which `vram` has no room."""
+        return max(self.pass_bytes - vram, 0)
+
     def working_bytes(self, prompt: int, tokens: int) -> int:
         """What a prefill of `prompt` tokens and decoding take besides the weights, about.
 

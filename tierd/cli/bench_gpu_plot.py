@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import bench_plot
-from .bench_gpu_report import OURS, PHASES, Result
+from .bench_gpu_report import OURS, PHASES, Ideal, Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,13 +23,13 @@ _NOTE = (
 
 
 def draw_modes(
-    file: Path, results: Sequence[Result], ideals: Sequence[Mapping[str, float | None]], *, title: str
+    file: Path, results: Sequence[Result], ideals: Sequence[Mapping[str, Ideal]], *, title: str
 ) -> None:
     """A panel for each phase with a bar for each mode, seconds. Raises CommandError."""
     with bench_plot.picture(file, 2, title=title, note=_NOTE) as (_, panels):
         for panel, phase in zip(panels, PHASES, strict=True):
             shown = [
-                (one, ideal.get(phase))
+                (one, ideal[phase].best)
                 for one, ideal in zip(results, ideals, strict=True)
                 if one.passes.get(phase)
             ]

@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from .signals import HeldSignals, Interrupted
 
-__all__ = ["PROGRAMS", "Said", "run_program"]
+__all__ = ["PROGRAMS", "Said", "end_program", "program_events", "run_program", "start_program"]
 
 PROGRAMS = Path(__file__).parent / "benchgpu"
 """A directory of their own: a script's is the first where its imports are looked for."""
@@ -81,10 +81,10 @@ def run_program(
     """
     began = time.monotonic()
     with tempfile.TemporaryFile() as errors:
-        process = _start(command, environ, held, enter, errors)
+        process = start_program(command, environ, held, enter, errors)
         try:
             with held.let_in():
-                for event in _events(process, began + seconds, look):
+                for event in program_events(process, began + seconds, look):
                     said.events.append(event)
                     if event.get("event") == "mark":
                         at_mark(str(event.get("name")))
@@ -98,19 +98,23 @@ def run_program(
             at_mark("cut")
             raise
         finally:
-            _end(process)
+            end_program(process)
             said.seconds = time.monotonic() - began
             said.status = process.returncode if process.returncode >= 0 else 128 - process.returncode
             said.tail = _tail(errors)
 
 
-def _start(
+def start_program(
     command: Sequence[str],
     environ: Mapping[str, str],
     held: HeldSignals,
     enter: Callable[[], None],
     errors: IO[bytes],
 ) -> subprocess.Popen[bytes]:
+    """Start `command` in a session of its own, to be killed when we are; `enter` is called in it before.
+
+    Raises OSError. End it with end_program().
+    """
     parent = os.getpid()
 
     def before_exec() -> None:
@@ -132,8 +136,8 @@ def _start(
     )
 
 
-def _events(
-    process: subprocess.Popen[bytes], deadline: float, look: Callable[[], None]
+def program_events(
+    process: subprocess.Popen[bytes], deadline: float, look: Callable[[], None] = lambda: None
 ) -> Iterator[dict[str, Any]]:
     """What it prints, to the end of its output or to the deadline. What is no JSON object is dropped."""
     assert process.stdout is not None
@@ -162,8 +166,8 @@ def _answer(process: subprocess.Popen[bytes]) -> None:
         process.stdin.flush()
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End it and all in its session that is left, and wait for it."""
+def end_program(process: subprocess.Popen[bytes]) -> None:
+    """End it, and all in its session that is left, and wait for it."""
     if process.poll() is None:
         _signal(process, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):

@@ -4,7 +4,8 @@
 *Ideal* is the least that a pass can take: as long as the reference's, or as long as it takes to copy
 once to VRAM what VRAM does not hold, or to read once from NVMe or disk what RAM does not hold either,
 whichever is longest, at the speeds measured in the same run. Reading ahead over the end of a pass is
-part of that; writing anything back is not.
+part of that; writing anything back is not. *Now* is the same with the speed of copies that was measured
+right before and after that phase of that mode: the bus is shared with others, and theirs is not our doing.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ __all__ = [
     "PHASES",
     "UNLIMITED",
     "Ceilings",
+    "Ideal",
     "Result",
     "as_json",
     "ceiling_lines",
-    "ideal_seconds",
+    "ideal_pass",
     "launch_line",
     "mode_line",
     "model_json",
@@ -36,10 +38,10 @@ __all__ = [
     "table_head",
 ]
 
-UNLIMITED = frozenset({"vram", "shim"})
-"""Modes that may use all VRAM."""
 AGAIN = "vram again"
 """The reference once more, to tell whether another result is ours or the libraries'."""
+UNLIMITED = frozenset({"vram", "shim", AGAIN})
+"""Modes that may use all VRAM."""
 OURS = frozenset({"shim", "paged", "paged+nvme", "mapped"})
 """Modes under `greenboost run`."""
 ON_DISK = frozenset({"paged+nvme", "accelerate+disk"})
@@ -52,7 +54,9 @@ _COLUMNS = (
     ("load", 7),
     ("prefill", 9),
     ("of", 7),
+    ("of", 7),
     ("decode", 9),
+    ("of", 7),
     ("of", 7),
     ("to", 8),
     ("from", 8),
@@ -61,7 +65,11 @@ _COLUMNS = (
     ("VRAM", 7),
     ("same", 5),
 )
-_SECOND = ("", "s", "s", "ideal", "tok/s", "ideal", "VRAM", "VRAM", "read", "written", "GB", "bits")
+_SECOND = (
+    "", "s", "s", "ideal", "now", "tok/s", "ideal", "now", "VRAM", "VRAM", "read", "written", "GB", "bits",
+)  # fmt: skip
+_BEFORE_MOVED = 8
+"""Columns to the left of what was moved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +95,7 @@ class Result:
     plan: float | None = None  #: FlexTensor's
     launch: float | None = None  #: one empty launch, as PyTorch makes it
     passes: Mapping[str, Sequence[float]] = field(default_factory=dict)  #: by phase, until the result is here
+    bus: dict[str, list[float]] = field(default_factory=dict)  #: bytes a second of copies around each phase
     gpu_passes: Mapping[str, Sequence[float]] = field(default_factory=dict)  #: between events on the GPU
     moved: dict[str, dict[str, int]] = field(default_factory=dict)  #: by phase, over all its passes
     vram: int | None = None  #: the most in use on the GPU
@@ -107,24 +116,53 @@ class Result:
         took = self.passes.get(phase)
         return statistics.median(took) if took else None
 
+    def bus_rate(self, phase: str) -> float | None:
+        """Bytes a second of plain copies to VRAM right before and after the phase, the median."""
+        return statistics.median(rates) if (rates := self.bus.get(phase)) else None
+
     def pass_bytes(self, phase: str, counter: str) -> float | None:
         """Moved in a pass, on average."""
         took, moved = self.passes.get(phase), self.moved.get(phase)
         return moved[counter] / len(took) if took and moved is not None else None
 
 
-def ideal_seconds(
+@dataclass(frozen=True, slots=True)
+class Ideal:
+    """The least that a pass can take, seconds; None when nothing is known that bounds it."""
+
+    best: float | None  #: at the speed of copies that the machine gives at best
+    now: float | None  #: at that around this phase; None when it was not measured
+
+
+def ideal_pass(
     result: Result, phase: str, *, shape: Shape, limits: Limits, ceilings: Ceilings, reference: Result | None
+) -> Ideal:
+    """The least that a pass of this mode can take."""
+
+    def at(h2d: float) -> float | None:
+        return _least(result, phase, h2d, shape, limits, ceilings.disk, reference)
+
+    now = result.bus_rate(phase)
+    return Ideal(at(ceilings.h2d), None if now is None else at(now))
+
+
+def _least(
+    result: Result,
+    phase: str,
+    h2d: float,
+    shape: Shape,
+    limits: Limits,
+    disk: DiskSpeed | None,
+    reference: Result | None,
 ) -> float | None:
-    """The least that a pass of this mode can take; None when nothing is known that bounds it."""
     bounds = []
     if reference is not None and (compute := reference.pass_seconds(phase)) is not None:
         bounds.append(compute)
     if result.mode not in UNLIMITED:
-        overflow = max(shape.pass_bytes - limits.vram, 0)
-        bounds.append(overflow / ceilings.h2d)
-        if result.mode in ON_DISK and ceilings.disk is not None:
-            bounds.append(max(overflow - limits.ram_nvme, 0) / ceilings.disk.best)
+        overflow = shape.overflow(limits.vram)
+        bounds.append(overflow / h2d)
+        if result.mode in ON_DISK and disk is not None:
+            bounds.append(max(overflow - limits.ram_nvme, 0) / disk.best)
     return max(bounds, default=None)
 
 
@@ -132,11 +170,11 @@ def table_head() -> str:
     """Two lines, to stand above those of mode_line()."""
     rows = zip(_COLUMNS, _SECOND, strict=True)
     pairs = [(_cell(first, width), _cell(second, width)) for (first, width), second in rows]
-    moved = " " * (sum(abs(width) + 1 for _, width in _COLUMNS[:6]) + 2) + "GB moved a token"
+    moved = " " * (sum(abs(width) + 1 for _, width in _COLUMNS[:_BEFORE_MOVED]) + 2) + "GB moved a token"
     return "\n".join([moved, *(" ".join(cells).rstrip() for cells in zip(*pairs, strict=True))])
 
 
-def mode_line(result: Result, ideals: Mapping[str, float | None]) -> str:
+def mode_line(result: Result, ideals: Mapping[str, Ideal]) -> str:
     """One mode; `ideals` by phase."""
     if result.status == "left out" or (result.status != "ok" and not any(result.passes.values())):
         return f"{result.mode:16} {result.status}: {result.reason}"
@@ -146,9 +184,11 @@ def mode_line(result: Result, ideals: Mapping[str, float | None]) -> str:
         result.mode,
         _number(result.load, "{:.1f}"),
         _number(prefill, "{:.3f}"),
-        _share(ideals.get("prefill"), prefill),
+        _share(ideals["prefill"].best, prefill),
+        _share(ideals["prefill"].now, prefill),
         _number(decode and 1 / decode, "{:.3f}"),
-        _share(ideals.get("decode"), decode),
+        _share(ideals["decode"].best, decode),
+        _share(ideals["decode"].now, decode),
         *(_gigabytes(result.pass_bytes("decode", name)) for name in names),
         _gigabytes(result.vram),
         {True: "yes", False: "NO", None: "-"}[result.same],
@@ -159,7 +199,7 @@ def mode_line(result: Result, ideals: Mapping[str, float | None]) -> str:
 
 def ceiling_lines(shape: Shape, limits: Limits, ceilings: Ceilings) -> list[str]:
     """What the shares are shares of."""
-    overflow = max(shape.pass_bytes - limits.vram, 0)
+    overflow = shape.overflow(limits.vram)
     lines = [
         f"copies between pinned RAM and VRAM: {_rate(ceilings.h2d)} up, {_rate(ceilings.d2h)} down, "
         f"{_rate(ceilings.both)} each way at once",
@@ -188,19 +228,21 @@ def launch_line(results: Sequence[Result]) -> str | None:
     )
 
 
-def as_json(result: Result, ideals: Mapping[str, float | None]) -> dict[str, object]:
+def as_json(result: Result, ideals: Mapping[str, Ideal]) -> dict[str, object]:
     """One mode, for --json."""
     phases: dict[str, object] = {}
     for phase in PHASES:
         took, gpu = result.pass_seconds(phase), result.gpu_passes.get(phase)
-        ideal = ideals.get(phase)
+        ideal = ideals[phase]
         phases[phase] = {
             "pass_seconds": took,
             "gpu_pass_seconds": statistics.median(gpu) if gpu else None,
             "passes_seconds": list(result.passes.get(phase, ())),
             "gpu_passes_seconds": list(gpu or ()),
-            "ideal_pass_seconds": ideal,
-            "share_of_ideal": ideal / took if ideal is not None and took else None,
+            "ideal_pass_seconds": ideal.best,
+            "share_of_ideal": ideal.best / took if ideal.best is not None and took else None,
+            "h2d_bytes_per_second_beside": result.bus.get(phase, []),
+            "share_of_ideal_now": ideal.now / took if ideal.now is not None and took else None,
             "moved": result.moved.get(phase),
         }
     decode = result.pass_seconds("decode")
