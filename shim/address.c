@@ -7,7 +7,8 @@
 #define FIRST ((CUdeviceptr)0x4b1700000000)
 #define LAST ((CUdeviceptr)0x500000000000)
 
-#define UNIT ((size_t)2 << 20) /* of what the driver maps */
+/* The driver heeds a place only at its multiples, and looks for another behind the rest. */
+#define UNIT ((size_t)32 << 20)
 
 /*
  * One behind the other, and from the beginning again: what was freed in the meantime is used

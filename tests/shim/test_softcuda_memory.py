@@ -31,7 +31,8 @@ from .softcuda.driver import (
 from .softcuda.harness import Gate, on_device
 
 VRAM = 64 * MIB
-HEEDED = 32 * MIB  # the driver puts smaller reservations where it likes
+HEEDED = 8 * MIB  # the driver puts smaller reservations where it likes
+PLACE = 32 * MIB  # and others at multiples of this
 
 
 def buffer_address(buffer: Any) -> int:
@@ -300,14 +301,15 @@ def test_memory_is_shared_by_a_file(driver: Driver) -> None:
 @on_device()
 def test_reservations_honour_alignment_and_a_free_hint(driver: Driver) -> None:
     assert driver.reserve(UNIT, 64 * MIB) % (64 * MIB) == 0
-    first = driver.reserve(8 * HEEDED)
-    driver("cuMemAddressFree", first, 8 * HEEDED)
-    assert driver.reserve(HEEDED - UNIT, hint=first + UNIT) != first + UNIT
-    assert driver.reserve(HEEDED, hint=first + 2 * HEEDED) == first + 2 * HEEDED
-    assert driver.reserve(HEEDED, hint=first + 2 * HEEDED) != first + 2 * HEEDED
+    first = driver.reserve(8 * PLACE, PLACE)
+    driver("cuMemAddressFree", first, 8 * PLACE)
+    assert driver.reserve(HEEDED - UNIT, hint=first + PLACE) != first + PLACE
+    assert driver.reserve(PLACE, hint=first + PLACE + UNIT) != first + PLACE + UNIT
+    assert driver.reserve(HEEDED, hint=first + 2 * PLACE) == first + 2 * PLACE
+    assert driver.reserve(HEEDED, hint=first + 2 * PLACE) != first + 2 * PLACE
     # Outside what the device keeps for itself, too: next to host memory that the program placed.
-    hole = mmap.mmap(-1, HEEDED + UNIT)
-    hint = (buffer_address(hole) + UNIT - 1) // UNIT * UNIT
+    hole = mmap.mmap(-1, HEEDED + PLACE)
+    hint = (buffer_address(hole) + PLACE - 1) // PLACE * PLACE
     assert driver.reserve(HEEDED, hint=hint) != hint
     hole.close()
     assert driver.reserve(HEEDED, hint=hint) == hint
@@ -372,8 +374,8 @@ def test_copies_cross_borders_of_mappings_and_of_nothing_else(driver: Driver) ->
 
 @on_device()
 def test_a_kernel_crosses_into_host_memory_and_a_copy_does_not(driver: Driver) -> None:
-    hole = mmap.mmap(-1, 8 * UNIT + HEEDED)
-    start = (buffer_address(hole) + UNIT - 1) // UNIT * UNIT
+    hole = mmap.mmap(-1, PLACE + HEEDED + UNIT)
+    start = (buffer_address(hole) + PLACE - 1) // PLACE * PLACE
     hole.close()
     end = start + HEEDED
     assert driver.reserve(HEEDED, hint=start) == start
