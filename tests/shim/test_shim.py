@@ -249,6 +249,8 @@ else:
     evict()
 assert cuda.cuStreamEndCapture(stream, byref(graph)) == 0
 evict()
+for s in streams:  # a copy in the null stream does not wait for them
+    assert cuda.cuStreamSynchronize(s) == 0
 print([read(a.value + 4 * i) for i in range(9)] if sys.argv[1] == "crowded" else "right")
 """
 )
