@@ -22,6 +22,7 @@ import pytest
 
 from tests.e2e.cli_harness import ROOT, Cli, refused, wait_gone
 from tierd.cli.bench_gpu_bus import open_bus
+from tierd.cli.bench_gpu_program import Said, run_program
 from tierd.cli.signals import hold_signals
 
 SOFTCUDA = ROOT / "tools" / "softcuda" / "build"
@@ -226,8 +227,41 @@ def test_the_bus_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LD_LIBRARY_PATH", str(SOFTCUDA))
     with hold_signals() as held, open_bus(held) as bus:
         assert bus.rates(0) == []
-        assert all(rate > 0 for rate in bus.rates(65 << 20))  # not in whole pieces
+        rates = bus.rates(65 << 20)  # not in whole pieces
+        assert len(rates) == 3
+        assert min(rates) > 0
         assert not bus.silent
+
+
+def test_the_bus_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(SOFTCUDA))
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    before = children.read_text().split()
+    with hold_signals() as held, open_bus(held) as bus:
+        (pid,) = (int(one) for one in children.read_text().split() if one not in before)
+        os.kill(pid, signal.SIGKILL)
+        assert bus.rates(1 << 20) == []
+        assert bus.silent == "it ended with status -9"
+        assert bus.rates(1 << 20) == []
+
+
+MARKS = 'print(\'{"event": "mark", "name": "here"}\', flush=True); input(); print(\'{"event": "done"}\')'
+
+
+def test_what_happens_at_marks_is_not_the_programs_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bus is asked there: what comes after, as the answer to compare, must not be lost for it."""
+    later, clock = 0.0, time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + later)
+
+    def at_mark(name: str) -> None:
+        nonlocal later
+        later += 1000
+
+    said, command = Said(), [sys.executable, "-c", MARKS]
+    with hold_signals() as held:
+        run_program(command, said, environ=os.environ, held=held, seconds=60, at_mark=at_mark)
+    assert not said.cut
+    assert said.last("done")
 
 
 def test_nobody_answers_for_the_bus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

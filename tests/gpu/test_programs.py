@@ -85,11 +85,11 @@ def test_one_product_larger_than_vram(tmp_path: Path) -> None:
 
 
 WHERE = """
-import torch
+import sys, torch
 held = [torch.zeros(size << 20, dtype=torch.uint8, device="cuda") for size in (12, 16, 64, 300)]
 with open("/proc/self/maps") as maps:
     process = [[int(end, 16) for end in line.split()[0].split("-")] for line in maps]
-print(*(hex(memory.data_ptr()) for memory in held))
+print(*(hex(memory.data_ptr()) for memory in held), file=sys.stderr)
 for memory in held:
     at, end = memory.data_ptr(), memory.data_ptr() + memory.nbytes
     assert 0x4B17 <= at >> 32 < 0x5000, hex(at)

@@ -16,7 +16,7 @@ FIRST, LAST = 0x4B17 << 32, 0x5000 << 32
 if sys.argv[1] == "taken":
     libc = ctypes.CDLL(None)
     libc.mmap.restype, FIXED_PRIVATE_ANONYMOUS = c_void_p, 0x100022
-    got = libc.mmap(c_void_p(FIRST), c_size_t(64 * MIB), 0, FIXED_PRIVATE_ANONYMOUS, -1, c_size_t(0))
+    got = libc.mmap(c_void_p(FIRST), c_size_t(1024 * MIB), 0, FIXED_PRIVATE_ANONYMOUS, -1, c_size_t(0))
     assert got == FIRST
 cuda = Driver("libcuda.so.1")
 

@@ -217,8 +217,6 @@ def _gpu(options: argparse.Namespace) -> int:
                     _measure(found, mode, options, bus, held, out)
                 if found.wrong():
                     _measure(found, AGAIN, options, bus, held, out)
-                if bus.silent:
-                    print(f"copies beside the modes were not measured: {bus.silent}", file=out)
         except Interrupted as interrupted:
             return 128 + interrupted.number
     return _finish(found, options, out)
@@ -235,6 +233,8 @@ def _measure(
         print(mode_line(result, found.ideals(result)), file=out, flush=True)
         if result.uncapped:
             print(f"{'':16} RAM was NOT capped: {result.uncapped}", file=out, flush=True)
+        if result.bus_silent:
+            print(f"{'':16} not all copies beside it were made: {result.bus_silent}", file=out, flush=True)
         if options.json not in (None, "-"):
             _write(Path(options.json), found)
 

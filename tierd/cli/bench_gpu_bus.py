@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import IO, Any
 
 from .bench_gpu_program import PROGRAMS, end_program, program_events, start_program
@@ -23,37 +23,48 @@ __all__ = ["Bus", "open_bus"]
 
 _STARTING = 60.0
 """Seconds for a context."""
-_COPYING = 120.0
-"""Seconds for one answer."""
+_SLOWEST = 1e9
+"""Bytes a second: with fewer the answer comes too late."""
 _TIMES = 3
 
 
 @contextmanager
 def open_bus(held: HeldSignals) -> Iterator[Bus]:
     """Raises Interrupted."""
-    with tempfile.TemporaryFile() as errors:
-        command = [sys.executable, str(PROGRAMS / "bus.py")]
-        process = start_program(command, os.environ, held, lambda: None, errors)
+    with ExitStack() as undo:
+        bus = Bus()
         try:
+            errors = undo.enter_context(tempfile.TemporaryFile())
+            command = [sys.executable, str(PROGRAMS / "bus.py")]
+            process = start_program(command, os.environ, held, lambda: None, errors)
+        except (OSError, subprocess.SubprocessError) as error:
+            bus.silent = str(error)
+        else:
+            undo.callback(end_program, process)
             with held.let_in():
-                bus = Bus(process, errors)
-            yield bus
-        finally:
-            end_program(process)
+                bus.begin(process, errors)
+        yield bus
 
 
 class Bus:
     """bus.py, which waits to be asked. `silent` says why it does not answer; empty: it does."""
 
-    def __init__(self, process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
+    def __init__(self) -> None:
         self.silent = ""
-        self._process = process
-        self._errors = errors
+        self._process: subprocess.Popen[bytes]
+        self._errors: IO[bytes]
+
+    def begin(self, process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
+        """Wait until it is ready."""
+        self._process, self._errors = process, errors
         self._answer(_STARTING)
 
     def rates(self, size: int) -> list[float]:
-        """Bytes a second of a few copies of `size` bytes to VRAM; none when it is silent."""
-        return [] if size <= 0 else [size / seconds for _ in range(_TIMES) if (seconds := self._copy(size))]
+        """Bytes a second of a few copies of `size` bytes to VRAM; fewer or none when it is silent."""
+        if size <= 0:
+            return []
+        self._copy(size // 4)  # what the program still had under way is over then
+        return [size / seconds for _ in range(_TIMES) if (seconds := self._copy(size))]
 
     def _copy(self, size: int) -> float | None:
         if self.silent:
@@ -62,16 +73,20 @@ class Bus:
         with suppress(BrokenPipeError):  # it ended, which there being no answer says
             self._process.stdin.write(b"%d\n" % size)
             self._process.stdin.flush()
-        answer = self._answer(_COPYING)
+        answer = self._answer(10 + size / _SLOWEST)
         return float(answer["seconds"]) if answer else None
 
     def _answer(self, seconds: float) -> dict[str, Any]:
-        """Its next line; empty, and `silent` says why, if there is none."""
-        answer = next(program_events(self._process, time.monotonic() + seconds), None)
+        """Its next line; empty if there is none: then it is ended, and `silent` says why."""
+        until = time.monotonic() + seconds
+        answer = next(program_events(self._process, lambda: until), None)
         if answer is not None:
             return answer
+        late = time.monotonic() >= until
+        end_program(self._process)  # or it takes VRAM, or copies, beside what is measured next
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").splitlines()
         said = [line.strip() for line in lines if line.strip()]
-        self.silent = said[-1] if said else f"no answer in {seconds:.0f} s"
+        ended = said[-1] if said else f"it ended with status {self._process.returncode}"
+        self.silent = f"no answer in {seconds:.0f} s" if late else ended
         return {}

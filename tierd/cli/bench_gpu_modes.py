@@ -147,6 +147,7 @@ def _run(bench: Bench, result: Result, bus: Bus, held: HeldSignals, undo: ExitSt
         if phase in PHASES and result.mode not in UNLIMITED:
             size = bench.shape.overflow(bench.limits.vram)
             result.bus.setdefault(phase, []).extend(bus.rates(size))
+            result.bus_silent = bus.silent
 
     try:
         run_program(
@@ -279,7 +280,7 @@ def _read(bench: Bench, result: Result, said: Said) -> None:
         phase: [one["gpu_seconds"] for one in passes if one["phase"] == phase and one["gpu_seconds"]]
         for phase in PHASES
     }
-    if said.cut:
+    if said.cut or (not said.status and not said.last("done")):
         result.status, result.reason = "cut", f"after {bench.seconds:.0f} s; give more --timeout"
     elif said.status == 128 + signal.SIGKILL and result.ram_cap is not None:
         limit = format_size(result.ram_cap)

@@ -76,21 +76,28 @@ def run_program(
 
     `at_mark` is called with the name of each mark, and with "cut" before the program is ended because
     its time, or ours, is over; `look` every _LOOK seconds; `enter` in the new process before the command.
-    Raises OSError when it cannot be started, and signals.Interrupted, when `said` has what there was;
-    nothing of the program is left then.
+    What `at_mark` takes is not of the program's time. Raises OSError when it cannot be started, and
+    signals.Interrupted, when `said` has what there was; nothing of the program is left then.
     """
     began = time.monotonic()
+    ends = began + seconds
+
+    def deadline() -> float:
+        return ends
+
     with tempfile.TemporaryFile() as errors:
         process = start_program(command, environ, held, enter, errors)
         try:
             with held.let_in():
-                for event in program_events(process, began + seconds, look):
+                for event in program_events(process, deadline, look):
                     said.events.append(event)
                     if event.get("event") == "mark":
+                        came = time.monotonic()
                         at_mark(str(event.get("name")))
+                        ends += time.monotonic() - came
                         _answer(process)
                 try:
-                    process.wait(max(began + seconds - time.monotonic(), 0.1))
+                    process.wait(max(ends - time.monotonic(), 0.1))
                 except subprocess.TimeoutExpired:
                     said.cut = True
                     at_mark("cut")
@@ -137,13 +144,13 @@ def start_program(
 
 
 def program_events(
-    process: subprocess.Popen[bytes], deadline: float, look: Callable[[], None] = lambda: None
+    process: subprocess.Popen[bytes], deadline: Callable[[], float], look: Callable[[], None] = lambda: None
 ) -> Iterator[dict[str, Any]]:
     """What it prints, to the end of its output or to the deadline. What is no JSON object is dropped."""
     assert process.stdout is not None
     output = process.stdout.fileno()
     begun = b""
-    while (left := deadline - time.monotonic()) > 0:
+    while (left := deadline() - time.monotonic()) > 0:
         look()
         ready, _, _ = select.select([output], [], [], min(left, _LOOK))
         if not ready:

@@ -96,6 +96,7 @@ class Result:
     launch: float | None = None  #: one empty launch, as PyTorch makes it
     passes: Mapping[str, Sequence[float]] = field(default_factory=dict)  #: by phase, until the result is here
     bus: dict[str, list[float]] = field(default_factory=dict)  #: bytes a second of copies around each phase
+    bus_silent: str = ""  #: why not all of these were made
     gpu_passes: Mapping[str, Sequence[float]] = field(default_factory=dict)  #: between events on the GPU
     moved: dict[str, dict[str, int]] = field(default_factory=dict)  #: by phase, over all its passes
     vram: int | None = None  #: the most in use on the GPU
@@ -257,6 +258,7 @@ def as_json(result: Result, ideals: Mapping[str, Ideal]) -> dict[str, object]:
         "launch_seconds": result.launch,
         "tokens_per_second": 1 / decode if decode else None,
         **phases,
+        "beside_unmeasured_reason": result.bus_silent,
         "load_moved": result.moved.get("load"),
         "peak_vram_bytes": result.vram,
         "peak_ram_bytes": result.ram,

@@ -10,7 +10,10 @@
 #include "space.h"
 #include "vram.h"
 
-/* The place asked for is heeded from so many bytes on, at these multiples (driver 580.159.04). */
+/*
+ * The place asked for is heeded from so many bytes on, at these multiples (driver 580.159.04,
+ * which otherwise looks for one near it).
+ */
 #define HINT_LEAST ((size_t)8 << 20)
 #define HINT_UNIT ((size_t)32 << 20)
 

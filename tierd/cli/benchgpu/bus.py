@@ -18,6 +18,7 @@ import time
 
 PIECE = 64 << 20
 BUFFERS = 2
+COMPUTE_MODE = 20  # CU_DEVICE_ATTRIBUTE_COMPUTE_MODE; 0: any number of programs
 
 cuda = ctypes.CDLL("libcuda.so.1")
 
@@ -30,8 +31,12 @@ def call(name: str, *arguments: object) -> None:
 
 def main() -> None:
     device, context, stream = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_void_p()
+    mode = ctypes.c_int()
     call("cuInit", 0)
     call("cuDeviceGet", ctypes.byref(device), 0)
+    call("cuDeviceGetAttribute", ctypes.byref(mode), COMPUTE_MODE, device)
+    if mode.value:
+        raise SystemExit("the GPU's compute mode lets no second program use it")
     call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
     call("cuCtxSetCurrent", context)
     call("cuStreamCreate", ctypes.byref(stream), 1)  # does not wait for the null stream
