@@ -40,9 +40,10 @@ def open_bus(held: HeldSignals) -> Iterator[Bus]:
         except (OSError, subprocess.SubprocessError) as error:
             bus.silent = str(error)
         else:
-            undo.callback(end_program, process)
+            undo.callback(bus.end)
+            bus.begin(process, errors)
             with held.let_in():
-                bus.begin(process, errors)
+                bus.wait_ready()
         yield bus
 
 
@@ -51,13 +52,20 @@ class Bus:
 
     def __init__(self) -> None:
         self.silent = ""
+        self._ended = False
         self._process: subprocess.Popen[bytes]
         self._errors: IO[bytes]
 
     def begin(self, process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
-        """Wait until it is ready."""
         self._process, self._errors = process, errors
+
+    def wait_ready(self) -> None:
         self._answer(_STARTING)
+
+    def end(self) -> None:
+        if not self._ended:  # its number may be another's by the second time
+            end_program(self._process)
+            self._ended = True
 
     def rates(self, size: int) -> list[float]:
         """Bytes a second of a few copies of `size` bytes to VRAM; fewer or none when it is silent."""
@@ -83,7 +91,7 @@ class Bus:
         if answer is not None:
             return answer
         late = time.monotonic() >= until
-        end_program(self._process)  # or it takes VRAM, or copies, beside what is measured next
+        self.end()  # or it takes VRAM, or copies, beside what is measured next
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").splitlines()
         said = [line.strip() for line in lines if line.strip()]
