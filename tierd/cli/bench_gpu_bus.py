@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 from .bench_gpu_program import PROGRAMS, end_program, program_events, start_program
@@ -31,41 +31,32 @@ _TIMES = 3
 @contextmanager
 def open_bus(held: HeldSignals) -> Iterator[Bus]:
     """Raises Interrupted."""
-    with ExitStack() as undo:
-        bus = Bus()
+    with tempfile.TemporaryFile() as errors:
+        command = [sys.executable, str(PROGRAMS / "bus.py")]
         try:
-            errors = undo.enter_context(tempfile.TemporaryFile())
-            command = [sys.executable, str(PROGRAMS / "bus.py")]
             process = start_program(command, os.environ, held, lambda: None, errors)
         except (OSError, subprocess.SubprocessError) as error:
-            bus.silent = str(error)
-        else:
-            undo.callback(bus.end)
-            bus.begin(process, errors)
+            yield Bus(None, errors, str(error))
+            return
+        try:
+            bus = Bus(process, errors)
             with held.let_in():
                 bus.wait_ready()
-        yield bus
+            yield bus
+        finally:
+            end_program(process)
 
 
 class Bus:
     """bus.py, which waits to be asked. `silent` says why it does not answer; empty: it does."""
 
-    def __init__(self) -> None:
-        self.silent = ""
-        self._ended = False
-        self._process: subprocess.Popen[bytes]
-        self._errors: IO[bytes]
-
-    def begin(self, process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
-        self._process, self._errors = process, errors
+    def __init__(self, process: subprocess.Popen[bytes] | None, errors: IO[bytes], silent: str = "") -> None:
+        self.silent = silent
+        self._process = process
+        self._errors = errors
 
     def wait_ready(self) -> None:
         self._answer(_STARTING)
-
-    def end(self) -> None:
-        if not self._ended:  # its number may be another's by the second time
-            end_program(self._process)
-            self._ended = True
 
     def rates(self, size: int) -> list[float]:
         """Bytes a second of a few copies of `size` bytes to VRAM; fewer or none when it is silent."""
@@ -77,6 +68,7 @@ class Bus:
     def _copy(self, size: int) -> float | None:
         if self.silent:
             return None
+        assert self._process is not None
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # it ended, which there being no answer says
             self._process.stdin.write(b"%d\n" % size)
@@ -86,12 +78,13 @@ class Bus:
 
     def _answer(self, seconds: float) -> dict[str, Any]:
         """Its next line; empty if there is none: then it is ended, and `silent` says why."""
+        assert self._process is not None
         until = time.monotonic() + seconds
         answer = next(program_events(self._process, lambda: until), None)
         if answer is not None:
             return answer
         late = time.monotonic() >= until
-        self.end()  # or it takes VRAM, or copies, beside what is measured next
+        end_program(self._process)  # or it takes VRAM, or copies, beside what is measured next
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").splitlines()
         said = [line.strip() for line in lines if line.strip()]

@@ -174,7 +174,9 @@ def _answer(process: subprocess.Popen[bytes]) -> None:
 
 
 def end_program(process: subprocess.Popen[bytes]) -> None:
-    """End it, and all in its session that is left, and wait for it."""
+    """End it, and all in its session that is left, and wait for it. The second time does nothing."""
+    if process.stdin is not None and process.stdin.closed:
+        return  # its number may be another's by now
     if process.poll() is None:
         _signal(process, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):

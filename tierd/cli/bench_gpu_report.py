@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from ..model import format_size
@@ -68,7 +69,7 @@ _COLUMNS = (
 _SECOND = (
     "", "s", "s", "ideal", "now", "tok/s", "ideal", "now", "VRAM", "VRAM", "read", "written", "GB", "bits",
 )  # fmt: skip
-_BEFORE_MOVED = 8
+_BEFORE_MOVED = _SECOND.index("VRAM")
 """Columns to the left of what was moved."""
 
 
@@ -139,31 +140,22 @@ def ideal_pass(
     result: Result, phase: str, *, shape: Shape, limits: Limits, ceilings: Ceilings, reference: Result | None
 ) -> Ideal:
     """The least that a pass of this mode can take."""
-
-    def at(h2d: float) -> float | None:
-        return _least(result, phase, h2d, shape, limits, ceilings.disk, reference)
-
+    least = partial(_least, result, phase, shape, limits, reference)
     now = result.bus_rate(phase)
-    return Ideal(at(ceilings.h2d), None if now is None else at(now))
+    return Ideal(least(ceilings), None if now is None else least(replace(ceilings, h2d=now)))
 
 
 def _least(
-    result: Result,
-    phase: str,
-    h2d: float,
-    shape: Shape,
-    limits: Limits,
-    disk: DiskSpeed | None,
-    reference: Result | None,
+    result: Result, phase: str, shape: Shape, limits: Limits, reference: Result | None, ceilings: Ceilings
 ) -> float | None:
     bounds = []
     if reference is not None and (compute := reference.pass_seconds(phase)) is not None:
         bounds.append(compute)
     if result.mode not in UNLIMITED:
         overflow = shape.overflow(limits.vram)
-        bounds.append(overflow / h2d)
-        if result.mode in ON_DISK and disk is not None:
-            bounds.append(max(overflow - limits.ram_nvme, 0) / disk.best)
+        bounds.append(overflow / ceilings.h2d)
+        if result.mode in ON_DISK and ceilings.disk is not None:
+            bounds.append(max(overflow - limits.ram_nvme, 0) / ceilings.disk.best)
     return max(bounds, default=None)
 
 
@@ -241,9 +233,9 @@ def as_json(result: Result, ideals: Mapping[str, Ideal]) -> dict[str, object]:
             "passes_seconds": list(result.passes.get(phase, ())),
             "gpu_passes_seconds": list(gpu or ()),
             "ideal_pass_seconds": ideal.best,
-            "share_of_ideal": ideal.best / took if ideal.best is not None and took else None,
+            "share_of_ideal": _ratio(ideal.best, took),
             "h2d_bytes_per_second_beside": result.bus.get(phase, []),
-            "share_of_ideal_now": ideal.now / took if ideal.now is not None and took else None,
+            "share_of_ideal_now": _ratio(ideal.now, took),
             "moved": result.moved.get(phase),
         }
     decode = result.pass_seconds("decode")
@@ -309,7 +301,12 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _share(ideal: float | None, took: float | None) -> str:
-    return "-" if ideal is None or not took else f"{ideal / took:.1%}"
+    share = _ratio(ideal, took)
+    return "-" if share is None else f"{share:.1%}"
+
+
+def _ratio(ideal: float | None, took: float | None) -> float | None:
+    return ideal / took if ideal is not None and took else None
 
 
 def _gigabytes(value: float | None) -> str:
