@@ -5,9 +5,10 @@
 
 #include "predict_log.h"
 
-/* A chunk that was to leave, and did not, stays after this share of a pass (to divide by), and
- * after so many launches more. */
-#define LEAVING 16
+/* A chunk that was to leave, and did not, stays after this share of a pass (to divide by; a larger
+ * one if of late it was not used when it was due), and after so many launches more. */
+#define LEAVING 24
+#define LEAVING_IN_DOUBT 16
 #define LEAVING_LAUNCHES 2
 
 /* Places to stream through: for the launch that needs most of them, a share of what does not fit
@@ -128,6 +129,12 @@ static uint32_t nth(const struct predictor *p, uint32_t n)
 	return (p->leaving_first + n) % PREDICT_LEAVING;
 }
 
+/* For how many uses it is to leave. */
+static uint64_t leaving(const struct predictor *p, const struct leaver *l)
+{
+	return predict_span(p) / (p->chunks[l->chunk].doubt ? LEAVING_IN_DOUBT : LEAVING);
+}
+
 static bool stale(const struct predictor *p, const struct leaver *l)
 {
 	return !p->chunks[l->chunk].leaving || p->chunks[l->chunk].due != l->due;
@@ -140,7 +147,7 @@ static void drop_stale(struct predictor *p)
 		const struct leaver *l = &p->leaving[p->leaving_first];
 
 		if (!stale(p, l)) {
-			if (p->head - l->use <= predict_span(p) / LEAVING ||
+			if (p->head - l->use <= leaving(p, l) ||
 			    l->use >= p->begun[LEAVING_LAUNCHES])
 				break;
 			predict_set_leaving(p, &p->chunks[l->chunk], false);

