@@ -7,13 +7,13 @@
 #define FIRST ((CUdeviceptr)0x4b1700000000)
 #define LAST ((CUdeviceptr)0x500000000000)
 
-/* The driver heeds a place only at its multiples, and looks for another behind the rest. */
+/* Below, the upper half of an address is a number that sizes and counts often are. */
+#define SMALL ((CUdeviceptr)0x1000 << 32)
+
+/* The driver (580.159.04) looks for the first of its multiples at or behind the place asked for. */
 #define UNIT ((size_t)32 << 20)
 
-/*
- * How often to ask, and how much to leave out where something lies: on an H100 the second and
- * third allocation of PyTorch programs were not granted, of all that followed every one.
- */
+/* How often to ask, and how much to leave out where something lies. */
 #define TRIES 4
 #define SKIP ((CUdeviceptr)256 << 20)
 
@@ -48,7 +48,7 @@ static CUdeviceptr take(size_t bytes, size_t alignment)
 
 CUresult address_reserve(CUdeviceptr *base, size_t bytes, size_t alignment)
 {
-	int tries = alignment & (alignment - 1) || bytes < ADDRESS_LEAST ? 0 : TRIES;
+	int tries = alignment & (alignment - 1) ? 0 : TRIES;
 
 	for (int n = 0; n < tries; n++) {
 		CUdeviceptr hint = take(bytes, alignment);
@@ -56,7 +56,11 @@ CUresult address_reserve(CUdeviceptr *base, size_t bytes, size_t alignment)
 		/* A GPU may not reach that far. */
 		if (!hint || driver.cuMemAddressReserve(base, bytes, alignment, hint, 0))
 			break;
-		if (*base >= FIRST && *base < LAST)
+		/*
+		 * Of the process's addresses that it has already taken and not given to anybody,
+		 * hundreds of MiB under PyTorch, it makes use first, whatever is asked for.
+		 */
+		if (*base >= SMALL)
 			return CUDA_SUCCESS;
 		driver.cuMemAddressFree(*base, bytes);
 		atomic_fetch_add(&next, SKIP << n);

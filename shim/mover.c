@@ -90,21 +90,14 @@ CUresult mover_destroy_slot(struct mover *mover, uint32_t slot)
 	return result;
 }
 
-size_t mover_reserved(const struct mover *mover, uint64_t chunks)
-{
-	size_t bytes = chunks * mover->chunk;
-
-	return bytes < ADDRESS_LEAST ? ADDRESS_LEAST : bytes;
-}
-
 CUresult mover_reserve(struct mover *mover, CUdeviceptr *base, uint64_t chunks)
 {
-	return address_reserve(base, mover_reserved(mover, chunks), mover->chunk);
+	return address_reserve(base, chunks * mover->chunk, mover->chunk);
 }
 
 void mover_unreserve(struct mover *mover, CUdeviceptr base, uint64_t chunks)
 {
-	driver.cuMemAddressFree(base, mover_reserved(mover, chunks));
+	driver.cuMemAddressFree(base, chunks * mover->chunk);
 }
 
 CUresult mover_map(struct mover *mover, CUdeviceptr address, uint32_t slot)

@@ -81,9 +81,6 @@ CUresult mover_init(struct mover *mover, CUdevice device, CUcontext context, siz
 CUresult mover_create_slot(struct mover *mover, uint32_t slot);
 CUresult mover_destroy_slot(struct mover *mover, uint32_t slot);
 
-/* Bytes of addresses that are taken for so many chunks: enough for the place of address.h. */
-size_t mover_reserved(const struct mover *mover, uint64_t chunks);
-
 /* Addresses for so many chunks, at which nothing is. CUDA_ERROR_OUT_OF_MEMORY: there are none. */
 CUresult mover_reserve(struct mover *mover, CUdeviceptr *base, uint64_t chunks);
 /* All chunks have been unmapped. */

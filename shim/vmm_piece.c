@@ -426,9 +426,8 @@ CUresult piece_displace(struct piece *piece)
 
 	if (result)
 		return result;
-	region = region_new((struct region){ .base = base,
-					     .bytes = piece->bytes,
-					     .reserved = mover_reserved(&device->mover, chunks) });
+	region = region_new((struct region){
+		.base = base, .bytes = piece->bytes, .reserved = chunks * device->chunk });
 	if (!region) {
 		mover_unreserve(&device->mover, base, chunks);
 		return CUDA_ERROR_OUT_OF_MEMORY;

@@ -92,7 +92,7 @@ with open("/proc/self/maps") as maps:
 print(*(hex(memory.data_ptr()) for memory in held), file=sys.stderr)
 for memory in held:
     at, end = memory.data_ptr(), memory.data_ptr() + memory.nbytes
-    assert 0x4B17 <= at >> 32 < 0x5000, hex(at)
+    assert at >> 32 >= 0x1000, hex(at)
     for low, high in process:  # in order
         if low <= at < high:
             at = high
@@ -101,7 +101,7 @@ for memory in held:
 
 
 def test_where_paged_memory_lies(tmp_path: Path) -> None:
-    """At the addresses asked for, which are the process's, too: RAM used in place is mapped there."""
+    """Where two small integers are no address; the process's, too: RAM used in place is mapped there."""
     pytest.importorskip("torch")
     flags = ["--vram", "1GiB", "--ram", "1GiB", "--chunk", "4MiB"]
     done = start([PYTHON, "-c", WHERE], *flags, report=tmp_path / "where.json")

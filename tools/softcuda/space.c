@@ -13,6 +13,8 @@
 #define WINDOW_LARGEST ((size_t)4 << 40)
 #define WINDOW_SMALLEST ((size_t)16 << 30)
 #define WINDOW_ALIGNMENT ((uintptr_t)1 << 30)
+/* Low, where NVIDIA's driver puts reservations that nobody has a place for, if it is free. */
+#define WINDOW_HINT ((void *)0x300000000)
 
 static pthread_rwlock_t lock = PTHREAD_RWLOCK_INITIALIZER;
 static struct interval_map reservations; /* lock */
@@ -24,7 +26,7 @@ static uint64_t last_id; /* lock */
 CUresult space_init(void)
 {
 	for (size_t bytes = WINDOW_LARGEST; bytes >= WINDOW_SMALLEST; bytes /= 2) {
-		void *window = mmap(NULL, bytes, PROT_NONE,
+		void *window = mmap(WINDOW_HINT, bytes, PROT_NONE,
 				    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
 		if (window == MAP_FAILED)

@@ -10,11 +10,7 @@
 #include "space.h"
 #include "vram.h"
 
-/*
- * The place asked for is heeded from so many bytes on, at these multiples (driver 580.159.04,
- * which otherwise looks for one near it).
- */
-#define HINT_LEAST ((size_t)8 << 20)
+/* The place asked for is heeded at these multiples (driver 580.159.04, which else looks near it). */
 #define HINT_UNIT ((size_t)32 << 20)
 
 /* Memory of cuMemCreate: lives while it has handles or mappings. All under the space's lock. */
@@ -117,7 +113,7 @@ CUresult do_cuMemAddressReserve(CUdeviceptr *ptr, size_t size, size_t alignment,
 		return CUDA_ERROR_INVALID_VALUE;
 	if (alignment < VRAM_CREATE_UNIT)
 		alignment = VRAM_CREATE_UNIT;
-	if (size < HINT_LEAST || hint % HINT_UNIT)
+	if (hint % HINT_UNIT)
 		hint = 0;
 	space_write_lock();
 	reservation = space_reserve(size, alignment, hint);
