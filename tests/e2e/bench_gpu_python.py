@@ -7,7 +7,8 @@ in the end is what it hands out as logits, so that these are wrong if a chunk wa
 
 BENCH_STUB tells it to go wrong: "no-torch"; "random" (logits); or in all modes under GreenBoost "other"
 (logits), "fail",
-"hang" (after one token; then it makes the file BENCH_STUB_SIGN), "mute" (before the first pass).
+"hang" (after one token; then it makes the file BENCH_STUB_SIGN), "mute" (before the first pass). With
+--turns it fails if it is another's turn as well.
 """
 
 from __future__ import annotations
@@ -95,15 +96,22 @@ def llama(options: dict[str, str]) -> None:
     say("launch", seconds=1e-6)
     logits = array.array("f")
     written = 0
+    # One file for the two that take turns.
+    turn = os.path.join(os.path.dirname(options["logits"]), "turn")
 
     def one_pass(phase: str) -> None:
         nonlocal written
+        if "turns" in options:
+            mark("turn")
+            os.close(os.open(turn, os.O_CREAT | os.O_EXCL))
         began = time.perf_counter()
         written += 1000
         memory.write(written)
         say("pass", phase=phase, seconds=time.perf_counter() - began, gpu_seconds=None)
         found = memory.read()
         logits.extend([found[n % len(found)] for n in range(vocabulary)])
+        if "turns" in options:
+            os.unlink(turn)
 
     mark("prefill")
     for _ in range(int(options["repeat"])):

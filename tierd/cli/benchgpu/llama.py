@@ -154,6 +154,7 @@ class Passes:
         self.model = model
         self.cuda = options.device.startswith("cuda")
         self.seconds = options.seconds
+        self.turns = options.turns
         self.last = 0.0  # seconds of the last pass
 
     def left(self, share: float = 1.0, per_pass: int = 1) -> bool:
@@ -162,6 +163,9 @@ class Passes:
 
     def run(self, phase: str, tokens: Any, cache: Any = None) -> tuple[Any, Any]:
         """One pass over `tokens`; its output. The time is until the next token is known here."""
+        if self.turns is not None:
+            os.sched_setaffinity(0, {self.turns})  # of this thread, and of what it starts from now on
+            mark("turn")
         began = time.perf_counter()
         if self.cuda:
             first, second = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -265,6 +269,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--vram", type=int, default=0, help="bytes, for --offload")
     parser.add_argument("--ram", type=int, default=0, help="bytes, for --offload accelerate")
     parser.add_argument("--disk", help="a directory for what RAM does not hold, for --offload accelerate")
+    parser.add_argument("--turns", type=int, help="a mark before each pass as well, and the processor for it")
     parser.add_argument("--device", default="cuda:0", help="cpu: to try this program without a GPU")
     return parser.parse_args()
 
