@@ -211,7 +211,7 @@ def test_a_busy_one_is_waited_for_if_there_is_time_and_not_looked_ahead_for() ->
 
 def test_an_idle_bus_is_used_for_what_is_farther_ahead() -> None:
     """And takes the place of what was to stay, which a busy one does not."""
-    cache = Cache(120, 200)
+    cache = Cache(122, 200)
     cache.passes(4, loop(200))  # the next is 0
     while cache.look_ahead():
         pass

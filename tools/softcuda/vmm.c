@@ -10,7 +10,7 @@
 #include "space.h"
 #include "vram.h"
 
-/* The place asked for is heeded at these multiples (driver 580.159.04, which else looks near it). */
+/* The place asked for is heeded at these multiples (driver 580.159.04; else it looks near it). */
 #define HINT_UNIT ((size_t)32 << 20)
 
 /* Memory of cuMemCreate: lives while it has handles or mappings. All under the space's lock. */
