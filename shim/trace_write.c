@@ -384,21 +384,34 @@ static void write_slots(const struct event *e)
 	put_end();
 }
 
-/* As people write it, where the program has what it takes to say so (libstdc++). */
-static const char *shown_name(struct function *f)
+/* As people write it; NULL: it is no such name, or the program does without libstdc++. */
+static char *demangled(const char *name)
 {
 	char *(*demangle)(const char *, char *, size_t *, int *);
+	char *shown = NULL;
+	void *library;
+	int status = 0;
 
+	if (name[0] != '_')
+		return NULL;
+	/* Python loads it for its extensions alone, so that it is not among the symbols of all. */
+	library = dlopen("libstdc++.so.6", RTLD_LAZY | RTLD_NOLOAD);
+	if (!library)
+		return NULL;
+	*(void **)&demangle = dlsym(library, "__cxa_demangle");
+	if (demangle)
+		shown = demangle(name, NULL, NULL, &status);
+	dlclose(library);
+	return shown;
+}
+
+static const char *shown_name(struct function *f)
+{
 	if (!f)
 		return "copy";
 	if (f->shown)
 		return f->shown;
-	*(void **)&demangle = dlsym(RTLD_DEFAULT, "__cxa_demangle");
-	if (demangle && f->name[0] == '_') {
-		int status = 0;
-
-		f->shown = demangle(f->name, NULL, NULL, &status);
-	}
+	f->shown = demangled(f->name);
 	if (!f->shown)
 		f->shown = f->name[0] ? f->name : (char *)"unnamed kernel";
 	return f->shown;

@@ -128,6 +128,31 @@ def test_launches_name_their_chunks_and_run_on_their_streams(runner: Runner) -> 
         assert {tracks[event["tid"]] for event in events if event["name"] == name} == {track}
 
 
+def test_kernels_have_the_names_that_people_write(runner: Runner) -> None:
+    """Also where libstdc++ is there for some extension of Python's alone, as with PyTorch."""
+    program = """
+module, function = c_void_p(), c_void_p()
+ctypes.CDLL("libstdc++.so.6")
+nothing = ctypes.cast(ctypes.CDLL(None).getpid, c_void_p)
+for name in (b"_ZN4work4stepILi8EEEvPfi", b"_Zwrong"):
+    assert cuda.softcudaRegisterKernel(name, nothing, 1, (c_size_t * 1)(8)) == 0
+assert cuda.cuModuleLoadData(byref(module), b"softcuda") == 0
+held = [c_uint64() for _ in range(10)]  # more than VRAM
+for address in held:
+    assert cuda.cuMemAlloc_v2(byref(address), c_size_t(4 << 20)) == 0
+for name in (b"_ZN4work4stepILi8EEEvPfi", b"_Zwrong"):
+    assert cuda.cuModuleGetFunction(byref(function), module, name) == 0
+    parameter = (c_void_p * 1)(ctypes.addressof(held[0]))
+    assert cuda.cuLaunchKernel(function, 1, 1, 1, 1, 1, 1, 0, None, parameter, None) == 0
+assert cuda.cuCtxSynchronize() == 0
+"""
+    result = runner.tiered(SMALL, "-c", BEGIN + program)
+    assert result.status == 0, result.err
+    events: list[Event] = json.loads((runner.folder / "trace.json").read_text())
+    named_so = [event["name"] for event in named(events, "launch")]
+    assert named_so == ["void work::step<8>(float*, int)", "_Zwrong"]
+
+
 def test_stalls_are_within_the_launch_that_waits(runner: Runner) -> None:
     _, events = traced(runner)
     calls = named(events, "launch", "copy", "host")

@@ -62,7 +62,7 @@ def add_to(commands: Commands) -> None:
         "--trace",
         metavar="FILE",
         type=Path,
-        help="write what happened when, for Perfetto or chrome://tracing",
+        help="write what happened when, for Perfetto or speedscope",
     )
     parser.add_argument("--driver", metavar="PATH", help="the CUDA driver (libcuda.so.1), if it is not found")
     add_socket(parser)
