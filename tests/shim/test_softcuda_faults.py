@@ -148,9 +148,11 @@ def test_a_fault_outside_the_device_is_not_spoken_for(softcuda: Path) -> None:
 
 def spoil(driver: Driver) -> None:
     address, good = driver.reserve(UNIT), driver.alloc(UNIT)
-    event, stream = driver.event(), driver.stream()
+    event, stream, gate = driver.event(), driver.stream(), Gate(driver)
+    driver.launch(gate.function, stream=stream)
     fill(driver, address, stream)
     driver("cuEventRecord", event, stream)
+    gate.open()  # from here on any call may say so
     assert driver.result("cuStreamSynchronize", stream) == ILLEGAL_ADDRESS
     for call in (("cuCtxSynchronize",), ("cuEventQuery", event), ("cuMemFree_v2", good)):
         assert driver.result(*call) == ILLEGAL_ADDRESS

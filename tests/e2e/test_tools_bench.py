@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What lies in tools/bench, on the software device; turns.py with the stand-in for bench gpu's model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.e2e.cli_harness import ROOT, Cli
+
+from .test_cli_bench_gpu import cli as cli
+
+
+def bench(cli: Cli, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environ = {name: value for name, value in cli.environ.items() if name != "GREENBOOST_SOCKET"}
+    command = [sys.executable, str(ROOT / "tools/bench" / name), *arguments]
+    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120)
+
+
+def turns(cli: Cli, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return bench(cli, "turns.py", f"--python={cli.home}/python", *arguments)
+
+
+def test_turns_are_one_at_a_time(cli: Cli) -> None:
+    done = turns(cli, "--tokens", "5", "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert len(answer["bare_tokens_seconds"]) == len(answer["shim_tokens_seconds"]) == 5
+    assert answer["pairs"] == 4
+    assert answer["same_bits"]
+
+
+@pytest.mark.parametrize(("wrong", "said"), [("fail", "out of memory"), ("other", "other logits")])
+def test_turns_say_what_goes_wrong_under_the_shim(cli: Cli, wrong: str, said: str) -> None:
+    cli.environ["BENCH_STUB"] = wrong
+    done = turns(cli, "--tokens", "5")
+    assert done.returncode == 1
+    assert said in done.stderr
+
+
+def test_load_reads_back_what_went_below(cli: Cli) -> None:
+    sizes = ["--size=40MiB", "--piece=5MiB", "--pairs=1"]
+    done = bench(cli, "load.py", *sizes, "--json", "--", "--vram=16MiB", "--ram=48MiB", "--chunk=2MiB")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["bytes"] == 40 << 20
+    assert len(answer["bare_seconds"]) == len(answer["shim_seconds"]) == 1
+    assert answer["speed"] > 0
+
+
+def test_load_says_what_has_no_room(cli: Cli) -> None:
+    sizes = ["--size=40MiB", "--piece=5MiB", "--pairs=1"]
+    done = bench(cli, "load.py", *sizes, "--", "--vram=16MiB", "--ram=8MiB", "--chunk=2MiB")
+    assert done.returncode == 1
+    assert "cuMemAlloc_v2 returned 2" in done.stderr
