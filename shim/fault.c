@@ -49,8 +49,7 @@ static void say_launches(void)
 		if (f)
 			used += (size_t)snprintf(line + used, sizeof(line) - used,
 						 "%s%.80s (stream %p)", used ? ", " : "",
-						 *f->name ? f->name : "one without a name",
-						 (void *)stream);
+						 function_shown(f), (void *)stream);
 	}
 	if (used)
 		log_warn("the last launches, the latest first: %s", line);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "function.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -35,6 +36,38 @@ static struct function *find(CUfunction f)
 	return known;
 }
 
+/* In the thread that launches: one that writes for others must not want the loader's lock. */
+static char *demangled(const char *name)
+{
+	static const char *const function = "__cxa_demangle";
+	char *(*demangle)(const char *, char *, size_t *, int *);
+	int status = 0;
+
+	if (name[0] != '_')
+		return NULL;
+	*(void **)&demangle = dlsym(RTLD_DEFAULT, function);
+	if (!demangle) {
+		/* Python loads it for its extensions alone: then it is not among the symbols of
+		 * all. */
+		void *library = dlopen("libstdc++.so.6", RTLD_LAZY | RTLD_NOLOAD);
+
+		if (library)
+			*(void **)&demangle = dlsym(library, function);
+	}
+	return demangle ? demangle(name, NULL, NULL, &status) : NULL;
+}
+
+static struct function *new_function(CUfunction f, const char *name)
+{
+	struct function *made = malloc(sizeof(*made) + strlen(name) + 1);
+
+	if (!made)
+		return NULL;
+	*made = (struct function){ .handle = f, .demangled = demangled(name) };
+	strcpy(made->name, name);
+	return made;
+}
+
 struct function *function_of(CUfunction f)
 {
 	struct function *known, *made;
@@ -48,11 +81,9 @@ struct function *function_of(CUfunction f)
 	if (driver.cuKernelGetName(&name, (CUkernel)f) || !name)
 		if (driver.cuFuncGetName(&name, f) || !name)
 			name = "";
-	made = malloc(sizeof(*made) + strlen(name) + 1);
+	made = new_function(f, name);
 	if (!made)
 		return NULL;
-	*made = (struct function){ .handle = f };
-	strcpy(made->name, name);
 	pthread_mutex_lock(&lock);
 	known = find(f);
 	if (!known) {
@@ -61,9 +92,18 @@ struct function *function_of(CUfunction f)
 		*bucket_of(f) = made;
 	}
 	pthread_mutex_unlock(&lock);
-	if (known)
+	if (known) {
+		free(made->demangled);
 		free(made);
+	}
 	return known ? known : made;
+}
+
+const char *function_shown(const struct function *f)
+{
+	if (f->demangled)
+		return f->demangled;
+	return f->name[0] ? f->name : "unnamed kernel";
 }
 
 void functions_note(CUfunction f, CUstream stream)
@@ -86,12 +126,10 @@ const struct function *functions_last(unsigned int n, CUstream *stream)
 
 struct function *function_named(const char *name)
 {
-	struct function *made = malloc(sizeof(*made) + strlen(name) + 1);
+	struct function *made = new_function(NULL, name);
 
 	if (!made)
 		return NULL;
-	*made = (struct function){ .handle = NULL };
-	strcpy(made->name, name);
 	pthread_mutex_lock(&lock);
 	made->number = count++;
 	pthread_mutex_unlock(&lock);

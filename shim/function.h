@@ -14,12 +14,15 @@ struct function {
 	struct function *next; /* in its bucket */
 	uint32_t number; /* how many were known before it */
 	bool recorded; /* the recorder's: its name is in the file */
-	char *shown; /* the tracer's: its name as people write it; NULL: not asked for yet */
+	char *demangled; /* its name as people write it, where the program has libstdc++; or NULL */
 	char name[]; /* as the driver says, empty if it does not */
 };
 
 /* Lives as long as the process. NULL: no memory. */
 struct function *function_of(CUfunction f);
+
+/* Its name for people to read. */
+const char *function_shown(const struct function *f);
 
 /* A kernel is about to be launched. */
 void functions_note(CUfunction f, CUstream stream);

@@ -4,7 +4,6 @@
  * device did it by the host's clock. All of it is the spool's thread's.
  */
 #define _GNU_SOURCE
-#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -384,43 +383,10 @@ static void write_slots(const struct event *e)
 	put_end();
 }
 
-/* As people write it; NULL: it is no such name, or the program does without libstdc++. */
-static char *demangled(const char *name)
-{
-	char *(*demangle)(const char *, char *, size_t *, int *);
-	char *shown = NULL;
-	void *library;
-	int status = 0;
-
-	if (name[0] != '_')
-		return NULL;
-	/* Python loads it for its extensions alone, so that it is not among the symbols of all. */
-	library = dlopen("libstdc++.so.6", RTLD_LAZY | RTLD_NOLOAD);
-	if (!library)
-		return NULL;
-	*(void **)&demangle = dlsym(library, "__cxa_demangle");
-	if (demangle)
-		shown = demangle(name, NULL, NULL, &status);
-	dlclose(library);
-	return shown;
-}
-
-static const char *shown_name(struct function *f)
-{
-	if (!f)
-		return "copy";
-	if (f->shown)
-		return f->shown;
-	f->shown = demangled(f->name);
-	if (!f->shown)
-		f->shown = f->name[0] ? f->name : (char *)"unnamed kernel";
-	return f->shown;
-}
-
 /* The call on the thread's track and, unless a graph took it, the work on its stream's. */
 static void write_launch(struct event *e)
 {
-	const char *name = shown_name(e->function);
+	const char *name = e->function ? function_shown(e->function) : "copy";
 	const char *category = e->function ? "launch" : "copy";
 	double began, ended;
 	uint32_t track;

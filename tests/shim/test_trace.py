@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -128,9 +129,9 @@ def test_launches_name_their_chunks_and_run_on_their_streams(runner: Runner) -> 
         assert {tracks[event["tid"]] for event in events if event["name"] == name} == {track}
 
 
-def test_kernels_have_the_names_that_people_write(runner: Runner) -> None:
-    """Also where libstdc++ is there for some extension of Python's alone, as with PyTorch."""
-    program = """
+STEP = (
+    BEGIN
+    + """
 module, function = c_void_p(), c_void_p()
 ctypes.CDLL("libstdc++.so.6")
 nothing = ctypes.cast(ctypes.CDLL(None).getpid, c_void_p)
@@ -140,17 +141,59 @@ assert cuda.cuModuleLoadData(byref(module), b"softcuda") == 0
 held = [c_uint64() for _ in range(10)]  # more than VRAM
 for address in held:
     assert cuda.cuMemAlloc_v2(byref(address), c_size_t(4 << 20)) == 0
+parameter = (c_void_p * 1)(ctypes.addressof(held[0]))
+"""
+)
+
+
+def test_kernels_have_the_names_that_people_write(runner: Runner) -> None:
+    """Also where libstdc++ is there for some extension of Python's alone, as with PyTorch."""
+    launch = """
 for name in (b"_ZN4work4stepILi8EEEvPfi", b"_Zwrong"):
     assert cuda.cuModuleGetFunction(byref(function), module, name) == 0
-    parameter = (c_void_p * 1)(ctypes.addressof(held[0]))
     assert cuda.cuLaunchKernel(function, 1, 1, 1, 1, 1, 1, 0, None, parameter, None) == 0
 assert cuda.cuCtxSynchronize() == 0
 """
-    result = runner.tiered(SMALL, "-c", BEGIN + program)
+    result = runner.tiered(SMALL, "-c", STEP + launch)
     assert result.status == 0, result.err
     events: list[Event] = json.loads((runner.folder / "trace.json").read_text())
     named_so = [event["name"] for event in named(events, "launch")]
     assert named_so == ["void work::step<8>(float*, int)", "_Zwrong"]
+
+
+CONSTRUCTOR = """
+extern int cuLaunchKernel(void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
+                          void *, void **, void **);
+extern void *function, **parameters;
+__attribute__((constructor)) static void launch(void)
+{
+    for (int i = 0; i < 40000; i++)
+        cuLaunchKernel(function, 1, 1, 1, 1, 1, 1, 0, 0, parameters, 0);
+}
+"""
+
+
+def test_a_library_may_launch_a_lot_while_it_is_loaded(runner: Runner, tmp_path: Path) -> None:
+    """It has the loader's lock meanwhile, and waits for the writer, which must not want that."""
+    for name, source in (
+        ("given", "void *function, **parameters;"),
+        ("constructor", CONSTRUCTOR),
+    ):
+        (tmp_path / f"{name}.c").write_text(source)
+        command = ["cc", "-shared", "-fPIC", "-o", f"{tmp_path}/lib{name}.so", f"{tmp_path}/{name}.c"]
+        subprocess.run(command, check=True)
+    load = f"""
+assert cuda.cuModuleGetFunction(byref(function), module, b"_ZN4work4stepILi8EEEvPfi") == 0
+ctypes.CDLL("libcuda.so.1", ctypes.RTLD_GLOBAL)
+given = ctypes.CDLL("{tmp_path}/libgiven.so", ctypes.RTLD_GLOBAL)
+c_void_p.in_dll(given, "function").value = function.value
+c_void_p.in_dll(given, "parameters").value = ctypes.addressof(parameter)
+ctypes.CDLL("{tmp_path}/libconstructor.so")
+assert cuda.cuCtxSynchronize() == 0
+"""
+    result = runner.tiered(SMALL, "-c", STEP + load)
+    assert result.status == 0, result.err
+    assert result.counters["launches"] == 40000
 
 
 def test_stalls_are_within_the_launch_that_waits(runner: Runner) -> None:
