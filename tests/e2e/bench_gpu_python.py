@@ -6,7 +6,7 @@ model holds as much memory as the weights would take and writes over it in each 
 in the end is what it hands out as logits, so that these are wrong if a chunk was lost.
 
 BENCH_STUB tells it to go wrong: "no-torch"; "random" (logits); or in all modes under GreenBoost "other"
-(logits), "fail",
+(logits), "fail", "slow" (it says 1.5 s of a pass, 1 s without),
 "hang" (after one token; then it makes the file BENCH_STUB_SIGN), "mute" (before the first pass). With
 --turns it fails if it is another's turn as well.
 """
@@ -79,6 +79,17 @@ class Memory:
         return found
 
 
+def take_turn(file: str) -> None:
+    """Fails if the other has its turn, or had none since ours. One file for the two."""
+    os.close(os.open(f"{file}-taken", os.O_CREAT | os.O_EXCL))
+    with open(file, "a+") as last:
+        last.seek(0)
+        if last.read() == str(os.getpid()):
+            raise SystemExit("twice in a row")
+        last.truncate(0)
+        last.write(str(os.getpid()))
+
+
 def llama(options: dict[str, str]) -> None:
     wrong = os.environ.get("BENCH_STUB") if "GREENBOOST_SOCKET" in os.environ else None
     vocabulary = int(options["vocabulary"])
@@ -96,22 +107,24 @@ def llama(options: dict[str, str]) -> None:
     say("launch", seconds=1e-6)
     logits = array.array("f")
     written = 0
-    # One file for the two that take turns.
     turn = os.path.join(os.path.dirname(options["logits"]), "turn")
 
     def one_pass(phase: str) -> None:
         nonlocal written
         if "turns" in options:
             mark("turn")
-            os.close(os.open(turn, os.O_CREAT | os.O_EXCL))
+            take_turn(turn)
         began = time.perf_counter()
         written += 1000
         memory.write(written)
-        say("pass", phase=phase, seconds=time.perf_counter() - began, gpu_seconds=None)
+        seconds = time.perf_counter() - began
+        if os.environ.get("BENCH_STUB") == "slow":
+            seconds = 1.5 if wrong else 1.0
+        say("pass", phase=phase, seconds=seconds, gpu_seconds=None)
         found = memory.read()
         logits.extend([found[n % len(found)] for n in range(vocabulary)])
         if "turns" in options:
-            os.unlink(turn)
+            os.unlink(f"{turn}-taken")
 
     mark("prefill")
     for _ in range(int(options["repeat"])):

@@ -15,10 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -58,7 +60,8 @@ class Turns:
     def turn(self) -> dict[str, Any] | None:
         """Let it go on to where it waits next; as wait()."""
         assert self.process.stdin
-        print(file=self.process.stdin, flush=True)
+        with suppress(BrokenPipeError):  # it died; wait() says so
+            print(file=self.process.stdin, flush=True)
         return self.wait()
 
 
@@ -79,12 +82,16 @@ def decode(bare: Turns, shimmed: Turns) -> tuple[list[float], list[float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Cost of a token under the shim while all is resident.")
-    parser.add_argument("--tokens", type=int, default=300, help="tokens of each, in turns (default 300)")
+    parser.add_argument("--tokens", type=int, default=300, help="of each, in turns: 3 or more (default 300)")
     parser.add_argument("--hidden", type=int, default=2048, help="width of the model (default 2048)")
     parser.add_argument("--layers", type=int, default=16, help="its layers (default 16)")
     parser.add_argument("--python", default="python3", help="the Python that has PyTorch (default python3)")
     parser.add_argument("--json", action="store_true", help="one JSON object, with every token's seconds")
     options = parser.parse_args()
+    if options.tokens < 3:
+        parser.error("--tokens: give 3 or more")
+    for number in (signal.SIGTERM, signal.SIGHUP):  # ends what was started, too
+        signal.signal(number, lambda number, _frame: sys.exit(128 + number))
     model = {"layers": options.layers, "hidden": options.hidden, "intermediate": 4 * options.hidden}
     model |= {"heads": options.hidden // 64, "kv-heads": 8, "vocabulary": 32000, "prompt": 512}
     passes = {"repeat": 1, "warmup": 20, "tokens": options.tokens}
@@ -117,7 +124,7 @@ def main() -> None:
             f"a token takes {middle:+.2%} (median of {len(more)} pairs; quartiles {low:+.2%} to {high:+.2%})"
         )
     if not same:
-        sys.exit("under the shim other logits came out")
+        sys.exit("the logits differ: run it again, as bare ones once did, too (docs/bench-gpu.md)")
 
 
 if __name__ == "__main__":
