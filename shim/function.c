@@ -47,8 +47,7 @@ static char *demangled(const char *name)
 		return NULL;
 	*(void **)&demangle = dlsym(RTLD_DEFAULT, function);
 	if (!demangle) {
-		/* Python loads it for its extensions alone: then it is not among the symbols of
-		 * all. */
+		/* Python loads it for its extensions alone, not among the symbols of all. */
 		void *library = dlopen("libstdc++.so.6", RTLD_LAZY | RTLD_NOLOAD);
 
 		if (library)

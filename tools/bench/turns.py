@@ -71,9 +71,7 @@ def decode(bare: Turns, shimmed: Turns) -> tuple[list[float], list[float]]:
     both = (bare, shimmed)
     for one in both:
         one.wait()
-    while made := [one.turn() for one in both]:
-        if None in made:
-            return took
+    while None not in (made := [one.turn() for one in both]):
         for seconds, last in zip(took, made, strict=True):
             if last and last["phase"] == "decode":
                 seconds.append(last["seconds"])
