@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-SOFTCUDA = ROOT / "tools/softcuda/build"
+TOOLS = Path(__file__).parents[1]
+sys.path.insert(0, str(TOOLS))
+
+from bench.pairs import in_turn  # noqa: E402
 
 PTX = """.version 6.3
 .target sm_75
@@ -29,39 +30,22 @@ PTX = """.version 6.3
 """
 
 
-def measure(program: Path, *before: str, gpu: bool) -> float:
-    """Nanoseconds a launch, as the program prints it."""
-    soft = {"LD_LIBRARY_PATH": str(SOFTCUDA), "SOFTCUDA_VRAM": "512MiB"}
-    environ = {**os.environ, **({} if gpu else soft)}
-    done = subprocess.run(
-        [*before, str(program), PTX if gpu else "softcuda"],
-        env=environ,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        sys.exit(f"{program.name} failed: {done.stderr}")
-    return float(done.stdout)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Cost of a launch under the shim while all is resident.")
     parser.add_argument("--pairs", type=int, default=9, help="bare and shimmed runs, in turn (default 9)")
     parser.add_argument("--gpu", action="store_true", help="on NVIDIA's driver, not on the software device")
     parser.add_argument("--json", action="store_true", help="one JSON object, nanoseconds")
     options = parser.parse_args()
-    greenboost = [sys.executable, "-m", "tierd.cli", "run", "--vram", "256MiB", "--ram", "64MiB"]
-    bare, shimmed = [], []
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "launch"
-        subprocess.run(
-            ["cc", "-O2", "-Wall", "-o", program, ROOT / "tools/bench/launch.c", "-ldl"], check=True
+        subprocess.run(["cc", "-O2", "-Wall", "-o", program, TOOLS / "bench/launch.c", "-ldl"], check=True)
+        bare, shimmed = in_turn(
+            [program, PTX if options.gpu else "softcuda"],
+            ["--vram=256MiB", "--ram=64MiB"],
+            pairs=options.pairs,
+            gpu=options.gpu,
+            vram="512MiB",
         )
-        for _ in range(options.pairs):
-            bare.append(measure(program, gpu=options.gpu))
-            shimmed.append(measure(program, *greenboost, "--", gpu=options.gpu))
     difference = [s - b for s, b in zip(shimmed, bare, strict=True)]
     figures = {
         "bare_ns": statistics.median(bare),

@@ -14,18 +14,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
+TOOLS = Path(__file__).parents[1]
+sys.path[:0] = [str(TOOLS), str(TOOLS.parent)]
 
+from bench.pairs import in_turn  # noqa: E402
 from tierd.model import parse_size  # noqa: E402
-
-SOFTCUDA = ROOT / "tools/softcuda/build"
 
 # Each byte says which piece it is of. One is loaded before, so that nothing is done for the first time.
 PROGRAM = """
@@ -66,17 +63,6 @@ print(seconds)
 """
 
 
-def measure(options: argparse.Namespace, *before: str) -> float:
-    """Seconds that the loading took."""
-    soft = {"LD_LIBRARY_PATH": str(SOFTCUDA), "SOFTCUDA_VRAM": str(options.size + (1 << 30))}
-    command = [*before, sys.executable, "-c", PROGRAM, str(options.size), str(options.piece)]
-    environ = {**os.environ, **({} if options.gpu else soft)}
-    done = subprocess.run(command, env=environ, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(before) or 'bare'}: failed: {done.stderr}")
-    return float(done.stdout)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Speed of loading under the shim.")
     parser.add_argument("--size", type=parse_size, default="8GiB", help="bytes loaded (default 8GiB)")
@@ -91,11 +77,9 @@ def main() -> None:
     options.size -= options.size % options.piece
     if not options.size:
         parser.error("--size is less than --piece")
-    greenboost = [sys.executable, "-m", "tierd.cli", "run", *options.flags, "--"]
-    bare, shimmed = [], []
-    for _ in range(options.pairs):
-        bare.append(measure(options))
-        shimmed.append(measure(options, *greenboost))
+    command = [sys.executable, "-c", PROGRAM, str(options.size), str(options.piece)]
+    room = str(options.size + (1 << 30))
+    bare, shimmed = in_turn(command, options.flags, pairs=options.pairs, gpu=options.gpu, vram=room)
     speed = statistics.median(b / s for b, s in zip(bare, shimmed, strict=True))
     if options.json:
         print(
