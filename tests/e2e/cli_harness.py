@@ -160,6 +160,11 @@ def refused(done: subprocess.CompletedProcess[str], status: int, says: str) -> N
     assert done.stdout == ""
 
 
+def children_of(pid: int) -> list[int]:
+    """The processes that its main thread started and that are there."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def wait_gone(pid: int) -> None:
     """Wait until process `pid` has ended; at once if there is none."""
     try:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.cli_harness import Cli
+from tests.e2e.cli_harness import Cli, children_of
 from tierd.nvme.spillpath import DATA_OFFSET
 
 SMALL = ("--size", "32MiB", "--chunk", "2MiB", "--depth", "2", "--rounds", "2")
@@ -125,8 +125,7 @@ def test_ctrl_c(cli: Cli) -> None:
     running = cli.start("bench", "spill", "--path", "disk/spill", *SMALL, "--seconds", "3600")
     assert running.stdout is not None
     # The first line comes once something is measured; for an hour, there is none before it is stopped.
-    children = Path(f"/proc/{running.pid}/task/{running.pid}/children")
-    while len(children.read_text().split()) < 2:  # the daemon, and fio beside it
+    while len(children_of(running.pid)) < 2:  # the daemon, and fio beside it
         assert running.poll() is None
     running.send_signal(signal.SIGINT)
     out, errors = running.communicate(timeout=60)

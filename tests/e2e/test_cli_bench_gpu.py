@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.cli_harness import ROOT, Cli, refused, wait_gone
+from tests.e2e.cli_harness import ROOT, Cli, children_of, refused, wait_gone
 from tierd.cli.bench_gpu_bus import open_bus
 from tierd.cli.bench_gpu_program import Said, run_program
 from tierd.cli.signals import hold_signals
@@ -164,14 +164,6 @@ def test_a_mode_that_goes_wrong(cli: Cli, how: str, seconds: int, status: int, s
     assert cli.left_behind(["disk", "python", "out.json"]) == []
 
 
-def children_of(process: subprocess.Popen[str]) -> list[int]:
-    """bus.py, the daemon, and the `greenboost run` around the program, once there are all."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    while len(found := children.read_text().split()) < 3:
-        assert process.poll() is None
-    return [int(pid) for pid in found]
-
-
 def test_ctrl_c_keeps_what_there_is(cli: Cli) -> None:
     sign = cli.home / "hangs"
     cli.environ |= {"BENCH_STUB": "hang", "BENCH_STUB_SIGN": str(sign)}
@@ -181,7 +173,9 @@ def test_ctrl_c_keeps_what_there_is(cli: Cli) -> None:
     for line in running.stdout:
         if line.startswith("vram"):
             break
-    children = children_of(running)
+    # bus.py, the daemon, and the `greenboost run` around the program.
+    while len(children := children_of(running.pid)) < 3:
+        assert running.poll() is None
     while not sign.exists():
         assert running.poll() is None
         time.sleep(0.02)
@@ -235,10 +229,9 @@ def test_the_bus_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_bus_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LD_LIBRARY_PATH", str(SOFTCUDA))
-    children = Path(f"/proc/self/task/{os.getpid()}/children")
-    before = children.read_text().split()
+    before = children_of(os.getpid())
     with hold_signals() as held, open_bus(held) as bus:
-        (pid,) = (int(one) for one in children.read_text().split() if one not in before)
+        (pid,) = set(children_of(os.getpid())) - set(before)
         os.kill(pid, signal.SIGKILL)
         assert bus.rates(1 << 20) == []
         assert bus.silent == "it ended with status -9"

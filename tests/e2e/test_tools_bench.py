@@ -8,11 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-from tests.e2e.cli_harness import ROOT, Cli, wait_gone
+from tests.e2e.cli_harness import ROOT, Cli, children_of, wait_gone
 
 from .test_cli_bench_gpu import cli as cli
 
@@ -33,10 +32,6 @@ def bench(cli: Cli, name: str, *arguments: str) -> subprocess.CompletedProcess[s
 
 def turns(cli: Cli, *arguments: str) -> subprocess.CompletedProcess[str]:
     return bench(cli, "turns.py", f"--python={cli.home}/python", *arguments)
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_turns_are_one_at_a_time(cli: Cli) -> None:
@@ -65,9 +60,9 @@ def test_turns_that_are_ended_leave_nothing(cli: Cli) -> None:
     while not (cli.home / "hangs").exists():
         assert running.poll() is None
         time.sleep(0.01)
-    found = children(running.pid)
+    found = children_of(running.pid)
     assert len(found) == 2
-    found += [pid for one in found for pid in children(one)]
+    found += [pid for one in found for pid in children_of(one)]
     running.terminate()
     running.communicate(timeout=60)
     assert running.returncode == 128 + signal.SIGTERM

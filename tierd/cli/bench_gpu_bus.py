@@ -13,10 +13,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import IO, Any
 
-from .bench_gpu_program import PROGRAMS, end_program, program_events, start_program
+from .bench_gpu_program import PROGRAMS, end_program, program_events, start_program, tell_program
 from .signals import HeldSignals
 
 __all__ = ["Bus", "open_bus"]
@@ -69,10 +69,7 @@ class Bus:
         if self.silent:
             return None
         assert self._process is not None
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # it ended, which there being no answer says
-            self._process.stdin.write(b"%d\n" % size)
-            self._process.stdin.flush()
+        tell_program(self._process, b"%d" % size)
         answer = self._answer(10 + size / _SLOWEST)
         return float(answer["seconds"]) if answer else None
 

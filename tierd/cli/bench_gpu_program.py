@@ -23,7 +23,15 @@ from typing import IO, Any
 
 from .signals import HeldSignals, Interrupted
 
-__all__ = ["PROGRAMS", "Said", "end_program", "program_events", "run_program", "start_program"]
+__all__ = [
+    "PROGRAMS",
+    "Said",
+    "end_program",
+    "program_events",
+    "run_program",
+    "start_program",
+    "tell_program",
+]
 
 PROGRAMS = Path(__file__).parent / "benchgpu"
 """A directory of their own: a script's is the first where its imports are looked for."""
@@ -95,7 +103,7 @@ def run_program(
                         came = time.monotonic()
                         at_mark(str(event.get("name")))
                         ends += time.monotonic() - came
-                        _answer(process)
+                        tell_program(process)
                 try:
                     process.wait(max(ends - time.monotonic(), 0.1))
                 except subprocess.TimeoutExpired:
@@ -166,10 +174,11 @@ def program_events(
                     yield event
 
 
-def _answer(process: subprocess.Popen[bytes]) -> None:
+def tell_program(process: subprocess.Popen[bytes], line: bytes = b"") -> None:
+    """Give it a line, which it waits for. If it has ended, the end of its output says so."""
     assert process.stdin is not None
-    with suppress(BrokenPipeError):  # it ended meanwhile, which the end of its output will say
-        process.stdin.write(b"\n")
+    with suppress(BrokenPipeError):
+        process.stdin.write(line + b"\n")
         process.stdin.flush()
 
 

@@ -14,54 +14,52 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = ROOT / "tierd/cli/benchgpu/llama.py"
+sys.path.insert(0, str(ROOT))
+
+from tierd.cli.bench_gpu_program import (  # noqa: E402
+    PROGRAMS,
+    end_program,
+    program_events,
+    start_program,
+    tell_program,
+)
+from tierd.cli.signals import Interrupted, hold_signals  # noqa: E402
 
 
 class Turns:
     """The program, which waits before each pass until it is its turn."""
 
-    def __init__(self, *command: str) -> None:
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
-
-    def __enter__(self) -> Turns:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.process.terminate()
-        self.process.communicate()
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        self.events = program_events(process, lambda: math.inf)
 
     def wait(self) -> dict[str, Any] | None:
         """Until it waits. Returns the pass that it made; None at its end."""
-        assert self.process.stdout
         made: dict[str, Any] = {"phase": None}
-        for line in self.process.stdout:
-            event = json.loads(line)
+        for event in self.events:
             if event["event"] == "mark":
                 return made
             if event["event"] == "pass":
                 made = event
         if self.process.wait():
-            sys.exit(f"{PROGRAM.name} failed, status {self.process.returncode}")
+            sys.exit(f"llama.py failed, status {self.process.returncode}")
         return None
 
     def turn(self) -> dict[str, Any] | None:
         """Let it go on to where it waits next; as wait()."""
-        assert self.process.stdin
-        with suppress(BrokenPipeError):  # it died; wait() says so
-            print(file=self.process.stdin, flush=True)
+        tell_program(self.process)
         return self.wait()
 
 
@@ -88,20 +86,27 @@ def main() -> None:
     options = parser.parse_args()
     if options.tokens < 3:
         parser.error("--tokens: give 3 or more")
-    for number in (signal.SIGTERM, signal.SIGHUP):  # ends what was started, too
-        signal.signal(number, lambda number, _frame: sys.exit(128 + number))
     model = {"layers": options.layers, "hidden": options.hidden, "intermediate": 4 * options.hidden}
     model |= {"heads": options.hidden // 64, "kv-heads": 8, "vocabulary": 32000, "prompt": 512}
     passes = {"repeat": 1, "warmup": 20, "tokens": options.tokens}
-    program = [options.python, str(PROGRAM), f"--turns={max(os.sched_getaffinity(0))}"]
+    program = [options.python, str(PROGRAMS / "llama.py"), f"--turns={max(os.sched_getaffinity(0))}"]
     program += [f"--{name}={value}" for name, value in (model | passes).items()]
     greenboost = [sys.executable, "-m", "tierd.cli", "run", "--"]
-    with tempfile.TemporaryDirectory() as folder:
-        with (
-            Turns(*program, f"--logits={folder}/bare") as bare,
-            Turns(*greenboost, *program, f"--logits={folder}/shim") as shimmed,
-        ):
-            theirs, ours = decode(bare, shimmed)
+    os.chdir(ROOT)
+    with hold_signals() as held, tempfile.TemporaryDirectory() as folder, ExitStack() as undo:
+
+        def start(*command: str) -> Turns:
+            process = start_program(command, os.environ, held, lambda: None, sys.stderr.buffer)
+            undo.callback(end_program, process)
+            return Turns(process)
+
+        bare = start(*program, f"--logits={folder}/bare")
+        shimmed = start(*greenboost, *program, f"--logits={folder}/shim")
+        try:
+            with held.let_in():
+                theirs, ours = decode(bare, shimmed)
+        except Interrupted as interrupted:
+            sys.exit(128 + interrupted.number)
         same = Path(folder, "bare").read_bytes() == Path(folder, "shim").read_bytes()
     around = [(before + after) / 2 for before, after in pairwise(theirs)]
     more = [own / other - 1 for own, other in zip(ours, around, strict=False)]
