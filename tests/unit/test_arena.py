@@ -8,10 +8,12 @@ import fcntl
 import mmap
 import os
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.huge_pages import arenas_in_huge_pages, needs_huge_pages
 from tierd.arena import Arena, ArenaError, ArenaPool, _exporter, open_pool
 
 pytestmark = pytest.mark.usefixtures("no_leaked_fds")
@@ -30,6 +32,29 @@ def test_an_arena_is_shared_zeroed_and_divided_into_slots() -> None:
             assert other[:4096] == bytes(4096)
             other[CHUNK : CHUNK + 5] = b"hello"
         assert bytes(one.memory[CHUNK : CHUNK + 5]) == b"hello"
+    finally:
+        one.close()
+
+
+@needs_huge_pages
+def test_its_pages_are_huge_whatever_is_set_for_shared_memory() -> None:
+    """All but a few, as some memory may be in pieces."""
+    one = Arena(1, 64 * CHUNK, CHUNK)
+    try:
+        one.populate()
+        assert arenas_in_huge_pages(Path("/proc/self/smaps").read_text()) > 0.5
+        assert bytes(one.memory) == bytes(one.size)
+    finally:
+        one.close()
+
+
+def test_where_huge_pages_are_refused_it_has_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a kernel that has none, or where memory is in pieces."""
+    monkeypatch.setattr("tierd.arena._MADV_COLLAPSE", -1)
+    one = Arena(1, 4 * CHUNK, CHUNK)
+    try:
+        one.populate()
+        assert os.fstat(one.fd).st_blocks * 512 == one.size
     finally:
         one.close()
 
@@ -81,6 +106,11 @@ def test_a_memfd_that_cannot_be_mapped_is_closed(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(mmap, "mmap", refuse)
     with pytest.raises(ArenaError, match="Cannot allocate memory"):
         Arena(1, CHUNK, CHUNK)
+
+
+def test_what_cannot_be_mapped_is_closed() -> None:
+    with pytest.raises(ArenaError, match="no arena of 2097152 bytes: No such device"):
+        Arena(1, CHUNK, CHUNK, lambda *_: os.eventfd(0))
 
 
 def test_the_pool_keeps_its_limit() -> None:
