@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.cli_harness import DRIVER_SOURCE, Cli
+from tests.huge_pages import needs_huge_pages
 
 NAMES = [
     "kernel_module",
@@ -67,6 +68,11 @@ def test_shim_that_lacks_functions_is_a_warning(cli: Cli) -> None:
         "cuDeviceGet", "cuDeviceGetCount", "cuDeviceGetName", "cuDeviceTotalMem_v2", "cuDriverGetVersion",
         "cuGetErrorName",
     ]  # fmt: skip
+
+
+@needs_huge_pages
+def test_huge_pages_are_found_by_trying(cli: Cli) -> None:
+    assert checks(cli, status=0)["huge_pages"]["details"]["huge"] is True
 
 
 def test_text(cli: Cli) -> None:
