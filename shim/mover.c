@@ -9,6 +9,7 @@
 #include "address.h"
 #include "log.h"
 
+#define PAGE ((size_t)4096)
 #define HUGE_PAGE ((size_t)2 << 20)
 
 CUresult mover_init(struct mover *mover, CUdevice device, CUcontext context, size_t chunk,
@@ -204,22 +205,22 @@ void mover_forget(struct mover *mover)
  */
 static void *map_arena(int fd, size_t bytes)
 {
-	char *around = mmap(NULL, bytes + HUGE_PAGE, PROT_NONE,
+	size_t slack = HUGE_PAGE - PAGE, before;
+	char *around = mmap(NULL, bytes + slack, PROT_NONE,
 			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	size_t before = -(uintptr_t)around % HUGE_PAGE;
 	void *base;
 
 	if (around == MAP_FAILED)
 		return MAP_FAILED;
+	before = -(uintptr_t)around % HUGE_PAGE;
+	/* If it fails, the place stays taken: older kernels have unmapped what was there, and by
+	 * now another thread may have something in it. */
 	base = mmap(around + before, bytes, PROT_READ | PROT_WRITE,
 		    MAP_SHARED | MAP_FIXED | MAP_POPULATE, fd, 0);
-	if (base == MAP_FAILED) {
-		munmap(around, bytes + HUGE_PAGE);
-		return MAP_FAILED;
-	}
 	if (before)
 		munmap(around, before);
-	munmap((char *)base + bytes, HUGE_PAGE - before);
+	if (before < slack)
+		munmap(around + before + bytes, slack - before);
 	return base;
 }
 

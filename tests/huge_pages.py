@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["arenas_in_huge_pages", "needs_huge_pages"]
+__all__ = ["arena_addresses", "arenas_in_huge_pages", "needs_huge_pages"]
 
 _SHARED = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 
@@ -17,7 +17,7 @@ needs_huge_pages = pytest.mark.skipif(
     reason="this kernel makes no huge pages of shared memory",
 )
 
-_MAPPING = re.compile(r"^[0-9a-f]+-[0-9a-f]+ .* /memfd:greenboost-arena-.*$", re.MULTILINE)
+_MAPPING = re.compile(r"^([0-9a-f]+)-[0-9a-f]+ .* /memfd:greenboost-arena-.*$", re.MULTILINE)
 
 
 def arenas_in_huge_pages(smaps: str) -> float:
@@ -27,6 +27,11 @@ def arenas_in_huge_pages(smaps: str) -> float:
         size += _kib("Size", smaps, mapping.end())
         huge += _kib("ShmemPmdMapped", smaps, mapping.end())
     return huge / size
+
+
+def arena_addresses(smaps: str) -> list[int]:
+    """Where they begin."""
+    return [int(mapping[1], 16) for mapping in _MAPPING.finditer(smaps)]
 
 
 def _kib(field: str, smaps: str, begin: int) -> int:

@@ -10,10 +10,13 @@ import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import repeat
 
-__all__ = ["Arena", "ArenaError", "ArenaPool", "Maker", "NotAnArenaError", "memfd", "open_pool"]
+__all__ = ["HUGE_PAGE", "Arena", "ArenaError", "ArenaPool", "Maker", "NotAnArenaError", "memfd", "open_pool"]
+
+HUGE_PAGE = 2 << 20
+"""Bytes."""
 
 Maker = Callable[[int, int], int]
 """(id, bytes) -> a descriptor of so many zero bytes, to be mapped shared, whose size nobody can change.
@@ -22,7 +25,6 @@ It is the caller's. Raises OSError; may take as long as zeroing does."""
 _MFD_NOEXEC_SEAL = 0x0008
 _MADV_POPULATE_WRITE = 23
 _MADV_COLLAPSE = 25
-_HUGE = 2 << 20  #: bytes of a huge page
 _POPULATE_MOST = 8  # threads
 _POPULATE_PART = 32 << 20
 # A shim can then neither pull pages from under the daemon's pinned buffers and mappings (SIGBUS, or a
@@ -68,6 +70,9 @@ class Arena:
             if self.fd >= 0:
                 os.close(self.fd)
             raise ArenaError(f"no arena of {size} bytes: {error.strerror}") from error
+        # Where it is asked for (`shmem_enabled` at "advise"), the small page is a huge one at once.
+        with suppress(OSError):
+            self._mapping.madvise(mmap.MADV_HUGEPAGE)
 
     @property
     def slots(self) -> int:
@@ -90,22 +95,37 @@ class Arena:
         part = -(-self.size // workers // _POPULATE_PART) * _POPULATE_PART
         with ThreadPoolExecutor(workers) as pool:
             errors = set(pool.map(self._populate, range(0, self.size, part), repeat(part)))
-        if error := next(iter(errors - {0, errno.EINVAL}), 0):
+        if error := next(iter(errors - {0}), 0):
             raise ArenaError(f"no memory for an arena of {self.size} bytes: {os.strerror(error)}")
 
     def _populate(self, begin: int, size: int) -> int:
         """0 or an errno value.
 
-        In huge pages where there are some, which is several times as fast, here and where it is mapped
-        and registered. Shared memory has none by default (`shmem_enabled`), and only MADV_COLLAPSE does
-        not ask for that. It passes over what is empty, so there is a small page first, and what it
-        refuses (memory that is in pieces, pages in use, the module's memory) is in small pages.
+        In huge pages as far as memory has them, which is faster here, where it is mapped and where it is
+        registered. Shared memory has none by default (`shmem_enabled`), and only MADV_COLLAPSE does not
+        ask for that. It passes over what is empty, so there is a small page first. What it refuses is in
+        small pages: where memory is in pieces, pages in use, the module's memory.
         """
         end = min(begin + size, self.size)
-        for huge in range(begin, end, _HUGE):
-            self._advise(huge, huge + mmap.PAGESIZE, _MADV_POPULATE_WRITE)
-        self._advise(begin, end, _MADV_COLLAPSE)
+        for number, huge in enumerate(range(begin, end, HUGE_PAGE)):
+            # Not the first of each: where memory is interleaved, all of those are on one node.
+            small = huge + number * mmap.PAGESIZE % HUGE_PAGE
+            self._advise(small, small + mmap.PAGESIZE, _MADV_POPULATE_WRITE)
+        if self._advise(begin, end, _MADV_COLLAPSE) == errno.ENOMEM:
+            self._populate_each(begin, end)
         return self._advise(begin, end, _MADV_POPULATE_WRITE)
+
+    def _populate_each(self, begin: int, end: int) -> None:
+        """One huge page at a time, as the kernel ends with the first that it has no room for.
+
+        To find room for small ones it gives up what it has cached, so there may be huge ones a moment later.
+        """
+        for _ in range(2):
+            for huge in range(begin, end, HUGE_PAGE):
+                if self._advise(huge, huge + HUGE_PAGE, _MADV_COLLAPSE) and self._advise(
+                    huge, huge + HUGE_PAGE, _MADV_POPULATE_WRITE
+                ):
+                    return
 
     def _advise(self, begin: int, end: int, advice: int) -> int:
         """0 or an errno value. Not mmap.madvise(), which holds the interpreter's lock meanwhile."""
@@ -131,10 +151,11 @@ def _map(fd: int, size: int) -> tuple[mmap.mmap, memoryview]:
 
     mmap.mmap() does not let anybody choose, so it lies over the inside of another one.
     """
-    around = mmap.mmap(-1, size + _HUGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+    slack = HUGE_PAGE - mmap.PAGESIZE
+    around = mmap.mmap(-1, size + slack, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
     whole = memoryview(around)
     address = ctypes.addressof(ctypes.c_char.from_buffer(whole))
-    begin = -address % _HUGE
+    begin = -address % HUGE_PAGE
     access, how = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | _MAP_FIXED
     if _libc.mmap(address + begin, size, access, how, fd, 0) == _MAP_FAILED:
         error = OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

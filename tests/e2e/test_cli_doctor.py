@@ -15,6 +15,7 @@ import pytest
 
 from tests.e2e.cli_harness import DRIVER_SOURCE, Cli
 from tests.huge_pages import needs_huge_pages
+from tierd.cli.check_machine import machine_checks
 
 NAMES = [
     "kernel_module",
@@ -71,8 +72,15 @@ def test_shim_that_lacks_functions_is_a_warning(cli: Cli) -> None:
 
 
 @needs_huge_pages
-def test_huge_pages_are_found_by_trying(cli: Cli) -> None:
-    assert checks(cli, status=0)["huge_pages"]["details"]["huge"] is True
+def test_huge_pages_are_found_by_trying(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = checks(cli, status=0)["huge_pages"]
+    assert found["status"] == "ok"
+    assert found["details"]["huge_bytes"] > found["details"]["tried_bytes"] / 2
+    monkeypatch.setattr("tierd.arena._MADV_COLLAPSE", -1)  # as if all were refused
+    monkeypatch.setattr("mmap.MADV_HUGEPAGE", -1)
+    (refused,) = (check for check in machine_checks() if check.name == "huge_pages")
+    assert (refused.status, refused.found) == ("warning", "0 B of 64.0 MiB of RAM are in pages of 2 MiB")
+    assert "5 times" in refused.advice
 
 
 def test_text(cli: Cli) -> None:

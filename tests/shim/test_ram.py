@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from tests.huge_pages import arenas_in_huge_pages, needs_huge_pages
+from tests.huge_pages import arena_addresses, arenas_in_huge_pages, needs_huge_pages
+from tierd.arena import HUGE_PAGE
 
 from .pieces import CHUNK_BY_CHUNK
 from .tiers import Runner
@@ -16,4 +17,5 @@ def test_huge_pages_are_mapped_as_such(runner: Runner) -> None:
     done = runner.tiered("--chunk 2MiB --vram 16MiB --ram 64MiB", "-c", program, "24")
     assert (done.status, done.err) == (0, done.err)
     assert done.out.startswith("right\n")
+    assert not any(address % HUGE_PAGE for address in arena_addresses(done.out))
     assert arenas_in_huge_pages(done.out) > 0.5

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from tests.huge_pages import arenas_in_huge_pages, needs_huge_pages
-from tierd.arena import Arena, ArenaError, ArenaPool, _exporter, open_pool
+from tierd.arena import HUGE_PAGE, Arena, ArenaError, ArenaPool, _exporter, open_pool
 
 pytestmark = pytest.mark.usefixtures("no_leaked_fds")
 
 CHUNK = 2 << 20
+MADV_COLLAPSE = 25
 
 
 def test_an_arena_is_shared_zeroed_and_divided_into_slots() -> None:
@@ -44,6 +45,27 @@ def test_its_pages_are_huge_whatever_is_set_for_shared_memory() -> None:
         one.populate()
         assert arenas_in_huge_pages(Path("/proc/self/smaps").read_text()) > 0.5
         assert bytes(one.memory) == bytes(one.size)
+    finally:
+        one.close()
+
+
+@needs_huge_pages
+def test_one_that_is_refused_does_not_keep_others_from_being_huge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the kernel refuses where it finds no room: all that is behind it in the same call."""
+    advise = Arena._advise
+
+    def refuse(self: Arena, begin: int, end: int, advice: int) -> int:
+        if advice == MADV_COLLAPSE and (end - begin > HUGE_PAGE or begin == 8 * HUGE_PAGE):
+            return errno.ENOMEM
+        return advise(self, begin, end, advice)
+
+    monkeypatch.setattr(Arena, "_advise", refuse)
+    monkeypatch.setattr("mmap.MADV_HUGEPAGE", -1)
+    one = Arena(1, 64 * CHUNK, CHUNK)
+    try:
+        one.populate()
+        assert 0.5 < arenas_in_huge_pages(Path("/proc/self/smaps").read_text()) < 1
+        assert os.fstat(one.fd).st_blocks * 512 == one.size
     finally:
         one.close()
 

@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 from .. import memory
-from ..arena import ArenaError, open_pool
+from ..arena import HUGE_PAGE, ArenaError, open_pool
 from ..arenasource import choose, open_device
 from ..device import DEVICE, Device
 from ..model import format_size
@@ -24,7 +24,7 @@ __all__ = ["machine_checks"]
 _SYS_IO_URING_SETUP = 425
 _SIZEOF_IO_URING_PARAMS = 120
 _CAP_IPC_LOCK = 14
-_HUGE_PAGE = 2 << 20
+_TRIED = 32 * HUGE_PAGE
 _SHMEM_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 
 
@@ -130,32 +130,33 @@ def _huge_pages() -> Check:
     chosen = re.search(r"\[(\w+)\]", _read(_SHMEM_ENABLED) or "")
     mode = chosen[1] if chosen else "absent"
     try:
-        with open_pool(limit=1, arena_bytes=_HUGE_PAGE, chunk=_HUGE_PAGE) as pool:
-            huge = _is_huge(pool.create(1).address)
-    except ArenaError:
-        huge = False
-    details = {"shmem_enabled": mode, "huge": huge}
-    if huge:
-        return Check("huge_pages", OK, "RAM is in pages of 2 MiB", details=details)
+        with open_pool(limit=1, arena_bytes=_TRIED, chunk=_TRIED) as pool:
+            huge = _huge_bytes(pool.create(1).address)
+    except ArenaError as error:
+        return Check("huge_pages", WARNING, str(error), "RAM cannot be had: see ram")
+    details = {"shmem_enabled": mode, "tried_bytes": _TRIED, "huge_bytes": huge}
+    found = f"{format_size(huge)} of {format_size(_TRIED)} of RAM are in pages of 2 MiB"
+    if huge > _TRIED // 2:
+        return Check("huge_pages", OK, found, details=details)
+    causes = {
+        "absent": "this kernel has none for shared memory",
+        "deny": f"echo never > {_SHMEM_ENABLED}, which does not forbid them",
+    }
     return Check(
         "huge_pages",
         WARNING,
-        f"RAM is in pages of 4 KiB (shmem_enabled is {mode})",
-        "making it takes 3 times as long, and registering it with the GPU 5 times: "
-        + (
-            "this kernel has no transparent huge pages for shared memory"
-            if mode == "absent"
-            else f"free some memory, or echo advise > {_SHMEM_ENABLED}"
-        ),
+        found,
+        "making the others takes 2 times as long, and registering them with the GPU 5 times: "
+        + causes.get(mode, "free memory is in pieces, and less of it in use would help"),
         details=details,
     )
 
 
-def _is_huge(address: int) -> bool:
-    """Whether this process has a huge page mapped there."""
-    _, mapping, after = Path("/proc/self/smaps").read_text().partition(f"\n{address:x}-")
+def _huge_bytes(address: int) -> int:
+    """Of the mapping of this process that begins there, what is mapped in huge pages."""
+    _, _, after = (_read(Path("/proc/self/smaps")) or "").partition(f"\n{address:x}-")
     found = re.search(r"^ShmemPmdMapped: +(\d+) kB$", after, re.MULTILINE)
-    return bool(mapping and found and int(found[1]))
+    return int(found[1]) << 10 if found else 0
 
 
 def _memlock() -> Check:
