@@ -103,7 +103,7 @@ def test_a_warning_of_the_kernel_fails_a_command_that_did_not(tmp_path: Path) ->
     script = "echo '<4>WARNING: CPU: 0 made up' >/dev/kmsg; echo done"
     done = run("--console", str(log), "--", "sh", "-c", script)
     assert done.returncode == 125
-    assert done.stdout == "done\n"
+    assert done.stdout == "done\n", done.stderr
     assert "complained" in done.stderr
     assert "the command itself ended with status 0" in done.stderr
     assert "made up" in log.read_text()
