@@ -104,6 +104,8 @@ def test_all_modes(cli: Cli) -> None:
             assert len(rates) == 6
             assert min(rates) > 0
             assert one[phase]["share_of_ideal_now"] > 0
+            reads = one[phase]["disk_bytes_per_second_beside"]
+            assert [rate > 0 for rate in reads] == ([True, True] if name == "paged+nvme" else [])
     assert modes["vram"]["decode"]["h2d_bytes_per_second_beside"] == []
     assert modes["vram"]["decode"]["share_of_ideal_now"] is None
     assert modes["paged"]["greenboost"]["total"]["nvme_written_bytes"] == 0

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tierd.cli.bench_gpu_cgroup import RamCap, RamCapError
-from tierd.cli.bench_gpu_disk import measure_reads
+from tierd.cli.bench_gpu_disk import bytes_to_read, open_disk
 from tierd.cli.bench_gpu_nvml import VramMeter
 from tierd.cli.bench_gpu_program import Said, run_program
 from tierd.cli.errors import CommandError
@@ -113,15 +113,24 @@ def test_without_nvml_there_is_no_figure(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_reads(disk: Path, fio: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not fio:
         monkeypatch.setattr("shutil.which", lambda name: None)
-    speed = measure_reads(disk / "spill", size=48 * MIB, block=2 * MIB)
-    assert speed.method == "pread" or (fio and speed.method.startswith("fio-"))
-    assert speed.best == max(speed.sequential, speed.random) > 0
-    assert list(disk.iterdir()) == []
+    with open_disk(disk / "spill", size=48 * MIB, block=2 * MIB) as file:
+        speed = file.speed
+        assert speed.method == "pread" or (fio and speed.method.startswith("fio-"))
+        assert speed.best == max(speed.sequential, speed.random) > 0
+        assert file.rate() > 0
+        assert list(disk.iterdir()) == []
+
+
+def test_what_is_read_is_as_large_as_the_spill_file_within_bounds() -> None:
+    assert bytes_to_read(MIB, 2 * MIB) == 32 * MIB
+    assert bytes_to_read(49 * MIB, 2 * MIB) == 48 * MIB
+    assert bytes_to_read(1 << 40, 64 * MIB) == 4 << 30
 
 
 def test_reads_nowhere(tmp_path: Path) -> None:
+    nowhere = open_disk(tmp_path / "none" / "spill", size=MIB, block=2 * MIB)
     with pytest.raises(CommandError, match="cannot be measured: no such file"):
-        measure_reads(tmp_path / "none" / "spill", size=MIB, block=2 * MIB)
+        nowhere.__enter__()
 
 
 def run(script: str, seconds: float = 60.0) -> tuple[Said, list[str]]:

@@ -59,6 +59,17 @@ def test_ideal_of_the_bus_as_it_was_then() -> None:
     assert of(result, "prefill").now is None
 
 
+def test_ideal_of_the_disk_as_it_was_then() -> None:
+    of = partial(ideal_pass, shape=SHAPE, limits=LIMITS, ceilings=CEILINGS, reference=REFERENCE)
+    rest = OVERFLOW - 8 * GB
+    result = Result("paged+nvme", bus={"decode": [25.0 * GB]})
+    assert of(result, "decode") == Ideal(best=rest / (2 * GB), now=None)
+    result.disk["decode"] = [1.0 * GB, 1.5 * GB]
+    assert of(result, "decode").now == rest / (1.25 * GB)
+    result.disk["decode"] = [100.0 * GB]
+    assert of(result, "decode").now == OVERFLOW / (25 * GB)
+
+
 def test_ideal_without_what_would_bound_it() -> None:
     assert ideal("shim", "decode", reference=None) is None
     assert ideal("paged", "decode", reference=None) == OVERFLOW / (50 * GB)

@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import tempfile
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -20,11 +21,11 @@ from typing import Any, TextIO
 from .. import __version__
 from ..config import DEFAULT_CHUNK
 from ..model import format_size
-from .bench_gpu_bus import Bus, open_bus
-from .bench_gpu_modes import Bench, run_mode
+from .bench_gpu_bus import open_bus
+from .bench_gpu_modes import Bench, Beside, run_mode
 from .bench_gpu_plan import MODES
 from .bench_gpu_plot import draw_modes
-from .bench_gpu_prepare import look_at_machine, prepare_bench, python_with_torch
+from .bench_gpu_prepare import ceilings_of, look_at_machine, measure_disk, prepare_bench, python_with_torch
 from .bench_gpu_report import (
     AGAIN,
     OURS,
@@ -207,34 +208,36 @@ def _gpu(options: argparse.Namespace) -> int:
     out = sys.stderr if options.json == "-" else sys.stdout
     with hold_signals() as held, tempfile.TemporaryDirectory(prefix="greenboost-bench-") as work:
         try:
-            # The first, so that what of VRAM is free does not count what it takes.
-            with open_bus(held) as bus:
+            with ExitStack() as undo:
+                # The first, so that what of VRAM is free does not count what it takes.
+                bus = undo.enter_context(open_bus(held))
                 machine = look_at_machine(python, held)
-                bench, ceilings = prepare_bench(options, modes, python, machine, Path(work), held)
-                found = _Found(bench, machine, ceilings, [])
+                bench = prepare_bench(options, python, machine, Path(work))
+                beside = Beside(bus, measure_disk(bench, modes, held, undo))
+                found = _Found(bench, machine, ceilings_of(machine, beside.disk), [])
                 print("\n".join(found.head()), file=out, flush=True)
                 for mode in modes:
-                    _measure(found, mode, options, bus, held, out)
+                    _measure(found, mode, options, beside, held, out)
                 if found.wrong():
-                    _measure(found, AGAIN, options, bus, held, out)
+                    _measure(found, AGAIN, options, beside, held, out)
         except Interrupted as interrupted:
             return 128 + interrupted.number
     return _finish(found, options, out)
 
 
 def _measure(
-    found: _Found, mode: str, options: argparse.Namespace, bus: Bus, held: HeldSignals, out: TextIO
+    found: _Found, mode: str, options: argparse.Namespace, beside: Beside, held: HeldSignals, out: TextIO
 ) -> None:
     result = Result(mode)
     found.results.append(result)
     try:
-        run_mode(found.bench, result, bus, held)
+        run_mode(found.bench, result, beside, held)
     finally:  # when it is interrupted, too
         print(mode_line(result, found.ideals(result)), file=out, flush=True)
         if result.uncapped:
             print(f"{'':16} RAM was NOT capped: {result.uncapped}", file=out, flush=True)
-        if result.bus_silent:
-            print(f"{'':16} not all copies beside it were made: {result.bus_silent}", file=out, flush=True)
+        if result.unmeasured:
+            print(f"{'':16} not all was measured beside it: {result.unmeasured}", file=out, flush=True)
         if options.json not in (None, "-"):
             _write(Path(options.json), found)
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How fast a spill path can be read at best: by fio, or where there is none by threads that pread().
+"""How fast a spill path can be read: by fio, or where there is none by threads that pread().
 
 A file is read that lies where the spill file will lie; of a block device, the device itself. Blocks are
-of a chunk's size, past the page cache.
+of a chunk's size, past the page cache. The file stays, so that it can be read again beside what is
+measured: a disk is shared, too.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +24,14 @@ from .bench_files import unnamed_file
 from .bench_fio import FioJob, fio_version, run_fio
 from .errors import CommandError
 
-__all__ = ["DiskSpeed", "directory_of", "measure_reads"]
+__all__ = ["Disk", "DiskSpeed", "bytes_to_read", "directory_of", "open_disk"]
 
 _DEPTH = 8
 """Blocks under way at a time."""
 _MOST = 4 << 30
 """Bytes of the file at most: enough for some seconds."""
+_AGAIN = 3.0
+"""Seconds of reading again, about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +57,49 @@ def directory_of(path: Path) -> Path | None:
     return path if path.is_dir() else path.parent
 
 
-def measure_reads(path: Path, *, size: int, block: int) -> DiskSpeed:
-    """Read up to `size` bytes in blocks of `block` as fast as can be. Raises CommandError."""
-    size = max(min(size, _MOST) // block, 2 * _DEPTH) * block
-    try:
-        with _file(path, size) as (name, made):
-            if shutil.which("fio") is None:
-                return _by_pread(name, size, block, made)
-            return _by_fio(name, size, block, made)
-    except OSError as error:
-        raise CommandError(
-            f"--spill: {path} cannot be measured: {(error.strerror or str(error)).lower()}"
-        ) from None
+def bytes_to_read(size: int, block: int) -> int:
+    """What the file has that stands for a spill file of `size` bytes."""
+    return max(min(size, _MOST) // block, 2 * _DEPTH) * block
+
+
+@contextmanager
+def open_disk(path: Path, *, size: int, block: int) -> Iterator[Disk]:
+    """Measure how fast a spill file of `size` bytes can be read in blocks of `block`. Raises CommandError."""
+    size = bytes_to_read(size, block)
+    with ExitStack() as undo:
+        try:
+            name, made = undo.enter_context(_file(path, size))
+            disk = Disk(name, size // block, block, made)
+        except OSError as error:
+            raise CommandError(
+                f"--spill: {path} cannot be measured: {(error.strerror or str(error)).lower()}"
+            ) from None
+        yield disk
+
+
+class Disk:
+    """A file to read, or a block device; `speed` is what it had when it was opened."""
+
+    def __init__(self, name: str, blocks: int, block: int, made: bool) -> None:
+        self._name, self._blocks, self._block = name, blocks, block
+        self._fio = shutil.which("fio") is not None
+        method = fio_version() if self._fio else "pread"
+        if made:
+            self._transfer("write", blocks)
+        self.speed = DiskSpeed(
+            method, self._transfer("sequential", blocks), self._transfer("read", blocks), block, _DEPTH
+        )
+
+    def rate(self) -> float:
+        """Bytes a second now, in the order in which it was faster. Raises CommandError and OSError."""
+        order = "read" if self.speed.random > self.speed.sequential else "sequential"
+        blocks = max(int(_AGAIN * self.speed.best) // self._block, 2 * _DEPTH)
+        return self._transfer(order, min(blocks, self._blocks))
+
+    def _transfer(self, direction: str, blocks: int) -> float:
+        """The first `blocks` of it once; `direction` as run_fio() has it. Bytes a second."""
+        by = _by_fio if self._fio else _by_pread
+        return by(self._name, direction, blocks, self._block)
 
 
 @contextmanager
@@ -83,34 +117,22 @@ def _file(path: Path, size: int) -> Iterator[tuple[str, bool]]:
         os.close(fd)
 
 
-def _by_fio(name: str, size: int, block: int, made: bool) -> DiskSpeed:
+def _by_fio(name: str, direction: str, blocks: int, block: int) -> float:
     memory = os.memfd_create("greenboost-bench", os.MFD_CLOEXEC)
     try:
         os.ftruncate(memory, _DEPTH * block)
-        jobs = [FioJob(name, f"/proc/{os.getpid()}/fd/{memory}", size // block)]
-        if made:
-            run_fio(jobs, "write", chunk=block, depth=_DEPTH, offset=0)
-        rates = [
-            run_fio(jobs, direction, chunk=block, depth=_DEPTH, offset=0).rate
-            for direction in ("sequential", "read")
-        ]
+        job = FioJob(name, f"/proc/{os.getpid()}/fd/{memory}", blocks)
+        return run_fio([job], direction, chunk=block, depth=_DEPTH, offset=0).rate
     finally:
         os.close(memory)
-    return DiskSpeed(fio_version(), rates[0], rates[1], block, _DEPTH)
 
 
-def _by_pread(name: str, size: int, block: int, made: bool) -> DiskSpeed:
-    offsets = list(range(0, size, block))
-    if made:
-        _transfer(name, os.O_WRONLY, offsets, block)
-    sequential = _transfer(name, os.O_RDONLY, offsets, block)
-    shuffled = _transfer(name, os.O_RDONLY, random.sample(offsets, len(offsets)), block)
-    return DiskSpeed("pread", sequential, shuffled, block, _DEPTH)
-
-
-def _transfer(name: str, flags: int, offsets: Sequence[int], block: int) -> float:
-    """Write or read a block at each offset, _DEPTH at a time; bytes a second."""
-    fd = os.open(name, flags | os.O_DIRECT | os.O_CLOEXEC)
+def _by_pread(name: str, direction: str, blocks: int, block: int) -> float:
+    write = direction == "write"
+    offsets = [number * block for number in range(blocks)]
+    if direction == "read":
+        random.shuffle(offsets)
+    fd = os.open(name, (os.O_WRONLY if write else os.O_RDONLY) | os.O_DIRECT | os.O_CLOEXEC)
     buffers = [mmap.mmap(-1, block) for _ in range(_DEPTH)]
     content = os.urandom(block)
     for buffer in buffers:
@@ -118,18 +140,15 @@ def _transfer(name: str, flags: int, offsets: Sequence[int], block: int) -> floa
 
     def lane(number: int) -> None:
         for offset in offsets[number::_DEPTH]:
-            if flags == os.O_RDONLY:
-                moved = os.preadv(fd, [buffers[number]], offset)
-            else:
-                moved = os.pwritev(fd, [buffers[number]], offset)
-            if moved != block:
+            move = os.pwritev if write else os.preadv
+            if (moved := move(fd, [buffers[number]], offset)) != block:
                 raise OSError(errno.EIO, f"{moved} of {block} bytes were moved")
 
     try:
         with ThreadPoolExecutor(_DEPTH) as lanes:
             began = time.perf_counter()
             list(lanes.map(lane, range(_DEPTH)))
-            return len(offsets) * block / (time.perf_counter() - began)
+            return blocks * block / (time.perf_counter() - began)
     finally:
         os.close(fd)
         for buffer in buffers:

@@ -23,7 +23,7 @@ from typing import Any
 from ..model import format_size
 from .bench_gpu_bus import Bus
 from .bench_gpu_cgroup import RamCap, RamCapError
-from .bench_gpu_disk import directory_of
+from .bench_gpu_disk import Disk, directory_of
 from .bench_gpu_nvml import VramMeter
 from .bench_gpu_plan import Limits, Shape
 from .bench_gpu_program import PROGRAMS, Said, run_program
@@ -33,7 +33,7 @@ from .errors import CommandError
 from .private import PrivateDaemon, start_daemon
 from .signals import HeldSignals, Interrupted
 
-__all__ = ["Bench", "run_mode"]
+__all__ = ["Bench", "Beside", "run_mode"]
 
 _SPARE_RAM = 1 << 30
 """Bytes of RAM that the daemon gets where nothing is to move."""
@@ -98,8 +98,27 @@ class _Counters:
         return {name: second[name] - first[name] for name in second}
 
 
-def run_mode(bench: Bench, result: Result, bus: Bus, held: HeldSignals) -> None:
-    """Run the result's mode to its end, or to that of its time. Before and after each phase `bus` is asked.
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What is asked before and after each phase how fast it is just then."""
+
+    bus: Bus
+    disk: Disk | None  #: None: no mode reads it
+
+    def measure(self, result: Result, phase: str, bench: Bench) -> None:
+        if result.mode in UNLIMITED:
+            return
+        result.bus.setdefault(phase, []).extend(self.bus.rates(bench.shape.overflow(bench.limits.vram)))
+        result.unmeasured = self.bus.silent or result.unmeasured
+        if result.mode in ON_DISK and self.disk is not None:
+            try:
+                result.disk.setdefault(phase, []).append(self.disk.rate())
+            except (CommandError, OSError) as error:
+                result.unmeasured = str(error)
+
+
+def run_mode(bench: Bench, result: Result, beside: Beside, held: HeldSignals) -> None:
+    """Run the result's mode to its end, or to that of its time; `beside` measures around each phase.
 
     Raises Interrupted, when the result has what was measured until then.
     """
@@ -108,7 +127,7 @@ def run_mode(bench: Bench, result: Result, bus: Bus, held: HeldSignals) -> None:
         return
     try:
         with ExitStack() as undo:
-            _run(bench, result, bus, held, undo)
+            _run(bench, result, beside, held, undo)
     except Interrupted:
         result.status, result.reason = "cut", "interrupted"
         raise
@@ -132,7 +151,7 @@ def _greenboost() -> list[str]:
     return [sys.executable, "-c", _CLI, str(Path(__file__).resolve().parents[2])]
 
 
-def _run(bench: Bench, result: Result, bus: Bus, held: HeldSignals, undo: ExitStack) -> None:
+def _run(bench: Bench, result: Result, beside: Beside, held: HeldSignals, undo: ExitStack) -> None:
     cap = _cap(bench, result, undo)
     daemon = _daemon(bench, result.mode, cap, held, undo)
     figures = bench.work / f"{result.mode}.json"
@@ -144,10 +163,8 @@ def _run(bench: Bench, result: Result, bus: Bus, held: HeldSignals, undo: ExitSt
     def at_mark(mark: str) -> None:
         phase = mark.removesuffix("-end")
         counters.read(mark)
-        if phase in PHASES and result.mode not in UNLIMITED:
-            size = bench.shape.overflow(bench.limits.vram)
-            result.bus.setdefault(phase, []).extend(bus.rates(size))
-            result.bus_silent = bus.silent
+        if phase in PHASES:
+            beside.measure(result, phase, bench)
 
     try:
         run_program(

@@ -8,12 +8,13 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from .. import config, memory
 from ..model import SizeError, format_size, parse_size
-from .bench_gpu_disk import directory_of, measure_reads
+from .bench_gpu_disk import Disk, bytes_to_read, directory_of, open_disk
 from .bench_gpu_modes import Bench
 from .bench_gpu_plan import Limits, Shape, choose_limits, choose_shape
 from .bench_gpu_program import PROGRAMS, Said, run_program
@@ -21,7 +22,7 @@ from .bench_gpu_report import ON_DISK, Ceilings
 from .errors import CommandError, UsageError
 from .signals import HeldSignals
 
-__all__ = ["look_at_machine", "prepare_bench", "python_with_torch"]
+__all__ = ["ceilings_of", "look_at_machine", "measure_disk", "prepare_bench", "python_with_torch"]
 
 _LOOKING = 180.0
 """Seconds for machine.py: it imports PyTorch, and pins some GB."""
@@ -55,18 +56,8 @@ def python_with_torch(named: str | None) -> str:
     return found
 
 
-def prepare_bench(
-    options: argparse.Namespace,
-    modes: Sequence[str],
-    python: str,
-    machine: Mapping[str, Any],
-    work: Path,
-    held: HeldSignals,
-) -> tuple[Bench, Ceilings]:
-    """Choose what to run, and measure what it will be compared with.
-
-    Raises UsageError, CommandError and Interrupted.
-    """
+def prepare_bench(options: argparse.Namespace, python: str, machine: Mapping[str, Any], work: Path) -> Bench:
+    """Choose what to run. Raises UsageError and CommandError."""
     prompt = options.prompt or (512 if options.quick else 2048)
     tokens = options.tokens or (8 if options.quick else 32)
     shape = choose_shape(
@@ -86,8 +77,8 @@ def prepare_bench(
         vram=_size("--vram", options.vram, shape),
         ram=_size("--ram", options.ram, shape),
     )
-    spill, spill_size = _spill(options.spill, limits, work)
-    bench = Bench(
+    spill, spill_size = _spill(options.spill, limits, options.chunk, work)
+    return Bench(
         python=python,
         shape=shape,
         limits=limits,
@@ -103,18 +94,27 @@ def prepare_bench(
         gpu_uuid=machine["gpu"]["uuid"],
         packages=machine["packages"],
     )
-    disk = None
-    if spill is not None and not ON_DISK.isdisjoint(modes):
-        with held.let_in():
-            disk = measure_reads(spill, size=spill_size or limits.spill, block=options.chunk)
+
+
+def measure_disk(bench: Bench, modes: Sequence[str], held: HeldSignals, undo: ExitStack) -> Disk | None:
+    """Open what is read of the spill path's disk, if a mode uses it. Raises CommandError and Interrupted."""
+    if bench.spill is None or ON_DISK.isdisjoint(modes):
+        return None
+    size = bench.spill_size or bench.limits.spill
+    with held.let_in():
+        return undo.enter_context(open_disk(bench.spill, size=size, block=bench.chunk))
+
+
+def ceilings_of(machine: Mapping[str, Any], disk: Disk | None) -> Ceilings:
+    """The fastest that was measured. Raises CommandError."""
     copies = machine["copies"]
     if not copies:
         raise CommandError("too little VRAM is free to measure copies; end what else uses the GPU")
-    return bench, Ceilings(
+    return Ceilings(
         h2d=max(one["h2d_bytes_per_second"] for one in copies),
         d2h=max(one["d2h_bytes_per_second"] for one in copies),
         both=max(one["both_bytes_per_second"] for one in copies),
-        disk=disk,
+        disk=disk.speed if disk is not None else None,
     )
 
 
@@ -127,7 +127,7 @@ def _size(flag: str, text: str | None, shape: Shape) -> int | None:
         raise UsageError(f"{flag}: {error}") from None
 
 
-def _spill(text: str | None, limits: Limits, work: Path) -> tuple[Path | None, int | None]:
+def _spill(text: str | None, limits: Limits, chunk: int, work: Path) -> tuple[Path | None, int | None]:
     """The spill path and its size; no size for a block device. Raises UsageError."""
     if text is None:
         return None, None
@@ -149,9 +149,10 @@ def _spill(text: str | None, limits: Limits, work: Path) -> tuple[Path | None, i
             f"{format_size(limits.spill)}"
         )
     free = shutil.disk_usage(directory).free
-    if free < size:
+    needed = size + bytes_to_read(size, chunk)  # that file stays, to be read beside the modes
+    if free < needed:
         raise UsageError(
-            f"--spill: {directory} has {format_size(free)} free, {format_size(size)} are needed; "
+            f"--spill: {directory} has {format_size(free)} free, {format_size(needed)} are needed; "
             "free some, name another path, or give fewer --layers"
         )
     if path.is_dir():

@@ -4,15 +4,16 @@
 *Ideal* is the least that a pass can take: as long as the reference's, or as long as it takes to copy
 once to VRAM what VRAM does not hold, or to read once from NVMe or disk what RAM does not hold either,
 whichever is longest, at the speeds measured in the same run. Reading ahead over the end of a pass is
-part of that; writing anything back is not. *Now* is the same with the speed of copies that was measured
-right before and after that phase of that mode: the bus is shared with others, and theirs is not our doing.
+part of that; writing anything back is not. *Now* is the same with the speeds of copies and reads that were
+measured right before and after that phase of that mode: bus and disk are shared with others, and theirs is
+not our doing.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -97,7 +98,8 @@ class Result:
     launch: float | None = None  #: one empty launch, as PyTorch makes it
     passes: Mapping[str, Sequence[float]] = field(default_factory=dict)  #: by phase, until the result is here
     bus: dict[str, list[float]] = field(default_factory=dict)  #: bytes a second of copies around each phase
-    bus_silent: str = ""  #: why not all of these were made
+    disk: dict[str, list[float]] = field(default_factory=dict)  #: and of reads, in a mode that reads
+    unmeasured: str = ""  #: why not all of these were made
     gpu_passes: Mapping[str, Sequence[float]] = field(default_factory=dict)  #: between events on the GPU
     moved: dict[str, dict[str, int]] = field(default_factory=dict)  #: by phase, over all its passes
     vram: int | None = None  #: the most in use on the GPU
@@ -118,10 +120,6 @@ class Result:
         took = self.passes.get(phase)
         return statistics.median(took) if took else None
 
-    def bus_rate(self, phase: str) -> float | None:
-        """Bytes a second of plain copies to VRAM right before and after the phase, the median."""
-        return statistics.median(rates) if (rates := self.bus.get(phase)) else None
-
     def pass_bytes(self, phase: str, counter: str) -> float | None:
         """Moved in a pass, on average."""
         took, moved = self.passes.get(phase), self.moved.get(phase)
@@ -132,8 +130,8 @@ class Result:
 class Ideal:
     """The least that a pass can take, seconds; None when nothing is known that bounds it."""
 
-    best: float | None  #: at the speed of copies that the machine gives at best
-    now: float | None  #: at that around this phase; None when it was not measured
+    best: float | None  #: at the speeds that the machine gives at best
+    now: float | None  #: at those around this phase; None when they were not measured
 
 
 def ideal_pass(
@@ -141,21 +139,30 @@ def ideal_pass(
 ) -> Ideal:
     """The least that a pass of this mode can take."""
     least = partial(_least, result, phase, shape, limits, reference)
-    now = result.bus_rate(phase)
-    return Ideal(least(ceilings), None if now is None else least(replace(ceilings, h2d=now)))
+    best = least(ceilings.h2d, ceilings.disk.best if ceilings.disk is not None else None)
+    h2d, disk = (statistics.median(beside.get(phase) or [0]) for beside in (result.bus, result.disk))
+    if not h2d or (result.mode in ON_DISK and ceilings.disk is not None and not disk):
+        return Ideal(best, None)
+    return Ideal(best, least(h2d, disk or None))
 
 
 def _least(
-    result: Result, phase: str, shape: Shape, limits: Limits, reference: Result | None, ceilings: Ceilings
+    result: Result,
+    phase: str,
+    shape: Shape,
+    limits: Limits,
+    reference: Result | None,
+    h2d: float,
+    disk: float | None,
 ) -> float | None:
     bounds = []
     if reference is not None and (compute := reference.pass_seconds(phase)) is not None:
         bounds.append(compute)
     if result.mode not in UNLIMITED:
         overflow = shape.overflow(limits.vram)
-        bounds.append(overflow / ceilings.h2d)
-        if result.mode in ON_DISK and ceilings.disk is not None:
-            bounds.append(max(overflow - limits.ram_nvme, 0) / ceilings.disk.best)
+        bounds.append(overflow / h2d)
+        if result.mode in ON_DISK and disk is not None:
+            bounds.append(max(overflow - limits.ram_nvme, 0) / disk)
     return max(bounds, default=None)
 
 
@@ -235,6 +242,7 @@ def as_json(result: Result, ideals: Mapping[str, Ideal]) -> dict[str, object]:
             "ideal_pass_seconds": ideal.best,
             "share_of_ideal": _ratio(ideal.best, took),
             "h2d_bytes_per_second_beside": result.bus.get(phase, []),
+            "disk_bytes_per_second_beside": result.disk.get(phase, []),
             "share_of_ideal_now": _ratio(ideal.now, took),
             "moved": result.moved.get(phase),
         }
@@ -250,7 +258,7 @@ def as_json(result: Result, ideals: Mapping[str, Ideal]) -> dict[str, object]:
         "launch_seconds": result.launch,
         "tokens_per_second": 1 / decode if decode else None,
         **phases,
-        "beside_unmeasured_reason": result.bus_silent,
+        "beside_unmeasured_reason": result.unmeasured,
         "load_moved": result.moved.get("load"),
         "peak_vram_bytes": result.vram,
         "peak_ram_bytes": result.ram,
