@@ -10,6 +10,9 @@
 #define AGREE 3
 #define AGREE_WELL 16
 
+/* So many times as long ago a use may be that is of the same kind: a pass is as long, then. */
+#define AS_LONG_AGO 2
+
 /* A chunk's doubt goes up to this. */
 #define DOUBT_MOST 3
 
@@ -245,6 +248,23 @@ static uint64_t nearest(const struct predictor *p, uint64_t use, uint64_t place,
 	return best;
 }
 
+/*
+ * The latest use by the same kind of launch, rather than the latest. A training step's
+ * forward pass follows the one before it; what used its weights last is the optimizer, in
+ * another order.
+ */
+static uint64_t latest_alike(const struct predictor *p, uint64_t latest)
+{
+	uint64_t use = latest;
+
+	for (uint32_t n = 0; n < PREDICT_OCCURRENCES && predict_kept(p, use) &&
+			     p->head - use <= AS_LONG_AGO * (p->head - latest);
+	     n++, use = predict_entry(p, use)->prev)
+		if (predict_entry(p, use)->tag == p->tag)
+			return use;
+	return latest;
+}
+
 void predict_expire(struct predictor *p)
 {
 	while (p->arrivals_count) {
@@ -288,6 +308,8 @@ uint64_t predict_find(struct predictor *p, bool *jumped)
 		return found;
 	}
 	/* It is lost, or can be followed through a later pass as well. */
+	if (!found)
+		use = latest_alike(p, use);
 	place = p->other ? nearest(p, use, p->other, reach) : 0;
 	p->agreed = place ? p->agreed + 1 : 1;
 	if (!place)

@@ -150,7 +150,7 @@ GENERATED = {
     ("chat", "decode"): (5e9, 1.05, 1.05),
     ("chat", "prefill"): (5e9, 1.05, 1.05),
     ("moe", "decode"): (11.5e9, 1.05, 1.05),
-    ("train", "step"): (14e9, 1.15, 5.0),  # frees wait for the GPU, and activations leave between them
+    ("train", "step"): (14e9, 1.15, 2.8),  # frees wait for the GPU, and activations leave between them
     ("routed", "decode"): (11.5e9, 1.85, 1.9),  # who would know where tokens are routed to
 }
 
@@ -166,9 +166,9 @@ RECORDED = {
     ("llama", "decode"): (11.5e9, 1.035, 1.04),
     ("llama", "prefill"): (11.5e9, 1.05, 1.05),  # the one after a request's decoding
     ("moe", "decode"): (4e9, 1.05, 1.05),
-    ("routed", "decode"): (4e9, 1.17, 1.10),
+    ("routed", "decode"): (4e9, 1.15, 1.10),
     ("chat", "decode"): (7e9, 1.05, 1.06),
-    ("chat", "prefill"): (7e9, 1.21, 1.23),
+    ("chat", "prefill"): (7e9, 1.21, 1.12),
 }
 
 
@@ -182,10 +182,12 @@ def test_on_traces_recorded_on_a_gpu(name: str, passes: str) -> None:
 
 
 def test_a_training_step_that_was_seen_before_moves_little_more_than_it_must() -> None:
-    """PyTorch's allocator gives the same addresses from the third step on; the fifth is judged by."""
+    """PyTorch's allocator gives the same addresses from the third step on."""
     lines = read(TRACES / "train.jsonl.xz")
     rows = summary(steps(lines, CHUNK), Machine(vram=9 * 10**9, ram=1 << 40), each=True)
-    check(rows[-1], 1.05, 1.10)
+    fourth, fifth = rows[-2:]
+    check(fourth, 1.05, 1.15)
+    check(fifth, 1.05, 1.10)
 
 
 def test_from_disk_as_well() -> None:

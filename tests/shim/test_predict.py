@@ -186,6 +186,32 @@ def test_forward_and_backward_need_no_more_than_they_must() -> None:
     assert cache.passes(6, there_and_back) <= 1.1 * 80 + 8
 
 
+FORWARD, OPTIMIZER = 1, 2
+
+
+def test_the_second_forward_pass_follows_the_first_and_not_the_optimizer() -> None:
+    """Which used all of it later, in another order."""
+    cache = Cache(40, 100)
+    for chunk in range(100):
+        cache.use(chunk, tag=FORWARD)
+    for chunk in range(100):
+        cache.use(37 * chunk % 100, tag=OPTIMIZER)
+    for chunk in range(6):
+        cache.use(chunk, tag=FORWARD)
+    assert cache.p.cursor == 7  # places count from 1
+
+
+def test_what_is_followed_is_not_much_longer_ago_than_it_must() -> None:
+    """Or all that happened since counts as one pass."""
+    cache = Cache(40, 100)
+    for tag in (1, 2, 2, 2, 2):
+        for chunk in range(100):
+            cache.use(37 * chunk % 100 if tag == 2 else chunk, tag=tag)
+    for chunk in range(50):
+        cache.use(chunk, tag=1)
+    assert cache.p.head - cache.p.cursor <= 300 or not cache.p.cursor
+
+
 def test_a_clean_one_leaves_before_a_dirty_one() -> None:
     cache = Cache(60, 100)
     cache.passes(4, loop(100))

@@ -60,7 +60,7 @@ class Machine:
     move: float = 135e-6  #: cuMemUnmap, cuMemMap and cuMemSetAccess on an H100
     sum: float = 3e-5  #: a checksum, which took 90 us of 64 MiB on an H100
     sum_speed: float = 1.1e12
-    pin: float = 4e9  #: RAM made by the daemon and registered with the GPU
+    pin: float = 20e9  #: RAM made by the daemon and registered: a GiB each 52 ms, on an H100
     look_ahead: bool = True
 
 
