@@ -308,8 +308,7 @@ uint64_t predict_find(struct predictor *p, bool *jumped)
 		return found;
 	}
 	/* It is lost, or can be followed through a later pass as well. */
-	if (!found)
-		use = latest_alike(p, use);
+	use = latest_alike(p, use);
 	place = p->other ? nearest(p, use, p->other, reach) : 0;
 	p->agreed = place ? p->agreed + 1 : 1;
 	if (!place)

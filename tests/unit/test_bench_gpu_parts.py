@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import subprocess
@@ -119,6 +120,22 @@ def test_reads(disk: Path, fio: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         assert speed.best == max(speed.sequential, speed.random) > 0
         assert file.rate() > 0
         assert list(disk.iterdir()) == []
+
+
+def test_a_slow_disk_is_not_read_again_to_the_end(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr("tierd.cli.bench_gpu_disk._AGAIN", 0.0)
+    read = os.preadv
+    reads: list[int] = []
+
+    def counted(fd: int, to: list[mmap.mmap], offset: int) -> int:
+        reads.append(offset)
+        return read(fd, to, offset)
+
+    with open_disk(disk / "spill", size=64 * MIB, block=2 * MIB) as file:
+        monkeypatch.setattr("os.preadv", counted)
+        assert file.rate() > 0
+    assert len(reads) == 8
 
 
 def test_what_is_read_is_as_large_as_the_spill_file_within_bounds() -> None:

@@ -45,7 +45,10 @@ def fio_version() -> str:
         raise CommandError(
             "fio, which is compared with, is not installed; 'apt-get install fio', or what it is called here"
         )
-    return subprocess.run(["fio", "--version"], check=True, capture_output=True, text=True).stdout.strip()
+    done = subprocess.run(["fio", "--version"], capture_output=True, text=True)
+    if done.returncode:
+        raise CommandError(f"fio --version failed: {done.stderr.strip() or done.returncode}")
+    return done.stdout.strip()
 
 
 def run_fio(
@@ -56,8 +59,11 @@ def run_fio(
     depth: int,
     offset: int,
     requests: int | None = None,
+    seconds: float | None = None,
 ) -> FioRun:
     """Every chunk of every file once, or so many `requests` of each; `direction` is a key of _MODES.
+
+    After `seconds` no more are begun.
 
     "sequential" reads in order, the others go in random order. The files begin at `offset`, bytes;
     `depth` requests of each are under way. Raises CommandError.
@@ -73,6 +79,8 @@ def run_fio(
     ]  # fmt: skip
     if requests is not None:
         command.append(f"--number_ios={requests}")
+    if seconds is not None:
+        command.append(f"--runtime={seconds:.0f}")
     for number, job in enumerate(jobs):
         command += [
             f"--name=path{number}",
@@ -86,10 +94,10 @@ def run_fio(
         ran = json.loads(out[out.index("{") :])["jobs"]
         if status or any(job["error"] for job in ran):
             raise ValueError
-    except ValueError:
+        return _summary(ran)
+    except (ValueError, KeyError, ZeroDivisionError):
         said = (errors or out).strip().splitlines() or [f"exit status {status}"]
         raise CommandError(f"fio failed: {said[0]}; run it by hand: {' '.join(command)}") from None
-    return _summary(ran)
 
 
 def _run(command: Sequence[str]) -> tuple[int, str, str]:

@@ -212,7 +212,7 @@ def _gpu(options: argparse.Namespace) -> int:
                 # The first, so that what of VRAM is free does not count what it takes.
                 bus = undo.enter_context(open_bus(held))
                 machine = look_at_machine(python, held)
-                bench = prepare_bench(options, python, machine, Path(work))
+                bench = prepare_bench(options, modes, python, machine, Path(work))
                 beside = Beside(bus, measure_disk(bench, modes, held, undo))
                 found = _Found(bench, machine, ceilings_of(machine, beside.disk), [])
                 print("\n".join(found.head()), file=out, flush=True)

@@ -9,6 +9,7 @@ measured: a disk is shared, too.
 from __future__ import annotations
 
 import errno
+import math
 import mmap
 import os
 import random
@@ -23,6 +24,7 @@ from pathlib import Path
 from .bench_files import unnamed_file
 from .bench_fio import FioJob, fio_version, run_fio
 from .errors import CommandError
+from .signals import hold_signals
 
 __all__ = ["Disk", "DiskSpeed", "bytes_to_read", "directory_of", "open_disk"]
 
@@ -31,7 +33,7 @@ _DEPTH = 8
 _MOST = 4 << 30
 """Bytes of the file at most: enough for some seconds."""
 _AGAIN = 3.0
-"""Seconds of reading again, about."""
+"""Seconds of reading again, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +95,12 @@ class Disk:
     def rate(self) -> float:
         """Bytes a second now, in the order in which it was faster. Raises CommandError and OSError."""
         order = "read" if self.speed.random > self.speed.sequential else "sequential"
-        blocks = max(int(_AGAIN * self.speed.best) // self._block, 2 * _DEPTH)
-        return self._transfer(order, min(blocks, self._blocks))
+        return self._transfer(order, self._blocks, _AGAIN)
 
-    def _transfer(self, direction: str, blocks: int) -> float:
-        """The first `blocks` of it once; `direction` as run_fio() has it. Bytes a second."""
+    def _transfer(self, direction: str, blocks: int, seconds: float | None = None) -> float:
+        """All of it once, or for so long; `direction` as run_fio() has it. Bytes a second."""
         by = _by_fio if self._fio else _by_pread
-        return by(self._name, direction, blocks, self._block)
+        return by(self._name, direction, blocks, self._block, seconds)
 
 
 @contextmanager
@@ -117,17 +118,17 @@ def _file(path: Path, size: int) -> Iterator[tuple[str, bool]]:
         os.close(fd)
 
 
-def _by_fio(name: str, direction: str, blocks: int, block: int) -> float:
+def _by_fio(name: str, direction: str, blocks: int, block: int, seconds: float | None) -> float:
     memory = os.memfd_create("greenboost-bench", os.MFD_CLOEXEC)
     try:
         os.ftruncate(memory, _DEPTH * block)
         job = FioJob(name, f"/proc/{os.getpid()}/fd/{memory}", blocks)
-        return run_fio([job], direction, chunk=block, depth=_DEPTH, offset=0).rate
+        return run_fio([job], direction, chunk=block, depth=_DEPTH, offset=0, seconds=seconds).rate
     finally:
         os.close(memory)
 
 
-def _by_pread(name: str, direction: str, blocks: int, block: int) -> float:
+def _by_pread(name: str, direction: str, blocks: int, block: int, seconds: float | None) -> float:
     write = direction == "write"
     offsets = [number * block for number in range(blocks)]
     if direction == "read":
@@ -138,18 +139,28 @@ def _by_pread(name: str, direction: str, blocks: int, block: int) -> float:
     for buffer in buffers:
         buffer[:] = content
 
-    def lane(number: int) -> None:
-        for offset in offsets[number::_DEPTH]:
+    ends = math.inf
+
+    def lane(number: int) -> int:
+        for done, offset in enumerate(offsets[number::_DEPTH]):
+            if done and time.perf_counter() > ends:
+                return done
             move = os.pwritev if write else os.preadv
             if (moved := move(fd, [buffers[number]], offset)) != block:
                 raise OSError(errno.EIO, f"{moved} of {block} bytes were moved")
+        return len(offsets[number::_DEPTH])
 
+    lanes = ThreadPoolExecutor(_DEPTH)
     try:
-        with ThreadPoolExecutor(_DEPTH) as lanes:
-            began = time.perf_counter()
-            list(lanes.map(lane, range(_DEPTH)))
-            return blocks * block / (time.perf_counter() - began)
+        began = time.perf_counter()
+        if seconds is not None:
+            ends = began + seconds
+        moved = sum(lanes.map(lane, range(_DEPTH)))
+        return moved * block / (time.perf_counter() - began)
     finally:
+        ends = 0.0
+        with hold_signals():  # until nobody uses what is closed next
+            lanes.shutdown()
         os.close(fd)
         for buffer in buffers:
             buffer.close()

@@ -109,12 +109,12 @@ class Beside:
         if result.mode in UNLIMITED:
             return
         result.bus.setdefault(phase, []).extend(self.bus.rates(bench.shape.overflow(bench.limits.vram)))
-        result.unmeasured = self.bus.silent or result.unmeasured
-        if result.mode in ON_DISK and self.disk is not None:
+        result.unmeasured = result.unmeasured or self.bus.silent
+        if result.mode in ON_DISK and self.disk is not None and not self.bus.silent:
             try:
                 result.disk.setdefault(phase, []).append(self.disk.rate())
             except (CommandError, OSError) as error:
-                result.unmeasured = str(error)
+                result.unmeasured = result.unmeasured or f"the disk: {error}"
 
 
 def run_mode(bench: Bench, result: Result, beside: Beside, held: HeldSignals) -> None:

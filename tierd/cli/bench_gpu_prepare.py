@@ -56,7 +56,9 @@ def python_with_torch(named: str | None) -> str:
     return found
 
 
-def prepare_bench(options: argparse.Namespace, python: str, machine: Mapping[str, Any], work: Path) -> Bench:
+def prepare_bench(
+    options: argparse.Namespace, modes: Sequence[str], python: str, machine: Mapping[str, Any], work: Path
+) -> Bench:
     """Choose what to run. Raises UsageError and CommandError."""
     prompt = options.prompt or (512 if options.quick else 2048)
     tokens = options.tokens or (8 if options.quick else 32)
@@ -77,7 +79,7 @@ def prepare_bench(options: argparse.Namespace, python: str, machine: Mapping[str
         vram=_size("--vram", options.vram, shape),
         ram=_size("--ram", options.ram, shape),
     )
-    spill, spill_size = _spill(options.spill, limits, options.chunk, work)
+    spill, spill_size = _spill(options.spill, modes, limits, options.chunk, work)
     return Bench(
         python=python,
         shape=shape,
@@ -127,7 +129,9 @@ def _size(flag: str, text: str | None, shape: Shape) -> int | None:
         raise UsageError(f"{flag}: {error}") from None
 
 
-def _spill(text: str | None, limits: Limits, chunk: int, work: Path) -> tuple[Path | None, int | None]:
+def _spill(
+    text: str | None, modes: Sequence[str], limits: Limits, chunk: int, work: Path
+) -> tuple[Path | None, int | None]:
     """The spill path and its size; no size for a block device. Raises UsageError."""
     if text is None:
         return None, None
@@ -149,7 +153,8 @@ def _spill(text: str | None, limits: Limits, chunk: int, work: Path) -> tuple[Pa
             f"{format_size(limits.spill)}"
         )
     free = shutil.disk_usage(directory).free
-    needed = size + bytes_to_read(size, chunk)  # that file stays, to be read beside the modes
+    # What is read beside these modes stays as well.
+    needed = size if ON_DISK.isdisjoint(modes) else size + bytes_to_read(size, chunk)
     if free < needed:
         raise UsageError(
             f"--spill: {directory} has {format_size(free)} free, {format_size(needed)} are needed; "
