@@ -23,8 +23,9 @@
  * What comes earlier than that takes the place of others for longer. */
 #define BUS_BYTES ((size_t)96 << 20)
 
-/* Reads of T3 under way ahead of use. */
+/* Reads of T3 under way ahead of use, and while RAM is full: then they take places of copies. */
 #define FETCHES_AHEAD 8
+#define FETCHES_FULL 4
 
 void pager_set_state(struct device *device, uint32_t index, enum chunk_state state)
 {
@@ -314,13 +315,13 @@ static bool may_fetch(void *arg, uint32_t index)
 /* Ask T3 for what will be wanted, farther ahead than VRAM does. */
 static bool fetch_ahead(struct device *device)
 {
+	bool full = lower_ram_available(device) <= lower_ram_slots(device) / 4;
 	struct ram_place place;
 	uint32_t index;
 
 	/* Room must be left for what leaves VRAM, or what was fetched would be the first to go
 	 * back. */
-	if (lower_ram_available(device) <= lower_ram_slots(device) / 4 ||
-	    device->fetches >= FETCHES_AHEAD)
+	if (device->fetches >= (full ? FETCHES_FULL : FETCHES_AHEAD))
 		return false;
 	index = predict_next(&device->predictor, PLACE_RAM, REACH_NEAR, may_fetch, device);
 	if (index == PREDICT_NONE)

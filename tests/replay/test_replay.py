@@ -195,7 +195,15 @@ def test_from_disk_as_well() -> None:
     machine = Machine(vram=11_500_000_000, ram=8 * 10**9)
     row = kind(summary(steps(lines, CHUNK), machine), "decode")
     assert row["nvme_read_bytes"] <= 1.10 * row["bound_nvme_read_bytes"]
-    assert row["seconds"] <= 1.10 * row["bound_seconds"]
+    assert row["seconds"] <= 1.07 * row["bound_seconds"]
+
+
+def test_a_disk_that_answers_late_is_read_ahead_of_use_though_ram_is_full() -> None:
+    lines = read(TRACES / "chat.jsonl.xz")
+    machine = Machine(vram=7 * 10**9, ram=6 * 10**9, disk_latency=6e-3)
+    row = kind(summary(steps(lines, CHUNK), machine), "decode")
+    assert row["nvme_read_bytes"] <= 1.15 * row["bound_nvme_read_bytes"]
+    assert row["seconds"] <= 1.30 * row["bound_seconds"]
 
 
 @pytest.mark.parametrize(
