@@ -87,20 +87,18 @@ class Disk:
         self._fio = shutil.which("fio") is not None
         method = fio_version() if self._fio else "pread"
         if made:
-            self._transfer("write", blocks)
-        self.speed = DiskSpeed(
-            method, self._transfer("sequential", blocks), self._transfer("read", blocks), block, _DEPTH
-        )
+            self._transfer("write")
+        self.speed = DiskSpeed(method, self._transfer("sequential"), self._transfer("read"), block, _DEPTH)
 
     def rate(self) -> float:
         """Bytes a second now, in the order in which it was faster. Raises CommandError and OSError."""
         order = "read" if self.speed.random > self.speed.sequential else "sequential"
-        return self._transfer(order, self._blocks, _AGAIN)
+        return self._transfer(order, _AGAIN)
 
-    def _transfer(self, direction: str, blocks: int, seconds: float | None = None) -> float:
+    def _transfer(self, direction: str, seconds: float | None = None) -> float:
         """All of it once, or for so long; `direction` as run_fio() has it. Bytes a second."""
         by = _by_fio if self._fio else _by_pread
-        return by(self._name, direction, blocks, self._block, seconds)
+        return by(self._name, direction, self._blocks, self._block, seconds)
 
 
 @contextmanager

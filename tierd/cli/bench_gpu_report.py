@@ -117,8 +117,7 @@ class Result:
 
     def pass_seconds(self, phase: str) -> float | None:
         """The median pass."""
-        took = self.passes.get(phase)
-        return statistics.median(took) if took else None
+        return _median(self.passes.get(phase))
 
     def pass_bytes(self, phase: str, counter: str) -> float | None:
         """Moved in a pass, on average."""
@@ -140,10 +139,10 @@ def ideal_pass(
     """The least that a pass of this mode can take."""
     least = partial(_least, result, phase, shape, limits, reference)
     best = least(ceilings.h2d, ceilings.disk.best if ceilings.disk is not None else None)
-    h2d, disk = (statistics.median(beside.get(phase) or [0]) for beside in (result.bus, result.disk))
-    if not h2d or (result.mode in ON_DISK and ceilings.disk is not None and not disk):
+    h2d, disk = _median(result.bus.get(phase)), _median(result.disk.get(phase))
+    if h2d is None or (disk is None and result.mode in ON_DISK and ceilings.disk is not None):
         return Ideal(best, None)
-    return Ideal(best, least(h2d, disk or None))
+    return Ideal(best, least(h2d, disk))
 
 
 def _least(
@@ -236,7 +235,7 @@ def as_json(result: Result, ideals: Mapping[str, Ideal]) -> dict[str, object]:
         ideal = ideals[phase]
         phases[phase] = {
             "pass_seconds": took,
-            "gpu_pass_seconds": statistics.median(gpu) if gpu else None,
+            "gpu_pass_seconds": _median(gpu),
             "passes_seconds": list(result.passes.get(phase, ())),
             "gpu_passes_seconds": list(gpu or ()),
             "ideal_pass_seconds": ideal.best,
@@ -290,6 +289,10 @@ def model_line(shape: Shape) -> str:
         f"Llama, {shape.layers} layers, hidden {shape.hidden}, bf16: {shape.weights_bytes / 1e9:.1f} GB "
         f"({format_size(shape.weights_bytes)})"
     )
+
+
+def _median(values: Sequence[float] | None) -> float | None:
+    return statistics.median(values) if values else None
 
 
 def _rate(value: float) -> str:
