@@ -15,6 +15,7 @@ from tests.unit.ring_harness import PAGE, FullPipe, Pipe
 from tierd.nvme.ring import Abandoned, Ring, RingBuffer, RingFile, open_ring
 
 ENTRIES = 3
+WINDOW = 2 * PAGE
 STEPS = st.lists(
     st.sampled_from(["write", "read", "cancel", "abandon", "stalled", "well", "serve", "settle"]), max_size=25
 )
@@ -59,7 +60,10 @@ async def play(steps: list[str]) -> None:
     calls: list[Call] = []
     abandoned = 0
     with mmap.mmap(-1, 2 * PAGE) as mapping:
-        async with open_ring(entries=ENTRIES, piece=PAGE) as ring, trio.open_nursery() as nursery:
+        async with (
+            open_ring(entries=ENTRIES, piece=PAGE, window=WINDOW) as ring,
+            trio.open_nursery() as nursery,
+        ):
             buffer = ring.add_buffer(memoryview(mapping))
             with FullPipe(ring) as full, Pipe(ring) as empty:
 

@@ -17,7 +17,7 @@ from tierd.nvme.ring import open_ring
 LENGTH = 5 * PAGE
 
 
-async def play(entries: int, sends: list[int]) -> None:
+async def play(entries: int, window: int, sends: list[int]) -> None:
     with mmap.mmap(-1, LENGTH) as mapping:
         told = [0]
 
@@ -26,7 +26,10 @@ async def play(entries: int, sends: list[int]) -> None:
             assert 0 not in mapping[:length]
             told.append(length)
 
-        async with open_ring(entries=entries, piece=PAGE) as ring, trio.open_nursery() as nursery:
+        async with (
+            open_ring(entries=entries, piece=PAGE, window=window) as ring,
+            trio.open_nursery() as nursery,
+        ):
             buffer = ring.add_buffer(memoryview(mapping))
             with Pipe(ring) as pipe:
                 nursery.start_soon(partial(ring.read, pipe.file, buffer, 0, LENGTH, 0, arrived=arrived))
@@ -40,7 +43,7 @@ async def play(entries: int, sends: list[int]) -> None:
         assert 0 not in mapping[:]
 
 
-@given(st.integers(1, 6), st.lists(st.integers(1, 2 * PAGE), max_size=8))
+@given(st.integers(1, 6), st.integers(1, 6 * PAGE), st.lists(st.integers(1, 2 * PAGE), max_size=8))
 @settings(max_examples=60, deadline=None)
-def test_bytes_that_are_said_to_be_there_are(entries: int, sends: list[int]) -> None:
-    trio.run(play, entries, sends)
+def test_bytes_that_are_said_to_be_there_are(entries: int, window: int, sends: list[int]) -> None:
+    trio.run(play, entries, window, sends)

@@ -204,6 +204,26 @@ async def test_what_was_abandoned_can_be_removed_and_unmapped() -> None:
             other.close()
 
 
+async def test_what_was_abandoned_is_not_of_the_window(memory: memoryview) -> None:
+    async with open_ring(piece=PAGE, window=PAGE) as ring, trio.open_nursery() as nursery:
+        buffer = ring.add_buffer(memory)
+        with FullPipe(ring) as full, Pipe(ring) as pipe:
+            caller = Caller(ring, full.file, buffer)
+            nursery.start_soon(caller.write)
+            await settled()
+            nursery.start_soon(ring.read, pipe.file, buffer, 4 * PAGE, PAGE, 0)
+            pipe.send(b"x" * PAGE)
+            await settled()
+            assert ring.statistics().requests == 2
+            ring.abandon_writes(trio.current_time() + 1)
+            await settled()
+            assert ring.statistics().requests == 0
+            assert memory[4 * PAGE : 5 * PAGE] == b"x" * PAGE
+            full.drain()
+            await settled()
+            assert caller.events == ["abandoned", "late"]
+
+
 async def test_a_read_into_memory_that_is_not_fixed_is_not_abandoned(memory: memoryview) -> None:
     async with open_ring() as ring:
         buffer = ring.add_buffer(memory, fixed=False)

@@ -86,6 +86,22 @@ async def test_short_transfers_are_continued(memory: memoryview) -> None:
     assert memory[: len(content)] == content
 
 
+async def test_no_more_is_sent_than_the_window(memory: memoryview) -> None:
+    async with open_ring(piece=PAGE, window=2 * PAGE) as ring, trio.open_nursery() as nursery:
+        buffer = ring.add_buffer(memory)
+        with Pipe(ring) as first, Pipe(ring) as second:
+            nursery.start_soon(ring.read, first.file, buffer, 0, 3 * PAGE, 0)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(ring.read, second.file, buffer, 4 * PAGE, PAGE, 0)
+            for sent, waits in [(0, True), (PAGE, True), (1, False)]:
+                first.send(bytes(sent))
+                second.send(b"2" * PAGE)
+                await trio.testing.wait_all_tasks_blocked()
+                assert (second.left() != b"") == waits
+            first.send(bytes(2 * PAGE - 1))
+    assert memory[4 * PAGE : 5 * PAGE] == b"2" * PAGE
+
+
 async def test_end_of_file_is_an_error(tmp_path: Path, memory: memoryview) -> None:
     with scratch(tmp_path, os.O_DIRECT) as fd:
         os.truncate(fd, MIB)

@@ -17,6 +17,8 @@ __all__ = ["Checksums", "Digest"]
 _SLICE = 4 << 20
 """Bytes that are taken, in a third of a millisecond, before everybody else has a turn: a device that is
 ready for its next request should not wait for long."""
+_AT_ONCE = 16 << 20
+"""Bytes that are taken while the device brings more, which keeps it busy for longer than they take."""
 
 
 class Digest:
@@ -33,7 +35,8 @@ class Digest:
         self._taken = 0  # bytes
 
     def take(self, there: int) -> None:
-        """So many of the first bytes are there and do not change any more."""
+        """So many of the first bytes are there and do not change any more; takes some of them."""
+        there = min(there, self._taken + _AT_ONCE)
         if there > self._taken:
             self._hash.update(self._memory[self._taken : there])
             self._taken = there

@@ -70,6 +70,7 @@ static void cut(struct gb_ring *ring, uint32_t number)
 	};
 	request->sent += piece->length;
 	request->pieces++;
+	ring->under_way += piece->length;
 	prepare(ring, piece - ring->pieces);
 }
 
@@ -96,7 +97,8 @@ static void feed(struct gb_ring *ring)
 {
 	int ret;
 
-	while (ring->waiting != NONE && ring->unused_pieces != NONE) {
+	while (ring->waiting != NONE && ring->unused_pieces != NONE &&
+	       ring->under_way < ring->options.window) {
 		uint32_t number = ring->waiting;
 		struct request *request = &ring->requests[number];
 
@@ -247,6 +249,11 @@ void gb_ring_abandon(struct gb_ring *ring, uint32_t number)
 		return; /* ended: gb_ring_reap() is about to say so */
 	fail(ring, number, -ETIMEDOUT);
 	withdraw(ring, number);
+	/* However long the kernel keeps it, others must not wait for that. */
+	request->abandoned = true;
+	for (uint32_t i = 0; i < ring->options.depth; i++)
+		if (ring->pieces[i].request == number)
+			ring->under_way -= ring->pieces[i].length;
 	finish_if_done(ring, number);
 	if (!request->pieces)
 		poke(ring);
@@ -267,6 +274,7 @@ static void complete(struct gb_ring *ring, uint32_t index, int32_t res)
 			piece->offset += res;
 			piece->length -= res;
 			piece->retries = 0;
+			ring->under_way -= res;
 			prepare(ring, index);
 			return;
 		}
@@ -275,6 +283,8 @@ static void complete(struct gb_ring *ring, uint32_t index, int32_t res)
 	 */
 	if (res < 0 || (!res && piece->length))
 		fail(ring, number, res ? res : -EIO);
+	if (!request->abandoned)
+		ring->under_way -= piece->length;
 	piece->request = NONE;
 	piece->next = ring->unused_pieces;
 	ring->unused_pieces = index;

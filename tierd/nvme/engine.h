@@ -4,10 +4,12 @@
  *
  * A request is one contiguous transfer between a registered buffer and a
  * registered file, usually a chunk. It is cut into pieces of the size that
- * suits the device, and at most `depth` pieces of all requests are with the
- * kernel at a time. Python starts a request with one call and hears of it once,
- * when all its pieces are done, so the interpreter's time goes per request and
- * not per byte.
+ * suits the device, and at most `depth` pieces of all requests, of `window`
+ * bytes, are with the kernel at a time, oldest request first: of what it is given
+ * at once the kernel makes requests in turn, so all of it would arrive together,
+ * at the end. Python starts a request with one call and hears of it once, when
+ * all its pieces are done, so the interpreter's time goes per request and not per
+ * byte.
  *
  * Not thread safe: every call comes from the thread that made the ring, which
  * IORING_SETUP_SINGLE_ISSUER demands anyway. Functions return 0 or a count, or
@@ -25,6 +27,7 @@ struct gb_ring;
 struct gb_ring_options {
 	uint32_t depth; /* pieces with the kernel at most; also the number of requests */
 	uint32_t piece; /* bytes of a piece at most, a multiple of the block size */
+	uint64_t window; /* bytes with the kernel from which on no further piece is sent */
 	uint32_t setup_flags; /* IORING_SETUP_* */
 	uint32_t buffers; /* entries of the registered buffer table */
 	uint32_t files; /* entries of the registered file table */

@@ -34,6 +34,7 @@ struct request {
 	int32_t result;
 	bool write;
 	bool sync; /* an fdatasync is still to be sent */
+	bool abandoned;
 };
 
 struct piece {
@@ -54,6 +55,7 @@ struct gb_ring {
 	struct piece *pieces;
 	uint32_t *done; /* requests that ended and were not reported yet */
 	uint32_t done_count;
+	uint64_t under_way; /* bytes with the kernel that somebody waits for */
 	uint32_t unused, unused_pieces; /* heads of free lists */
 	uint32_t waiting, waiting_last; /* requests with bytes not sent yet, in order of arrival */
 };

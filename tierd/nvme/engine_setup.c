@@ -66,7 +66,8 @@ int gb_ring_new(const struct gb_ring_options *options, struct gb_ring **out)
 	struct gb_ring *ring;
 	int err;
 
-	if (!options->depth || !options->piece || !options->buffers || !options->files)
+	if (!options->depth || !options->piece || !options->window || !options->buffers ||
+	    !options->files)
 		return -EINVAL;
 	ring = allocate(options);
 	if (!ring)

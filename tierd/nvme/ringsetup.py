@@ -56,7 +56,9 @@ _REFUSALS = {
 }
 
 
-def new_ring(entries: int, piece: int, buffers: int, files: int, poll: Poll = "none") -> tuple[CData, int]:
+def new_ring(
+    entries: int, piece: int, window: int, buffers: int, files: int, poll: Poll = "none"
+) -> tuple[CData, int]:
     """The best ring that the kernel makes, and its setup flags. Raises RingError.
 
     Found by trying: versions say little about kernels that distributions patch.
@@ -65,7 +67,9 @@ def new_ring(entries: int, piece: int, buffers: int, files: int, poll: Poll = "n
     error = 0
     for setup in SQ_SETUPS if poll == "sq" else SETUPS:
         flags = setup | IOPOLL if poll == "io" else setup
-        options = ffi.new("struct gb_ring_options *", (entries, piece, flags, buffers, files, SQ_IDLE_MS))
+        options = ffi.new(
+            "struct gb_ring_options *", (entries, piece, window, flags, buffers, files, SQ_IDLE_MS)
+        )
         error = -lib.gb_ring_new(options, ring)
         if not error:
             return ring[0], flags

@@ -62,9 +62,9 @@ class RingTables:
     Raises RingError where io_uring cannot be used.
     """
 
-    def __init__(self, entries: int, piece: int, buffers: int, files: int, poll: Poll) -> None:
+    def __init__(self, entries: int, piece: int, window: int, buffers: int, files: int, poll: Poll) -> None:
         self._poll = poll
-        self._ring, self._setup_flags = new_ring(entries, piece, buffers, files, poll)
+        self._ring, self._setup_flags = new_ring(entries, piece, window, buffers, files, poll)
         self._open = True  # requests are taken
         self._eventfd = lib.gb_ring_eventfd(self._ring)
         self._ended = ffi.new("uint32_t[]", entries)
@@ -193,7 +193,8 @@ def write_within(seconds: float, fd: int, memory: memoryview, file_offset: int) 
     then, but the file may yet be written.
     """
     until = time.monotonic() + seconds
-    with RingTables(entries=1, piece=memory.nbytes, buffers=1, files=1, poll="none") as ring:
+    size = memory.nbytes
+    with RingTables(entries=1, piece=size, window=size, buffers=1, files=1, poll="none") as ring:
         file, buffer = ring.add_file(fd), ring.add_buffer(memory)
         number = lib.gb_ring_start(
             ring._ring, lib.GB_WRITE, file.index, buffer.first, 0, buffer.length, file_offset, 0
