@@ -147,6 +147,8 @@ def llama(options: dict[str, str]) -> None:
                     time.sleep(0.001)
                 open(os.environ["BENCH_STUB_SIGN"], "w").close()
             time.sleep(3600)
+        if number == 1:
+            mark("decode-pause")
         one_pass("decode")
     mark("decode-end")
     if wrong == "other":

@@ -98,14 +98,15 @@ def test_all_modes(cli: Cli) -> None:
         total = one["greenboost"]["total"]["counters"]["d2h_bytes"]
         assert sum(part["d2h_bytes"] for part in moved) <= total
         assert f"--vram={answer['limits']['vram_bytes']}" in one["command"]
-        # Copied beside it, for it: before and after each phase.
-        for phase in ("prefill", "decode"):
+        # Copied beside it, for it: before and after each phase, and where one pauses.
+        for phase, times in (("prefill", 2), ("decode", 3)):
             rates = one[phase]["h2d_bytes_per_second_beside"]
-            assert len(rates) == 6
+            assert len(rates) == 3 * times
             assert min(rates) > 0
             assert one[phase]["share_of_ideal_now"] > 0
             reads = one[phase]["disk_bytes_per_second_beside"]
-            assert [rate > 0 for rate in reads] == ([True, True] if name == "paged+nvme" else [])
+            assert [rate > 0 for rate in reads] == [True] * (times if name == "paged+nvme" else 0)
+            assert (one[phase]["nvme_read_share_of_beside"] is not None) == (name == "paged+nvme")
     assert modes["vram"]["decode"]["h2d_bytes_per_second_beside"] == []
     assert modes["vram"]["decode"]["share_of_ideal_now"] is None
     assert modes["paged"]["greenboost"]["total"]["nvme_written_bytes"] == 0
@@ -116,6 +117,7 @@ def test_all_modes(cli: Cli) -> None:
     capped = modes["paged+nvme"]
     assert bool(capped["ram_cap_bytes"]) != bool(capped["ram_uncapped_reason"])
     assert ("RAM was NOT capped" in done.stdout) == bool(capped["ram_uncapped_reason"])
+    assert done.stdout.count("of what the disk gave beside it") == 1
     rows = [
         line.split()[0] for line in done.stdout.splitlines() if line.split()[:1] and line.split()[0] in modes
     ]

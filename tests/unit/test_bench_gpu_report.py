@@ -15,6 +15,7 @@ from tierd.cli.bench_gpu_report import (
     Result,
     as_json,
     ceiling_lines,
+    disk_line,
     ideal_pass,
     launch_line,
     mode_line,
@@ -135,6 +136,22 @@ def test_json() -> None:
     assert decode["share_of_ideal"] is decode["share_of_ideal_now"] is None
     assert answer["tokens_per_second"] == pytest.approx(1 / 0.3)
     assert as_json(Result("vram", "left out"), NOTHING)["tokens_per_second"] is None
+
+
+def test_how_fast_t3_was_read() -> None:
+    result = Result("paged+nvme", passes={"prefill": [5.0, 7.0], "decode": [4.0]})
+    assert disk_line(result) is None
+    result.moved = {"prefill": {"nvme_read_bytes": 18 * GB}, "decode": {"nvme_read_bytes": 8 * GB}}
+    assert disk_line(result) is None
+    result.disk["decode"] = [1.0 * GB, 4.0 * GB]  # of the same length: their mean is what they were together
+    assert disk_line(result) == "NVMe read in decode 2.00 GB/s, 80.0% of what the disk gave beside it"
+    result.disk["prefill"] = [2.0 * GB]
+    assert disk_line(result) == (
+        "NVMe read in prefill 1.50 GB/s, 75.0%; decode 2.00 GB/s, 80.0% of what the disk gave beside it"
+    )
+    prefill = as_json(result, NOTHING)["prefill"]
+    assert isinstance(prefill, dict)
+    assert (prefill["nvme_read_bytes_per_second"], prefill["nvme_read_share_of_beside"]) == (1.5 * GB, 0.75)
 
 
 def test_what_shares_are_of() -> None:

@@ -35,6 +35,7 @@ from .bench_gpu_report import (
     Result,
     as_json,
     ceiling_lines,
+    disk_line,
     ideal_pass,
     launch_line,
     mode_line,
@@ -234,6 +235,8 @@ def _measure(
         run_mode(found.bench, result, beside, held)
     finally:  # when it is interrupted, too
         print(mode_line(result, found.ideals(result)), file=out, flush=True)
+        if line := disk_line(result):
+            print(f"{'':16} {line}", file=out, flush=True)
         if result.uncapped:
             print(f"{'':16} RAM was NOT capped: {result.uncapped}", file=out, flush=True)
         if result.unmeasured:

@@ -16,19 +16,19 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..model import format_size
 from .bench_gpu_bus import Bus
 from .bench_gpu_cgroup import RamCap, RamCapError
+from .bench_gpu_counters import Counters
 from .bench_gpu_disk import Disk, directory_of
 from .bench_gpu_nvml import VramMeter
 from .bench_gpu_plan import Limits, Shape
 from .bench_gpu_program import PROGRAMS, Said, run_program
 from .bench_gpu_report import ON_DISK, PHASES, UNLIMITED, Result
-from .control import status_of
 from .errors import CommandError
 from .private import PrivateDaemon, start_daemon
 from .signals import HeldSignals, Interrupted
@@ -41,10 +41,6 @@ _READING = 0.95
 """Share of its time after which the program begins no more passes."""
 _KEPT = ("GREENBOOST_SHIM", "GREENBOOST_CUDA_DRIVER")
 """What says where things are; all other settings of ours are the mode's."""
-_COUNTERS = (
-    "h2d_bytes", "d2h_bytes", "launches", "launches_paged", "chunk_hits", "chunk_stalls", "stall_ns",
-    "prefetched", "prefetch_hits", "evictions",
-)  # fmt: skip
 _CLI = "import sys; sys.path.insert(0, sys.argv.pop(1)); from tierd.cli.main import main; sys.exit(main())"
 """Our own command without PYTHONPATH, which the measured program would inherit."""
 
@@ -69,38 +65,9 @@ class Bench:
     packages: Mapping[str, str | None]  #: versions; None: not installed
 
 
-@dataclass(slots=True)
-class _Counters:
-    """The daemon's counters at each mark."""
-
-    daemon: PrivateDaemon | None
-    at: dict[str, dict[str, int]] = field(default_factory=dict)
-
-    def read(self, mark: str) -> None:
-        if self.daemon is None:
-            return
-        try:
-            status: Mapping[str, Any] = status_of(self.daemon.socket)
-        except CommandError:
-            # Without it the program will fail, and say more; its passes until then are worth keeping.
-            return
-        sessions = [*status["sessions"], *status["ended"]]
-        figures = {name: sum(one["counters"].get(name, 0) for one in sessions) for name in _COUNTERS}
-        for name in ("nvme_read_bytes", "nvme_written_bytes"):
-            figures[name] = sum(one[name] for one in sessions)
-        self.at[mark] = figures
-
-    def between(self, phase: str) -> dict[str, int] | None:
-        """What a phase added, up to where it was cut."""
-        first, second = self.at.get(phase), self.at.get(f"{phase}-end", self.at.get("cut"))
-        if first is None or second is None:
-            return None
-        return {name: second[name] - first[name] for name in second}
-
-
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """What is asked before and after each phase how fast it is just then."""
+    """What is asked around each phase, and within one that takes long, how fast it is just then."""
 
     bus: Bus
     disk: Disk | None  #: None: no mode reads it
@@ -118,7 +85,7 @@ class Beside:
 
 
 def run_mode(bench: Bench, result: Result, beside: Beside, held: HeldSignals) -> None:
-    """Run the result's mode to its end, or to that of its time; `beside` measures around each phase.
+    """Run the result's mode to its end, or to that of its time; `beside` measures around its phases.
 
     Raises Interrupted, when the result has what was measured until then.
     """
@@ -156,15 +123,17 @@ def _run(bench: Bench, result: Result, beside: Beside, held: HeldSignals, undo: 
     daemon = _daemon(bench, result.mode, cap, held, undo)
     figures = bench.work / f"{result.mode}.json"
     result.command = _command(bench, result.mode, daemon, figures, undo)
-    counters = _Counters(daemon)
+    counters = Counters(daemon)
     meter = undo.enter_context(VramMeter(bench.gpu_uuid))
     said = Said()
 
     def at_mark(mark: str) -> None:
-        phase = mark.removesuffix("-end")
-        counters.read(mark)
+        phase, _, point = mark.partition("-")
+        figures = counters.read(mark)
         if phase in PHASES:
             beside.measure(result, phase, bench)
+            if point != "end":
+                counters.leave_out(phase, figures)
 
     try:
         run_program(

@@ -32,6 +32,7 @@ __all__ = [
     "Result",
     "as_json",
     "ceiling_lines",
+    "disk_line",
     "ideal_pass",
     "launch_line",
     "mode_line",
@@ -123,6 +124,16 @@ class Result:
         """Moved in a pass, on average."""
         took, moved = self.passes.get(phase), self.moved.get(phase)
         return moved[counter] / len(took) if took and moved is not None else None
+
+    def disk_rate(self, phase: str) -> float | None:
+        """Bytes a second that were read of T3, over all passes."""
+        took, moved = self.passes.get(phase), self.moved.get(phase)
+        return moved["nvme_read_bytes"] / sum(took) if took and moved is not None else None
+
+    def disk_share(self, phase: str) -> float | None:
+        """Of what was read beside them, in the mean as well: both have a disk's bad moments in it."""
+        beside = self.disk.get(phase)
+        return _ratio(self.disk_rate(phase), statistics.mean(beside)) if beside else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +238,16 @@ def launch_line(results: Sequence[Result]) -> str | None:
     )
 
 
+def disk_line(result: Result) -> str | None:
+    """How fast T3 was read, if that and what was to be had of its disk were measured."""
+    said = [
+        f"{phase} {_rate(rate)}, {share:.1%}"
+        for phase in PHASES
+        if (rate := result.disk_rate(phase)) is not None and (share := result.disk_share(phase)) is not None
+    ]
+    return f"NVMe read in {'; '.join(said)} of what the disk gave beside it" if said else None
+
+
 def as_json(result: Result, ideals: Mapping[str, Ideal]) -> dict[str, object]:
     """One mode, for --json."""
     phases: dict[str, object] = {}
@@ -242,6 +263,8 @@ def as_json(result: Result, ideals: Mapping[str, Ideal]) -> dict[str, object]:
             "share_of_ideal": _ratio(ideal.best, took),
             "h2d_bytes_per_second_beside": result.bus.get(phase, []),
             "disk_bytes_per_second_beside": result.disk.get(phase, []),
+            "nvme_read_bytes_per_second": result.disk_rate(phase),
+            "nvme_read_share_of_beside": result.disk_share(phase),
             "share_of_ideal_now": _ratio(ideal.now, took),
             "moved": result.moved.get(phase),
         }

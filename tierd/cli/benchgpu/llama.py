@@ -43,6 +43,9 @@ LAUNCHES = 2000
 """Empty launches in one measurement of what a launch costs."""
 WARMUPS = 4
 """Prefills before those that are measured: what the first write below VRAM is not written again."""
+PAUSE = 15.0
+"""Seconds of passes after which there is a mark, within a phase as at its ends: how fast a disk is that
+others use, too, changes in less."""
 PLANNING = 11
 """Forward passes that FlexTensor watches before it has a plan: 1 to discover, 10 to profile."""
 
@@ -156,10 +159,20 @@ class Passes:
         self.seconds = options.seconds
         self.turns = options.turns
         self.last = 0.0  # seconds of the last pass
+        self.unmarked = 0.0  # and of all since the last mark
 
     def left(self, share: float = 1.0, per_pass: int = 1) -> bool:
         """Whether, within this share of the time, `per_pass` more passes like the last have room."""
         return bool(time.perf_counter() - BEGAN + self.last * per_pass < self.seconds * share)
+
+    def mark(self, name: str) -> None:
+        mark(name)
+        self.unmarked = 0.0
+
+    def pause(self, phase: str) -> None:
+        """A mark between passes of a phase that takes long."""
+        if self.unmarked > PAUSE:
+            self.mark(f"{phase}-pause")
 
     def run(self, phase: str, tokens: Any, cache: Any = None) -> tuple[Any, Any]:
         """One pass over `tokens`; its output. The time is until the next token is known here."""
@@ -176,6 +189,7 @@ class Passes:
             second.record()
         following.tolist()
         self.last = time.perf_counter() - began
+        self.unmarked += self.last
         gpu = first.elapsed_time(second) / 1e3 if self.cuda else None
         say("pass", phase=phase, seconds=self.last, gpu_seconds=gpu)
         return out, following
@@ -212,10 +226,11 @@ def measure(options: argparse.Namespace, model: Any) -> None:
         if passes.left(0.2, per_pass=10):
             del out  # with its cache: the next pass is to find as much room as the first
             out, following = passes.run("prefill-warmup", prompt)
-    mark("prefill")
+    passes.mark("prefill")
     for number in range(options.repeat):
         if number and not passes.left(0.5):
             break
+        passes.pause("prefill")
         del out
         out, following = passes.run("prefill", prompt)
     mark("prefill-end")
@@ -229,12 +244,14 @@ def measure(options: argparse.Namespace, model: Any) -> None:
     for number in range(options.warmup + options.tokens):
         # One pass is warm-up enough where a pass takes long.
         if not measured and (number >= options.warmup or (number and not passes.left(per_pass=10))):
-            mark("decode")
+            passes.mark("decode")
             measured = 1
         elif measured:
             measured += 1
         if measured > options.tokens or (measured > 1 and not passes.left()):
             break
+        if measured:
+            passes.pause("decode")
         phase = "decode" if measured else "decode-warmup"
         out, following = passes.run(phase, following, cache)
         last.append(out.logits[0, -1].float().cpu())
