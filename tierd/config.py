@@ -366,8 +366,8 @@ def _ram(setting: _Setting | None, chunk: int) -> int:
 
 def _arena(setting: _Setting | None, ram: int, chunk: int) -> int:
     if setting is None:
-        eighth = min(ram // 8, MAX_DEFAULT_ARENA)
-        return max(chunk, eighth - eighth % chunk)
+        most = max(min(ram // 8, MAX_DEFAULT_ARENA) // chunk, 1)
+        return chunk * _part(ram // chunk, most)
     arena = _size(setting)
     if arena % chunk or not chunk <= arena <= ram:
         raise ConfigError(
@@ -375,6 +375,12 @@ def _arena(setting: _Setting | None, ram: int, chunk: int) -> int:
             f"{format_size(chunk)}, up to the RAM limit, {format_size(ram)}, is wanted"
         )
     return arena
+
+
+def _part(whole: int, most: int) -> int:
+    """The largest size of parts, from half of `most` on, that leaves next to nothing of the whole over."""
+    sizes = range(most, (most - 1) // 2, -1)
+    return next((size for size in sizes if whole % size <= whole // 64), min(sizes, key=whole.__mod__))
 
 
 def _memory() -> tuple[int, int]:

@@ -236,14 +236,19 @@ def test_relative_paths_of_flags_are_of_the_current_directory(
     assert settings.spill[0].path == tmp_path / "x"
 
 
-def test_arena_default_is_an_eighth_in_whole_chunks() -> None:
+def test_arena_default_is_an_eighth_at_most_and_leaves_little_of_ram_over() -> None:
     def arena(ram: str, chunk: str = "2MiB") -> int:
         return config.load(None, {}, {"ram": ram, "chunk": chunk}).arena
 
     assert arena("16MiB") == 2 * MIB
     assert arena("8MiB") == 2 * MIB
-    assert arena("56MiB") == 6 * MIB
+    assert arena("14MiB") == 2 * MIB
+    assert arena("56MiB") == 4 * MIB
+    assert arena("58MiB") == 4 * MIB  # 2 MiB left over, with 6 MiB four
+    assert arena("34MiB") == 2 * MIB
     assert arena("32GiB") == GIB
+    assert arena("32728MiB") == GIB - 2 * MIB  # 24 MiB left over
+    assert arena("8128MiB", "64MiB") == 14 * 64 * MIB  # one chunk left over, with 15 seven
 
 
 def test_ram_default_holds_some_chunks_even_where_little_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
