@@ -112,7 +112,12 @@ async def play(steps: list[str]) -> None:
     assert Counter(call.ends[0] for call in calls)["abandoned"] == abandoned
 
 
+async def within_time(steps: list[str]) -> None:
+    with trio.fail_after(60):
+        await play(steps)
+
+
 @given(STEPS)
 @settings(max_examples=60, deadline=None)
 def test_every_call_ends_once(steps: list[str]) -> None:
-    trio.run(play, steps)
+    trio.run(within_time, steps)

@@ -43,7 +43,12 @@ async def play(entries: int, window: int, sends: list[int]) -> None:
         assert 0 not in mapping[:]
 
 
+async def within_time(entries: int, window: int, sends: list[int]) -> None:
+    with trio.fail_after(60):
+        await play(entries, window, sends)
+
+
 @given(st.integers(1, 6), st.integers(1, 6 * PAGE), st.lists(st.integers(1, 2 * PAGE), max_size=8))
 @settings(max_examples=60, deadline=None)
 def test_bytes_that_are_said_to_be_there_are(entries: int, window: int, sends: list[int]) -> None:
-    trio.run(play, entries, window, sends)
+    trio.run(within_time, entries, window, sends)

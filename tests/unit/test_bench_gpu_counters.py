@@ -37,42 +37,70 @@ class Daemon:
 def test_what_moves_between_phases_and_in_pauses_is_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
     daemon = Daemon(monkeypatch)
     counters = Counters(daemon.there)
-    for mark, read, meanwhile in [
-        ("prefill", 10, 5),  # ahead, while it was waited for
-        ("prefill-pause", 100, 7),
-        ("prefill-end", 1000, 9),
+    asked: list[str] = []
+    meanwhile = iter((5, 7, 11, 9, 0))  # read ahead
+
+    def measure(phase: str) -> None:
+        asked.append(phase)
+        daemon.read += next(meanwhile)
+
+    for mark, read in [
+        ("load", 1),
+        ("load-end", 2),
+        ("prefill", 10),
+        ("prefill-pause", 100),
+        ("prefill-pause", 200),
+        ("prefill-end", 1000),
+        ("decode", 20),
     ]:
         daemon.read += read
-        figures = counters.read(mark)
-        daemon.read += meanwhile
-        if mark != "prefill-end":
-            counters.leave_out("prefill", figures)
-    counters.read("decode")
+        counters.at_mark(mark, measure)
+    assert asked == ["prefill"] * 4 + ["decode"]
     moved = counters.between("prefill")
     assert moved is not None
-    assert moved["nvme_read_bytes"] == 100 + 1000
+    assert moved["nvme_read_bytes"] == 100 + 200 + 1000
     assert moved["h2d_bytes"] == moved["launches"] == 0
     assert counters.between("decode") is None
     daemon.read += 3
-    counters.read("cut")
+    counters.at_mark("cut", measure)
     assert counters.between("decode") == {**moved, "nvme_read_bytes": 3}
+    assert counters.between("load") == {**moved, "nvme_read_bytes": 2}
+    assert [counters.ended(phase) for phase in ("load", "prefill", "decode")] == [True, True, False]
 
 
-def test_a_daemon_that_is_gone_in_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_in_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     daemon = Daemon(monkeypatch)
     counters = Counters(daemon.there)
-    counters.read("decode")
-    daemon.read = 50
-    counters.read("cut")
-    daemon.read = 60
-    figures = counters.read("decode-pause")
-    daemon.gone = True
-    for since in (figures, counters.read("decode-pause")):
-        for phase in ("decode", "prefill"):
-            counters.leave_out(phase, since)
-    daemon.gone = False
-    counters.leave_out("decode", None)
+    counters.at_mark("decode", lambda phase: None)
+    daemon.read = 100
+
+    def measure(phase: str) -> None:
+        daemon.read += 7
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        counters.at_mark("decode-pause", measure)
+    counters.at_mark("cut", measure)
     moved = counters.between("decode")
     assert moved is not None
-    assert moved["nvme_read_bytes"] == 50
+    assert moved["nvme_read_bytes"] == 100
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile", "always"])
+def test_a_daemon_that_is_gone_in_a_pause(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon = Daemon(monkeypatch)
+    counters = Counters(daemon.there)
+    daemon.gone = when == "always"
+    counters.at_mark("decode", lambda phase: None)
+    daemon.read, daemon.gone = 50, when != "meanwhile"
+
+    def measure(phase: str) -> None:
+        daemon.read += 7
+        daemon.gone = when != "before"
+
+    counters.at_mark("decode-pause", measure)
+    daemon.gone = when == "always"
+    counters.at_mark("decode-end", lambda phase: None)
+    moved = counters.between("decode")
+    assert (moved and moved["nvme_read_bytes"]) == (None if when == "always" else 57)
     assert Counters(None).between("decode") is None

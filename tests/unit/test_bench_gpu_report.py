@@ -139,11 +139,13 @@ def test_json() -> None:
 
 
 def test_how_fast_t3_was_read() -> None:
-    result = Result("paged+nvme", passes={"prefill": [5.0, 7.0], "decode": [4.0]})
+    passes = {"prefill": [5.0, 6.0, 1.0], "decode": [4.0]}
+    result = Result("paged+nvme", passes=passes, ended=frozenset(("prefill", "decode")))
     assert disk_line(result) is None
     result.moved = {"prefill": {"nvme_read_bytes": 18 * GB}, "decode": {"nvme_read_bytes": 8 * GB}}
     assert disk_line(result) is None
-    result.disk["decode"] = [1.0 * GB, 4.0 * GB]  # of the same length: their mean is what they were together
+    # Of the same length: their mean is what they were together.
+    result.disk["decode"] = [1.0 * GB, 1.0 * GB, 5.5 * GB]
     assert disk_line(result) == "NVMe read in decode 2.00 GB/s, 80.0% of what the disk gave beside it"
     result.disk["prefill"] = [2.0 * GB]
     assert disk_line(result) == (
@@ -152,6 +154,8 @@ def test_how_fast_t3_was_read() -> None:
     prefill = as_json(result, NOTHING)["prefill"]
     assert isinstance(prefill, dict)
     assert (prefill["nvme_read_bytes_per_second"], prefill["nvme_read_share_of_beside"]) == (1.5 * GB, 0.75)
+    result.ended = frozenset(("prefill",))  # decoding was cut: what of a pass is not timed was counted
+    assert disk_line(result) == "NVMe read in prefill 1.50 GB/s, 75.0% of what the disk gave beside it"
 
 
 def test_what_shares_are_of() -> None:

@@ -102,6 +102,49 @@ async def test_no_more_is_sent_than_the_window(memory: memoryview) -> None:
     assert memory[4 * PAGE : 5 * PAGE] == b"2" * PAGE
 
 
+async def test_writes_that_hang_keep_no_read_from_the_kernel(memory: memoryview) -> None:
+    async with open_ring(piece=PAGE, window=PAGE) as ring, trio.open_nursery() as nursery:
+        buffer = ring.add_buffer(memory)
+        with FullPipe(ring) as full, Pipe(ring) as pipe:
+            for _ in range(2):
+                nursery.start_soon(ring.write, full.file, buffer, 0, PAGE, 0)
+            await trio.testing.wait_all_tasks_blocked()
+            pipe.send(b"x" * PAGE)
+            await ring.read(pipe.file, buffer, PAGE, PAGE, 0)
+            assert ring.statistics().requests == 2
+            while ring.statistics().requests:
+                full.drain()
+                await trio.testing.wait_all_tasks_blocked()
+    assert memory[PAGE : 2 * PAGE] == b"x" * PAGE
+
+
+async def test_what_failed_leaves_the_window(tmp_path: Path, memory: memoryview) -> None:
+    with scratch(tmp_path) as fd:
+        os.truncate(fd, 4 * PAGE)
+        async with open_ring(piece=PAGE, window=2 * PAGE) as ring:
+            file, buffer = ring.add_file(fd), ring.add_buffer(memory)
+            for _ in range(4):
+                with pytest.raises(OSError, match="error"):
+                    await ring.read(file, buffer, 0, PAGE, 8 * PAGE)
+            with trio.fail_after(30):
+                await ring.read(file, buffer, 0, 4 * PAGE, 0)
+
+
+async def test_no_more_than_a_large_chunk_is_sent_as_a_rule(memory: memoryview) -> None:
+    async with open_ring() as ring, trio.open_nursery() as nursery:
+        buffer = ring.add_buffer(memory)
+        with Pipe(ring) as first, Pipe(ring) as second:
+            for _ in range(4):
+                nursery.start_soon(ring.read, first.file, buffer, 0, 16 * MIB, 0)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(ring.read, second.file, buffer, 0, PAGE, 0)
+            second.send(bytes(PAGE))
+            await trio.testing.wait_all_tasks_blocked()
+            assert second.left() == bytes(PAGE)
+            ring.stalled = True
+            nursery.cancel_scope.cancel()
+
+
 async def test_end_of_file_is_an_error(tmp_path: Path, memory: memoryview) -> None:
     with scratch(tmp_path, os.O_DIRECT) as fd:
         os.truncate(fd, MIB)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the bus gives just now: plain copies before and after each phase of greenboost bench gpu.
+"""What the bus gives just now: plain copies around the phases of greenboost bench gpu.
 
 A host's bus is shared, with other virtual machines as a rule. What was measured once, when it was quiet,
 says little of the time in which a mode ran; as many bytes as a pass has to copy, copied beside it, do.

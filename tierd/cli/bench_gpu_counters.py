@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .bench_gpu_report import PHASES
 from .control import status_of
 from .errors import CommandError
 from .private import PrivateDaemon
@@ -29,14 +30,28 @@ class Counters:
     daemon: PrivateDaemon | None
     at: dict[str, Figures] = field(default_factory=dict)
 
-    def read(self, mark: str) -> Figures | None:
-        """Put down what they are at this mark, if the daemon says."""
-        if (figures := self._now()) is not None:
-            self.at[mark] = figures
-        return figures
+    def at_mark(self, mark: str, measure: Callable[[str], None]) -> None:
+        """The program has come to this mark; `measure` is told the phase, if it is one of a phase's.
 
-    def leave_out(self, phase: str, since: Figures | None) -> None:
-        """What has moved since these figures were read is not the phase's, which began before."""
+        What moves while that measures is not the phase's.
+        """
+        figures = self._now()
+        if figures is not None:
+            self.at[mark] = figures
+        phase, _, point = mark.partition("-")
+        if phase not in PHASES:
+            return
+        try:
+            measure(phase)
+        finally:
+            if point != "end":
+                self._leave_out(phase, figures)
+
+    def ended(self, phase: str) -> bool:
+        """Whether the phase was not cut."""
+        return f"{phase}-end" in self.at
+
+    def _leave_out(self, phase: str, since: Figures | None) -> None:
         now = self._now()
         if phase in self.at and since is not None and now is not None:
             self.at[phase] = {name: at + now[name] - since[name] for name, at in self.at[phase].items()}

@@ -128,12 +128,7 @@ def _run(bench: Bench, result: Result, beside: Beside, held: HeldSignals, undo: 
     said = Said()
 
     def at_mark(mark: str) -> None:
-        phase, _, point = mark.partition("-")
-        figures = counters.read(mark)
-        if phase in PHASES:
-            beside.measure(result, phase, bench)
-            if point != "end":
-                counters.leave_out(phase, figures)
+        counters.at_mark(mark, lambda phase: beside.measure(result, phase, bench))
 
     try:
         run_program(
@@ -152,6 +147,7 @@ def _run(bench: Bench, result: Result, beside: Beside, held: HeldSignals, undo: 
         result.moved = {
             phase: moved for phase in ("load", *PHASES) if (moved := counters.between(phase)) is not None
         }
+        result.ended = frozenset(filter(counters.ended, PHASES))
         _read(bench, result, said)
     if figures.exists():
         result.greenboost = json.loads(figures.read_text())

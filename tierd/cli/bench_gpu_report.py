@@ -5,8 +5,8 @@
 once to VRAM what VRAM does not hold, or to read once from NVMe or disk what RAM does not hold either,
 whichever is longest, at the speeds measured in the same run. Reading ahead over the end of a pass is
 part of that; writing anything back is not. *Now* is the same with the speeds of copies and reads that were
-measured right before and after that phase of that mode: bus and disk are shared with others, and theirs is
-not our doing.
+measured right before and after that phase of that mode, and in its pauses: bus and disk are shared with
+others, and theirs is not our doing.
 """
 
 from __future__ import annotations
@@ -103,6 +103,7 @@ class Result:
     unmeasured: str = ""  #: why not all of these were made
     gpu_passes: Mapping[str, Sequence[float]] = field(default_factory=dict)  #: between events on the GPU
     moved: dict[str, dict[str, int]] = field(default_factory=dict)  #: by phase, over all its passes
+    ended: frozenset[str] = frozenset()  #: phases of which all that was moved is of passes that were timed
     vram: int | None = None  #: the most in use on the GPU
     ram: int | None = None  #: the most in use by the tree of processes, page cache included, where capped
     ram_cap: int | None = None
@@ -126,9 +127,11 @@ class Result:
         return moved[counter] / len(took) if took and moved is not None else None
 
     def disk_rate(self, phase: str) -> float | None:
-        """Bytes a second that were read of T3, over all passes."""
+        """Bytes a second that were read of T3, over all passes of a phase that was not cut in one."""
         took, moved = self.passes.get(phase), self.moved.get(phase)
-        return moved["nvme_read_bytes"] / sum(took) if took and moved is not None else None
+        if not took or moved is None or phase not in self.ended:
+            return None
+        return moved["nvme_read_bytes"] / sum(took)
 
     def disk_share(self, phase: str) -> float | None:
         """Of what was read beside them, in the mean as well: both have a disk's bad moments in it."""

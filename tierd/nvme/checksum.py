@@ -18,7 +18,7 @@ _SLICE = 4 << 20
 """Bytes that are taken, in a third of a millisecond, before everybody else has a turn: a device that is
 ready for its next request should not wait for long."""
 _AT_ONCE = 16 << 20
-"""Bytes that are taken while the device brings more, which keeps it busy for longer than they take."""
+"""Bytes that are taken, in 1 to 2 ms, while the device brings more, which takes it longer."""
 
 
 class Digest:

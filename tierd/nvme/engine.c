@@ -70,7 +70,7 @@ static void cut(struct gb_ring *ring, uint32_t number)
 	};
 	request->sent += piece->length;
 	request->pieces++;
-	ring->under_way += piece->length;
+	queue_of(ring, request)->under_way += piece->length;
 	prepare(ring, piece - ring->pieces);
 }
 
@@ -92,22 +92,30 @@ static void sync(struct gb_ring *ring, uint32_t number)
 	prepare(ring, piece - ring->pieces);
 }
 
-/* Sends what waits, oldest request first, so that a chunk arrives whole as early as it can. */
-static void feed(struct gb_ring *ring)
+/* Oldest request first, so that a chunk arrives whole as early as it can. */
+static void feed_queue(struct gb_ring *ring, struct queue *queue)
 {
-	int ret;
-
-	while (ring->waiting != NONE && ring->unused_pieces != NONE &&
-	       ring->under_way < ring->options.window) {
-		uint32_t number = ring->waiting;
+	while (queue->first != NONE && ring->unused_pieces != NONE &&
+	       queue->under_way < ring->options.window) {
+		uint32_t number = queue->first;
 		struct request *request = &ring->requests[number];
 
 		cut(ring, number);
 		if (request->sent == request->length)
-			ring->waiting = request->next;
+			queue->first = request->next;
 	}
-	if (ring->waiting == NONE)
-		ring->waiting_last = NONE;
+	if (queue->first == NONE)
+		queue->last = NONE;
+}
+
+/* Sends what waits. */
+static void feed(struct gb_ring *ring)
+{
+	int ret;
+
+	/* A device may read well and not write: so each has a window of its own. */
+	feed_queue(ring, &ring->reads);
+	feed_queue(ring, &ring->writes);
 	if (!io_uring_sq_ready(&ring->uring))
 		return;
 	ret = io_uring_submit(&ring->uring);
@@ -122,17 +130,18 @@ static void feed(struct gb_ring *ring)
 
 static void unlink_waiting(struct gb_ring *ring, uint32_t number)
 {
+	struct queue *queue = queue_of(ring, &ring->requests[number]);
 	uint32_t before = NONE;
 
-	for (uint32_t i = ring->waiting; i != NONE; before = i, i = ring->requests[i].next) {
+	for (uint32_t i = queue->first; i != NONE; before = i, i = ring->requests[i].next) {
 		if (i != number)
 			continue;
 		if (before == NONE)
-			ring->waiting = ring->requests[i].next;
+			queue->first = ring->requests[i].next;
 		else
 			ring->requests[before].next = ring->requests[i].next;
-		if (ring->waiting_last == number)
-			ring->waiting_last = before;
+		if (queue->last == number)
+			queue->last = before;
 		return;
 	}
 }
@@ -163,6 +172,7 @@ int gb_ring_start(struct gb_ring *ring, int flags, uint32_t file, uint32_t buffe
 {
 	uint32_t number = ring->unused;
 	struct request *request;
+	struct queue *queue;
 
 	if (!length)
 		return -EINVAL;
@@ -181,11 +191,12 @@ int gb_ring_start(struct gb_ring *ring, int flags, uint32_t file, uint32_t buffe
 		.write = flags & GB_WRITE,
 		.sync = flags & GB_SYNC,
 	};
-	if (ring->waiting_last == NONE)
-		ring->waiting = number;
+	queue = queue_of(ring, request);
+	if (queue->last == NONE)
+		queue->first = number;
 	else
-		ring->requests[ring->waiting_last].next = number;
-	ring->waiting_last = number;
+		ring->requests[queue->last].next = number;
+	queue->last = number;
 	feed(ring);
 	return number;
 }
@@ -253,7 +264,7 @@ void gb_ring_abandon(struct gb_ring *ring, uint32_t number)
 	request->abandoned = true;
 	for (uint32_t i = 0; i < ring->options.depth; i++)
 		if (ring->pieces[i].request == number)
-			ring->under_way -= ring->pieces[i].length;
+			queue_of(ring, request)->under_way -= ring->pieces[i].length;
 	finish_if_done(ring, number);
 	if (!request->pieces)
 		poke(ring);
@@ -274,7 +285,7 @@ static void complete(struct gb_ring *ring, uint32_t index, int32_t res)
 			piece->offset += res;
 			piece->length -= res;
 			piece->retries = 0;
-			ring->under_way -= res;
+			queue_of(ring, request)->under_way -= res;
 			prepare(ring, index);
 			return;
 		}
@@ -284,7 +295,7 @@ static void complete(struct gb_ring *ring, uint32_t index, int32_t res)
 	if (res < 0 || (!res && piece->length))
 		fail(ring, number, res ? res : -EIO);
 	if (!request->abandoned)
-		ring->under_way -= piece->length;
+		queue_of(ring, request)->under_way -= piece->length;
 	piece->request = NONE;
 	piece->next = ring->unused_pieces;
 	ring->unused_pieces = index;

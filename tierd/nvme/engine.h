@@ -4,10 +4,10 @@
  *
  * A request is one contiguous transfer between a registered buffer and a
  * registered file, usually a chunk. It is cut into pieces of the size that
- * suits the device, and at most `depth` pieces of all requests, of `window`
- * bytes, are with the kernel at a time, oldest request first: of what it is given
- * at once the kernel makes requests in turn, so all of it would arrive together,
- * at the end. Python starts a request with one call and hears of it once, when
+ * suits the device, and at most `depth` pieces are with the kernel at a time, and
+ * no more of reads and of writes than about `window` bytes each, oldest request
+ * first: what the kernel is given at once it works on in turn, so all of it would
+ * arrive together, at the end. Python starts a request with one call and hears of it once, when
  * all its pieces are done, so the interpreter's time goes per request and not per
  * byte.
  *
@@ -27,7 +27,7 @@ struct gb_ring;
 struct gb_ring_options {
 	uint32_t depth; /* pieces with the kernel at most; also the number of requests */
 	uint32_t piece; /* bytes of a piece at most, a multiple of the block size */
-	uint64_t window; /* bytes with the kernel from which on no further piece is sent */
+	uint64_t window; /* bytes of reads, or of writes, with the kernel: then no more is sent */
 	uint32_t setup_flags; /* IORING_SETUP_* */
 	uint32_t buffers; /* entries of the registered buffer table */
 	uint32_t files; /* entries of the registered file table */

@@ -30,7 +30,7 @@ struct request {
 	uint32_t buffer; /* first entry of its buffer */
 	uint32_t piece; /* bytes of one at most */
 	uint32_t pieces; /* with the kernel now */
-	uint32_t next; /* in `waiting` or `unused` */
+	uint32_t next; /* in a queue or in `unused` */
 	int32_t result;
 	bool write;
 	bool sync; /* an fdatasync is still to be sent */
@@ -45,6 +45,12 @@ struct piece {
 	uint32_t retries;
 };
 
+/* Requests in one direction with bytes not sent yet, in order of arrival. */
+struct queue {
+	uint32_t first, last;
+	uint64_t under_way; /* bytes with the kernel that somebody waits for */
+};
+
 struct gb_ring {
 	struct io_uring uring;
 	struct gb_ring_options options;
@@ -55,14 +61,18 @@ struct gb_ring {
 	struct piece *pieces;
 	uint32_t *done; /* requests that ended and were not reported yet */
 	uint32_t done_count;
-	uint64_t under_way; /* bytes with the kernel that somebody waits for */
 	uint32_t unused, unused_pieces; /* heads of free lists */
-	uint32_t waiting, waiting_last; /* requests with bytes not sent yet, in order of arrival */
+	struct queue reads, writes;
 };
 
 static inline bool sqpoll(const struct gb_ring *ring)
 {
 	return ring->options.setup_flags & IORING_SETUP_SQPOLL;
+}
+
+static inline struct queue *queue_of(struct gb_ring *ring, const struct request *request)
+{
+	return request->write ? &ring->writes : &ring->reads;
 }
 
 static inline uint32_t min_u32(uint64_t a, uint64_t b)

@@ -52,7 +52,8 @@ static struct gb_ring *allocate(const struct gb_ring_options *options)
 		ring->pieces[i].next = i + 1 < depth ? i + 1 : NONE;
 		ring->pieces[i].request = NONE;
 	}
-	ring->waiting = ring->waiting_last = NONE;
+	ring->reads.first = ring->reads.last = NONE;
+	ring->writes.first = ring->writes.last = NONE;
 	return ring;
 }
 

@@ -101,8 +101,9 @@ class Ring(RingTables):
 
     `entries` bounds the pieces that are with the kernel and the requests that are started; further
     requests wait their turn, first come first served. `piece` is the size, in bytes, at which
-    requests are cut, and no more is sent while `window` bytes are with the kernel. `buffers` bounds the
-    buffers, counted by GiB begun, and `files` the files that can be added.
+    requests are cut, and no more is sent of reads while `window` bytes of them are with the kernel, and
+    of writes likewise. `buffers` bounds the buffers, counted by GiB begun, and `files` the files that can
+    be added.
 
     `poll` says who looks after the device. "none": it interrupts when it is done. "io": run() asks it
     again and again while requests are under way, and trio's other tasks in turn; that keeps one core
@@ -460,7 +461,7 @@ class Ring(RingTables):
             self._end(self._ended[i], self._results[i])
         self._completed += ended
         for call in self._waiting.values():
-            if call.arrived is not None:  # only the oldest: what began later has hardly begun to arrive
+            if call.arrived is not None:  # of the oldest alone: what it waits for comes first
                 call.arrived(lib.gb_ring_arrived(self._ring, call.number))
             break
         while self._late:
