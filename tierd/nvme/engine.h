@@ -3,13 +3,12 @@
  * The part of the io_uring ring that runs once per piece or per completion.
  *
  * A request is one contiguous transfer between a registered buffer and a
- * registered file, usually a chunk. It is cut into pieces of the size that
- * suits the device, and at most `depth` pieces are with the kernel at a time, and
- * no more of reads and of writes than about `window` bytes each, oldest request
- * first: what the kernel is given at once it works on in turn, so all of it would
- * arrive together, at the end. Python starts a request with one call and hears of it once, when
- * all its pieces are done, so the interpreter's time goes per request and not per
- * byte.
+ * registered file, usually a chunk. It is cut into pieces of the size that suits
+ * the device. At most `depth` pieces are with the kernel at a time, and about
+ * `window` bytes of reads and as many of writes, oldest request first: what the
+ * kernel has it works on in turn, so given everything it would bring everything
+ * at the end. Python starts a request with one call and hears of it once, when all
+ * its pieces are done, so the interpreter's time goes per request and not per byte.
  *
  * Not thread safe: every call comes from the thread that made the ring, which
  * IORING_SETUP_SINGLE_ISSUER demands anyway. Functions return 0 or a count, or
