@@ -53,9 +53,10 @@ async def test_results_are_right_while_arenas_come_and_go(
                     source.say(PressureLevel.CALM, arenas=8)
             finally:
                 process.kill()
-            assert await trio.to_thread.run_sync(process.wait) == 0
+            ended = await trio.to_thread.run_sync(process.wait)
             said.seek(0)
-            assert said.read().endswith("right\n")
+            text = said.read()
+            assert (ended, text[-6:]) == (0, "right\n"), text
         # How often depends on who is the quicker.
         assert rounds
         assert (await status(conf))["pressure"]["returned_bytes"] >= rounds * 3 * 4 * MIB
