@@ -161,27 +161,52 @@ static uint32_t find_objects(struct device *device, const uint64_t *addresses, u
 	return count;
 }
 
-static int by_place(const void *left, const void *right)
+static int by_allocation(const void *left, const void *right)
 {
 	const struct span *a = left, *b = right;
 
-	if (a->allocation->base != b->allocation->base)
-		return a->allocation->base < b->allocation->base ? -1 : 1;
+	if (a->allocation != b->allocation)
+		return (uintptr_t)a->allocation < (uintptr_t)b->allocation ? -1 : 1;
 	return a->begin < b->begin ? -1 : a->begin > b->begin;
 }
 
-static void say_too_large(const struct device *device, const struct span *spans, uint32_t count)
+/* In bytes. The allocations, which it no longer is a guest of, may be gone: they are only told
+ * apart. */
+static uint64_t needed_at_once(const struct device *device, struct span *spans, uint32_t count)
 {
-	uint64_t least = 0;
+	uint64_t needed = 0, reached = 0;
 
-	for (uint32_t i = 0; i < count; i++)
-		least += spans[i].open	  ? device->chunk
-			 : spans[i].least ? spans[i].least - spans[i].named
-					  : spans[i].end - spans[i].begin;
+	for (uint32_t i = 0; i < count; i++) {
+		struct span *span = &spans[i];
+
+		if (!span->open && !span->least)
+			continue;
+		span->begin = span->named;
+		if (!span->open)
+			span->end = span->least;
+		else if (span->end > span->named + device->chunk)
+			span->end = span->named + device->chunk;
+	}
+	qsort(spans, count, sizeof(*spans), by_allocation);
+	for (uint32_t i = 0; i < count; i++) {
+		if (!i || spans[i].allocation != spans[i - 1].allocation)
+			reached = 0;
+		if (spans[i].begin > reached)
+			reached = spans[i].begin;
+		if (spans[i].end > reached) {
+			needed += spans[i].end - reached;
+			reached = spans[i].end;
+		}
+	}
+	return needed;
+}
+
+static void say_too_large(const struct device *device, struct span *spans, uint32_t count)
+{
 	log_warn("a launch needs at least %llu MiB at once, and %llu MiB of chunks fit VRAM; RAM "
 		 "has no room for the rest; give it more of either or, if there is, a smaller "
 		 "chunk",
-		 (unsigned long long)(least >> 20),
+		 (unsigned long long)(needed_at_once(device, spans, count) >> 20),
 		 (unsigned long long)((uint64_t)residency_capacity(device) * device->chunk >> 20));
 }
 
@@ -268,7 +293,6 @@ CUresult launch_begin_whole(struct launch *launch, struct device *device, const 
 		spans[i].least = 0;
 	}
 	count += find_ranges(device, parts->ranges, parts->range_count, spans + count);
-	qsort(spans, count, sizeof(*spans), by_place);
 	if (residency_fits(device, spans, count, 0))
 		invite(spans, count);
 	else
@@ -297,7 +321,6 @@ bool launch_can_fit(struct device *device, const uint64_t *addresses, uint32_t n
 		spans[i].begin = spans[i].named;
 		spans[i].end = spans[i].open ? spans[i].named + 1 : spans[i].least;
 	}
-	qsort(spans, count, sizeof(*spans), by_place);
 	fits = residency_fits(device, spans, count, residency_in_place_most(device));
 	pthread_mutex_unlock(&device->lock);
 	if (spans != few)

@@ -195,6 +195,7 @@ struct device {
 	struct recall recalls[MAX_ARENAS]; /* not yet answered, the oldest first */
 	uint32_t recall_count;
 	struct closing *closings; /* for the closer, the oldest first */
+	uint32_t giving_back; /* arenas of those, one that is being closed included */
 	pthread_cond_t to_close; /* there is one */
 	uint32_t fetches, spills; /* under way */
 	uint32_t departures; /* spills under way that empty a recalled arena */
@@ -263,8 +264,8 @@ CUresult residency_hold(struct device *device, struct span *spans, uint32_t coun
 			struct hold *hold);
 
 /*
- * Is there room for all of the spans at once, in VRAM and so many RAM slots? None are open, and
- * they are sorted. In the lock.
+ * Is there room for all of the spans at once, in VRAM and so many RAM slots? None are open. In the
+ * lock.
  */
 bool residency_fits(const struct device *device, const struct span *spans, uint32_t count,
 		    uint32_t ram);

@@ -30,36 +30,37 @@ def test_a_kernel_without_parameters_is_no_riddle(runner: Runner) -> None:
     assert "parameters" not in result.err
 
 
-TOO_MUCH = (
-    BEGIN
-    + """
-module, function, address = c_void_p(), c_void_p(), c_uint64()
-assert cuda.cuModuleLoadData(byref(module), b"softcuda") == 0
-assert cuda.cuModuleGetFunction(byref(function), module, b"add_u32") == 0
-places = []
-for _ in range(3):
-    assert cuda.cuMemAlloc_v2(byref(address), c_size_t(32 << 20)) == 0
-    # The last byte is a start that is named: each allocation's object is known to reach there.
-    assert cuda.cuMemsetD8_v2(address, ctypes.c_ubyte(1), c_size_t(1)) == 0
-    last = c_uint64(address.value + (32 << 20) - 4)
-    assert cuda.cuMemsetD8_v2(last, ctypes.c_ubyte(1), c_size_t(4)) == 0
-    places += [c_uint64(address.value), last]
-count = c_uint64(1)
+TOO_MUCH = """
+import sys
+from ctypes import c_uint64
+from tests.shim.softcuda.driver import MIB, CudaError, Driver
 
-def launch(*params):
-    pointers = (c_void_p * 4)(*(ctypes.addressof(p) for p in (*params, count)))
-    return cuda.cuLaunchKernel(function, 1, 1, 1, 1, 1, 1, 0, None, pointers, None)
-
-assert launch(places[1], places[3], places[5]) == 0
-print(launch(places[0], places[2], places[4]), cuda.cuCtxSynchronize())
+cuda = Driver("libcuda.so.1")
+times, ran = int(sys.argv[1]), []
+firsts = [cuda.alloc(32 * MIB) for _ in range(3)]
+lasts = [first + 32 * MIB - 4 for first in firsts]
+for first, last in zip(firsts, lasts):
+    cuda("cuMemsetD8_v2", c_uint64(first), 1, 1)
+    # The last word is a start that is named: each allocation's object is known to reach there.
+    cuda("cuMemsetD8_v2", c_uint64(last), 1, 4)
+kernel = cuda.register("kernel", ran.append, *[8] * 3 * times)
+cuda.launch(kernel, *map(c_uint64, lasts * times))
+cuda("cuCtxSynchronize")
+try:
+    cuda.launch(kernel, *map(c_uint64, firsts * times))
+except CudaError as error:
+    print(error.code)
+cuda("cuCtxSynchronize")
+print(len(ran))
 """
-)
 
 
-def test_a_launch_that_never_fits_is_refused_before_it_starts(runner: Runner) -> None:
-    result = runner.tiered(SMALL, "-c", TOO_MUCH)
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_launch_that_never_fits_is_refused_before_it_starts(runner: Runner, times: int) -> None:
+    """And how much it names is said right, also if it names it several times."""
+    result = runner.tiered(SMALL, "-c", TOO_MUCH, str(times))
     assert result.status == 0, result.err
-    assert result.out.split() == ["2", "0"]
+    assert result.out.split() == ["2", "1"]
     assert "needs at least 95 MiB at once, and 40 MiB of chunks fit VRAM; RAM has no room" in result.err
 
 

@@ -225,6 +225,73 @@ def test_a_program_finds_room(runner: Runner, kind: type[Daemon]) -> None:
     assert not isinstance(daemon, Pressing) or daemon.together
 
 
+class Slow(Daemon):
+    """Wants all arenas but one back when the 17th chunk is allocated, and grants none until it has them.
+
+    The program goes on when the first chunk leaves; others leave when it has been refused an arena.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
+        self.allocated = 0
+        self.recalled: set[int] = set()
+        self.refused = False
+        self.held_back: list[dict[str, Any]] = []
+
+    def answer(self, request: dict[str, Any]) -> None:
+        op = request.get("op")
+        if "re" in request:
+            assert "error" not in request
+            self.recalled.remove(request["re"])
+            return
+        self.allocated += op == "alloc"
+        if op == "alloc" and self.allocated == 17:
+            self.held_back.append(request)
+            self.recalled = set(list(self.arenas)[:-1])
+            for arena in sorted(self.recalled):
+                self.send(id=arena, op="recall", arena=arena)
+        elif op == "spill" and self.recalled and not self.refused:
+            if self.held_back and self.held_back[0]["op"] == "alloc":
+                super().answer(self.held_back.pop(0))
+            self.held_back.append(request)
+        elif op == "arena" and self.recalled:
+            self.refused = True
+            self.send(re=request["id"], error="ENOMEM", message="others have it")
+            while self.held_back:
+                super().answer(self.held_back.pop(0))
+        else:
+            super().answer(request)
+
+
+EXCESS = """
+from ctypes import c_uint32, c_uint64
+from tests.shim.softcuda.driver import MIB, Driver
+cuda = Driver("libcuda.so.1")
+chunks = [cuda.alloc(2 * MIB) for _ in range(16)]
+for i, address in enumerate(chunks):
+    cuda("cuMemsetD32_v2", address, c_uint32(i), 2 * MIB // 4)
+cuda("cuCtxSynchronize")
+marker = cuda.alloc(2 * MIB)
+
+def count(params):
+    for i in range(11):
+        c_uint32.from_address(c_uint64.from_address(params[i]).value).value += 100
+
+# VRAM holds eight, the arena that stays two.
+cuda.launch(cuda.register("count", count, *[8] * 11), *map(c_uint64, chunks[:11]))
+for i, address in enumerate(chunks):
+    assert cuda.read(address, 4) == (i + 100 * (i < 11)).to_bytes(4, "little"), i
+print("right")
+"""
+
+
+def test_arenas_on_their_way_back_are_waited_for_before_a_launch_is_refused(runner: Runner) -> None:
+    daemon = serve(runner, Slow, EXCESS)
+    assert isinstance(daemon, Slow)
+    assert daemon.refused
+    assert not daemon.recalled
+
+
 PROMISED = """
 from tests.shim.programs.vmm_ops import MIB, create, release
 from tests.shim.programs.random_ops import call
