@@ -170,22 +170,23 @@ static int by_allocation(const void *left, const void *right)
 	return a->begin < b->begin ? -1 : a->begin > b->begin;
 }
 
-/* In bytes. The allocations, which it no longer is a guest of, may be gone: they are only told
- * apart. */
+/* Bytes of the chunks. The allocations, which it is no guest of any more, may be gone: they are
+ * only told apart. */
 static uint64_t needed_at_once(const struct device *device, struct span *spans, uint32_t count)
 {
-	uint64_t needed = 0, reached = 0;
+	uint64_t chunks = 0, reached = 0;
 
 	for (uint32_t i = 0; i < count; i++) {
 		struct span *span = &spans[i];
 
-		if (!span->open && !span->least)
+		if (span->begin == span->end)
 			continue;
-		span->begin = span->named;
-		if (!span->open)
-			span->end = span->least;
-		else if (span->end > span->named + device->chunk)
-			span->end = span->named + device->chunk;
+		if (span->open || span->least)
+			span->begin = span->named;
+		if (span->open || span->least > span->named)
+			span->end = span->open ? span->named + 1 : span->least;
+		span->begin = span->begin / device->chunk;
+		span->end = (span->end - 1) / device->chunk + 1;
 	}
 	qsort(spans, count, sizeof(*spans), by_allocation);
 	for (uint32_t i = 0; i < count; i++) {
@@ -194,11 +195,11 @@ static uint64_t needed_at_once(const struct device *device, struct span *spans, 
 		if (spans[i].begin > reached)
 			reached = spans[i].begin;
 		if (spans[i].end > reached) {
-			needed += spans[i].end - reached;
+			chunks += spans[i].end - reached;
 			reached = spans[i].end;
 		}
 	}
-	return needed;
+	return chunks * device->chunk;
 }
 
 static void say_too_large(const struct device *device, struct span *spans, uint32_t count)

@@ -275,7 +275,6 @@ static bool obey_recall(struct device *device, uint32_t index, uint32_t arena)
 	while (*last)
 		last = &(*last)->next;
 	*last = closing;
-	device->giving_back++;
 	pthread_cond_signal(&device->to_close);
 	return true;
 }
@@ -304,8 +303,6 @@ void *lower_closer(void *arg)
 		client_answer_recall(&device->client, closing->recall, closing->arena.id, 0);
 		free(closing);
 		take_back(device);
-		device->giving_back--;
-		pthread_cond_signal(&device->work); /* a launch may wait for the next arena */
 	}
 	return NULL;
 }

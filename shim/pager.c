@@ -146,42 +146,16 @@ static bool has_ram_for_excess(struct device *device, const struct hold *hold)
 	return true;
 }
 
-/* Launches and copies end without telling: while some are under way, what they used may be free by
- * now, or the bus. */
-static void wait_for_work(struct device *device)
-{
-	struct timespec until;
-
-	if ((!device->recent_count && !vram_bus_runs(device)) || !atomic_load(&device->paging)) {
-		pthread_cond_wait(&device->work, &device->lock);
-		return;
-	}
-	clock_gettime(CLOCK_REALTIME, &until);
-	until.tv_nsec += AGAIN_NS;
-	until.tv_sec += until.tv_nsec / 1000000000;
-	until.tv_nsec %= 1000000000;
-	device->prefetch |= pthread_cond_timedwait(&device->work, &device->lock, &until) != 0;
-}
-
 /* One step for the launch that waits. */
 static void serve_wanted(struct device *device)
 {
 	struct hold *hold = device->wanted;
-	bool returning = device->recall_count || device->giving_back;
 	uint32_t unfetched;
 	bool moving;
 
 	if (!has_ram_for_excess(device, hold)) {
-		/* What was asked back counts until it is given back: then there may be an arena.
-		 * The driver gives RAM up only when the device has done all it was given. */
-		returning |= device->recall_count || device->giving_back;
-		returning = returning && !vram_awaiting(device);
-		if (device->wanted != hold)
-			return;
-		if (!returning)
+		if (device->wanted == hold)
 			fail_wanted(device, CUDA_ERROR_OUT_OF_MEMORY);
-		else if (device->recall_count ? !lower_serve_recalls(device) : device->giving_back)
-			wait_for_work(device);
 		return;
 	}
 	unfetched = fetch_wanted(device);
@@ -429,6 +403,23 @@ static bool look_further(struct device *device)
 			       */
 	moved = look_ahead(device);
 	return moved || device->prefetch;
+}
+
+/* Launches and copies end without telling: while some are under way, what they used may be free by
+ * now, or the bus. */
+static void wait_for_work(struct device *device)
+{
+	struct timespec until;
+
+	if ((!device->recent_count && !vram_bus_runs(device)) || !atomic_load(&device->paging)) {
+		pthread_cond_wait(&device->work, &device->lock);
+		return;
+	}
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_nsec += AGAIN_NS;
+	until.tv_sec += until.tv_nsec / 1000000000;
+	until.tv_nsec %= 1000000000;
+	device->prefetch |= pthread_cond_timedwait(&device->work, &device->lock, &until) != 0;
 }
 
 void pager_turn(struct device *device)

@@ -195,7 +195,6 @@ struct device {
 	struct recall recalls[MAX_ARENAS]; /* not yet answered, the oldest first */
 	uint32_t recall_count;
 	struct closing *closings; /* for the closer, the oldest first */
-	uint32_t giving_back; /* arenas of those, one that is being closed included */
 	pthread_cond_t to_close; /* there is one */
 	uint32_t fetches, spills; /* under way */
 	uint32_t departures; /* spills under way that empty a recalled arena */

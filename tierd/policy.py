@@ -461,13 +461,14 @@ def _budget_turned(state: State, event: BudgetTurned) -> Transition:
 def _arena_asked(state: State, event: ArenaAsked) -> Transition:
     if state.free_arenas > 0:
         return _grant(state, event.session)
+    queued = replace(state, waiting=(*state.waiting, event.session))
+    if state.free_arenas + _recalls(state) > len(state.waiting):
+        # One will be free when it is back: its asker has given up, or RAM is not short any more.
+        return queued, ()
     wanted = _targets(state)
     effective = _effective(state)
     if effective[event.session] >= wanted[event.session]:
         raise Refused("ENOSPC", "T2 has no more arenas for this session")
-    queued = replace(state, waiting=(*state.waiting, event.session))
-    if _recalls(state) > len(state.waiting):
-        return queued, ()  # an arena is on its way back whose asker has given up
     above = {
         id: effective[id] - wanted[id]
         for id, s in state.sessions.items()

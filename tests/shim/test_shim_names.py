@@ -61,7 +61,28 @@ def test_a_launch_that_never_fits_is_refused_before_it_starts(runner: Runner, ti
     result = runner.tiered(SMALL, "-c", TOO_MUCH, str(times))
     assert result.status == 0, result.err
     assert result.out.split() == ["2", "1"]
-    assert "needs at least 95 MiB at once, and 40 MiB of chunks fit VRAM; RAM has no room" in result.err
+    assert "needs at least 96 MiB at once, and 40 MiB of chunks fit VRAM; RAM has no room" in result.err
+
+
+SCATTERED = """
+from ctypes import c_uint64
+from tests.shim.softcuda.driver import MIB, CudaError, Driver
+
+cuda = Driver("libcuda.so.1")
+kernel = cuda.register("kernel", lambda params: None, *[8] * 12)
+try:
+    cuda.launch(kernel, *(c_uint64(cuda.alloc(3 * MIB // 2)) for _ in range(12)))
+except CudaError as error:
+    print(error.code)
+"""
+
+
+def test_a_refused_launch_needs_whole_chunks(runner: Runner) -> None:
+    """The first four are less than a chunk and fit: they are the driver's own, and not counted."""
+    tiers = "--chunk 2MiB --vram 12MiB --ram 8MiB --spill {dir}/spill:64MiB"
+    result = runner.tiered(tiers, "-c", SCATTERED)
+    assert (result.status, result.out) == (0, "2\n"), result.err
+    assert "needs at least 16 MiB at once, and 6 MiB of chunks fit VRAM" in result.err
 
 
 UNEVEN = """

@@ -246,6 +246,19 @@ def test_when_ram_is_spare_arenas_come_back_as_far_as_it_reaches() -> None:
     assert (state.limits, state.short, state.withheld) == (TWO.limits, 0, 0)
 
 
+def test_an_arena_on_its_way_back_is_waited_for_if_ram_is_not_short_any_more() -> None:
+    state = after(TWO, ArenaAsked(1), ArenaAsked(1), ArenaAsked(1), ArenaAsked(2), RamWanted(1))
+    # It goes to the system.
+    assert refusal(state, ArenaAsked(1)) == "ENOSPC"
+    # Now it does not, but is the session's until it is closed.
+    state = after(state, RamSpare(0))
+    assert state.free_arenas == 0
+    state, actions = apply(state, ArenaAsked(1))
+    assert (actions, state.waiting) == ((), (1,))
+    state, actions = apply(state, ArenaReturned(1, 3))
+    assert actions == (Grant(1, 5),)
+
+
 # Arenas made ahead
 
 LOADER = after(State(Limits(arenas=8, arena_slots=4, extents=10)), Joined(1), VramSet(1, 3), Allocated(1, 4))
