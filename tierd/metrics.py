@@ -99,6 +99,7 @@ def to_dict(snapshot: Snapshot) -> dict[str, Any]:
                 "used_bytes": path.used,
                 "written_bytes": path.written,
                 "read_bytes": path.read,
+                "reading_ns": path.reading,
                 "state": path.state,
                 "weight": path.weight,
                 "rate_bytes_per_second": path.rate,

@@ -3,7 +3,7 @@
 
     VIEW/version  pid  socket  chunk_bytes  chunk_source  paging  arena_bytes  arenas  arenas_ahead
     VIEW/tiers/{vram,ram,nvme}/{total_bytes,used_bytes}
-    VIEW/spill/<n>/{path,total_bytes,used_bytes,written_bytes,read_bytes,
+    VIEW/spill/<n>/{path,total_bytes,used_bytes,written_bytes,read_bytes,reading_ns,
                     state,errors,retired_bytes,written_today_bytes}
     VIEW/sessions/<id>/{pid,uid,name,paging,vram_slots,vram_bytes,vram_source,committed_chunks}
     VIEW/sessions/<id>/{t1_bytes,t2_bytes,t3_bytes,nvme_written_bytes,nvme_read_bytes}

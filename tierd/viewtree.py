@@ -137,6 +137,7 @@ def _spill(path: SpillPathSnapshot) -> Directory:
             "used_bytes": _value(path.used),
             "written_bytes": _value(path.written),
             "read_bytes": _value(path.read),
+            "reading_ns": _value(path.reading),
             "state": _value(path.state),
             "errors": _value(path.errors),
             "retired_bytes": _value(path.retired),

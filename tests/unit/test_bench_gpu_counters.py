@@ -16,7 +16,7 @@ from tierd.cli.private import PrivateDaemon
 
 
 class Daemon:
-    """One that has read so many bytes of T3, in one session and one that has ended."""
+    """One that has read so many bytes of T3, each in 2 ns, in one session and one that has ended."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.read = 0
@@ -31,7 +31,7 @@ class Daemon:
             {"counters": {"h2d_bytes": 1}, "nvme_read_bytes": part, "nvme_written_bytes": 0}
             for part in (self.read, 1000)
         ]
-        return {"sessions": sessions[:1], "ended": sessions[1:]}
+        return {"sessions": sessions[:1], "ended": sessions[1:], "spill": [{"reading_ns": 2 * self.read}]}
 
 
 def test_what_moves_between_phases_and_in_pauses_is_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,12 +59,13 @@ def test_what_moves_between_phases_and_in_pauses_is_nobodys(monkeypatch: pytest.
     moved = counters.between("prefill")
     assert moved is not None
     assert moved["nvme_read_bytes"] == 100 + 200 + 1000
+    assert moved["nvme_reading_ns"] == 2 * (100 + 200 + 1000)
     assert moved["h2d_bytes"] == moved["launches"] == 0
     assert counters.between("decode") is None
     daemon.read += 3
     counters.at_mark("cut", measure)
-    assert counters.between("decode") == {**moved, "nvme_read_bytes": 3}
-    assert counters.between("load") == {**moved, "nvme_read_bytes": 2}
+    assert counters.between("decode") == {**moved, "nvme_read_bytes": 3, "nvme_reading_ns": 6}
+    assert counters.between("load") == {**moved, "nvme_read_bytes": 2, "nvme_reading_ns": 4}
     assert [counters.ended(phase) for phase in ("load", "prefill", "decode")] == [True, True, False]
 
 

@@ -142,20 +142,29 @@ def test_how_fast_t3_was_read() -> None:
     passes = {"prefill": [5.0, 6.0, 1.0], "decode": [4.0]}
     result = Result("paged+nvme", passes=passes, ended=frozenset(("prefill", "decode")))
     assert disk_line(result) is None
-    result.moved = {"prefill": {"nvme_read_bytes": 18 * GB}, "decode": {"nvme_read_bytes": 8 * GB}}
+    result.moved = {
+        "prefill": {"nvme_read_bytes": 18 * GB, "nvme_reading_ns": 11_400_000_000},
+        "decode": {"nvme_read_bytes": 8 * GB, "nvme_reading_ns": 3_600_000_000},
+    }
     assert disk_line(result) is None
     # Of the same length: their mean is what they were together.
     result.disk["decode"] = [1.0 * GB, 1.0 * GB, 5.5 * GB]
-    assert disk_line(result) == "NVMe read in decode 2.00 GB/s, 80.0% of what the disk gave beside it"
+    assert disk_line(result) == (
+        "NVMe read for 90.0% of decode, 2.00 GB/s, 80.0% of what the disk gave beside it"
+    )
     result.disk["prefill"] = [2.0 * GB]
     assert disk_line(result) == (
-        "NVMe read in prefill 1.50 GB/s, 75.0%; decode 2.00 GB/s, 80.0% of what the disk gave beside it"
+        "NVMe read for 95.0% of prefill, 1.50 GB/s, 75.0%; "
+        "for 90.0% of decode, 2.00 GB/s, 80.0% of what the disk gave beside it"
     )
     prefill = as_json(result, NOTHING)["prefill"]
     assert isinstance(prefill, dict)
     assert (prefill["nvme_read_bytes_per_second"], prefill["nvme_read_share_of_beside"]) == (1.5 * GB, 0.75)
+    assert prefill["nvme_reading_share"] == 0.95
     result.ended = frozenset(("prefill",))  # decoding was cut: what of a pass is not timed was counted
-    assert disk_line(result) == "NVMe read in prefill 1.50 GB/s, 75.0% of what the disk gave beside it"
+    assert disk_line(result) == (
+        "NVMe read for 95.0% of prefill, 1.50 GB/s, 75.0% of what the disk gave beside it"
+    )
 
 
 def test_what_shares_are_of() -> None:

@@ -119,6 +119,7 @@ def test_keys_are_stable_and_values_are_json() -> None:
         "used_bytes": 2 * MIB,
         "written_bytes": 6 * MIB,
         "read_bytes": 4 * MIB,
+        "reading_ns": 0,
         "state": "active",
         "weight": 1.0,
         "rate_bytes_per_second": None,

@@ -83,6 +83,7 @@ async def test_bytes_go_to_t3_and_come_back(tmp_path: Path) -> None:
             assert arena.read(1) == (expected * CHUNK)[:CHUNK]
         (path,) = (await status(conf))["spill"]
         assert (path["used_bytes"], path["written_bytes"], path["read_bytes"]) == (0, 8 * CHUNK, 8 * CHUNK)
+        assert path["reading_ns"] > 0
 
 
 async def test_many_at_once_come_back_each_as_it_was(tmp_path: Path) -> None:

@@ -128,10 +128,16 @@ class Result:
 
     def disk_rate(self, phase: str) -> float | None:
         """Bytes a second that were read of T3, over all passes of a phase that was not cut in one."""
+        return self._a_second(phase, "nvme_read_bytes")
+
+    def disk_busy(self, phase: str) -> float | None:
+        """The share of those passes in which reads of T3 were under way."""
+        reading = self._a_second(phase, "nvme_reading_ns")
+        return None if reading is None else reading / 1e9
+
+    def _a_second(self, phase: str, counter: str) -> float | None:
         took, moved = self.passes.get(phase), self.moved.get(phase)
-        if not took or moved is None or phase not in self.ended:
-            return None
-        return moved["nvme_read_bytes"] / sum(took)
+        return moved[counter] / sum(took) if took and moved is not None and phase in self.ended else None
 
     def disk_share(self, phase: str) -> float | None:
         """Of what was read beside them, in the mean as well: both have a disk's bad moments in it."""
@@ -244,11 +250,13 @@ def launch_line(results: Sequence[Result]) -> str | None:
 def disk_line(result: Result) -> str | None:
     """How fast T3 was read, if that and what was to be had of its disk were measured."""
     said = [
-        f"{phase} {_rate(rate)}, {share:.1%}"
+        f"for {busy:.1%} of {phase}, {_rate(rate)}, {share:.1%}"
         for phase in PHASES
-        if (rate := result.disk_rate(phase)) is not None and (share := result.disk_share(phase)) is not None
+        if (rate := result.disk_rate(phase)) is not None
+        and (busy := result.disk_busy(phase)) is not None
+        and (share := result.disk_share(phase)) is not None
     ]
-    return f"NVMe read in {'; '.join(said)} of what the disk gave beside it" if said else None
+    return f"NVMe read {'; '.join(said)} of what the disk gave beside it" if said else None
 
 
 def as_json(result: Result, ideals: Mapping[str, Ideal]) -> dict[str, object]:
@@ -268,6 +276,7 @@ def as_json(result: Result, ideals: Mapping[str, Ideal]) -> dict[str, object]:
             "disk_bytes_per_second_beside": result.disk.get(phase, []),
             "nvme_read_bytes_per_second": result.disk_rate(phase),
             "nvme_read_share_of_beside": result.disk_share(phase),
+            "nvme_reading_share": result.disk_busy(phase),
             "share_of_ideal_now": _ratio(ideal.now, took),
             "moved": result.moved.get(phase),
         }

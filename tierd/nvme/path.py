@@ -185,6 +185,7 @@ class SpillPath:
             used=self.extents.owned * chunk,
             written=self.file.bytes_written,
             read=self.file.bytes_read,
+            reading=self.file.reading.ns,
             state=self.state.value,
             weight=self.options.weight,
             rate=None if self.rate is None else round(self.rate),

@@ -15,6 +15,7 @@ from typing import Self
 
 from tierd.model import SpillOptions
 
+from .busy import Busy
 from .errors import RingError
 from .ring import Ring
 from .ringtables import RingBuffer, RingFile, write_within
@@ -49,6 +50,7 @@ class SpillFile:
         self.stays = False  #: closing leaves it as a daemon that died would: others go on with its content
         self.bytes_written = 0
         self.bytes_read = 0
+        self.reading = Busy()  #: whether any read is under way
         self._fd = opened.fd
         self._superblock = opened.superblock
         self._named = opened.named
@@ -190,7 +192,8 @@ class SpillFile:
         """Reads extent `index` into a slot. Raises OSError; see Ring.read()."""
         ring, file, buffer = self._prepare(index, arena)
         offset, position = slot_offset(arena, slot), self._position(index)
-        await ring.read(file, buffer, offset, self.chunk, position, arrived=arrived, late=late)
+        with self.reading:
+            await ring.read(file, buffer, offset, self.chunk, position, arrived=arrived, late=late)
         self.bytes_read += self.chunk
 
     def _position(self, index: int) -> int:
