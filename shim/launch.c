@@ -179,8 +179,10 @@ static uint64_t needed_at_once(const struct device *device, struct span *spans, 
 	for (uint32_t i = 0; i < count; i++) {
 		struct span *span = &spans[i];
 
-		if (span->begin == span->end)
+		if (span->begin == span->end) {
+			span->begin = span->end = 0;
 			continue;
+		}
 		if (span->open || span->least)
 			span->begin = span->named;
 		if (span->open || span->least > span->named)

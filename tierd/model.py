@@ -191,7 +191,7 @@ class SpillPathSnapshot:
     used: int  #: bytes of extents in use
     written: int  #: bytes written since it was opened
     read: int  #: bytes read since it was opened
-    reading: int = 0  #: nanoseconds in which reads were under way
+    reading: int = 0  #: nanoseconds in which somebody waited for a read
     state: str = "active"  #: see nvme.health.PathState
     weight: float = 1.0
     rate: int | None = None  #: measured, bytes/s; None while it is the only path

@@ -469,17 +469,12 @@ def _arena_asked(state: State, event: ArenaAsked) -> Transition:
     effective = _effective(state)
     if effective[event.session] >= wanted[event.session]:
         raise Refused("ENOSPC", "T2 has no more arenas for this session")
-    above = {
-        id: effective[id] - wanted[id]
-        for id, s in state.sessions.items()
-        if effective[id] > wanted[id] and len(s.arenas) > len(s.recalled)
-    }
-    if not above:
-        # All that could be recalled is on its way already, and some of it to a session whose need has
-        # fallen since it asked: as many arenas are held or promised as there are, so when one has less
-        # than its target another has more. Its place in the queue is the asker's now.
-        displaced = next(id for id in reversed(state.waiting) if effective[id] > wanted[id])
+    displaced = next((id for id in reversed(state.waiting) if effective[id] > wanted[id]), None)
+    if displaced is not None:
+        # It asked for more than its share, or its need has fallen since. Its place is the asker's now.
         return _no_longer_waiting(queued, displaced), (Deny(displaced),)
+    # As many arenas are held or promised as there are, so when one has less than its target another has more.
+    above = {id: n - wanted[id] for id, n in effective.items() if n > wanted[id]}
     return _recall(queued, max(above, key=lambda id: (above[id], id)))
 
 

@@ -245,7 +245,7 @@ class Tiers:
                 self._waits[id].remove(wait)
                 self.apply(ArenaWaitOver(id))
         if wait.arena is None:
-            raise Refused("ENOSPC", "no other session gave an arena back in time")
+            raise Refused("ENOSPC", "no arena was given back in time")
         return wait.arena
 
     async def open_arena(self, session: int, id: int) -> Arena:

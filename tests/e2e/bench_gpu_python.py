@@ -75,6 +75,8 @@ class Memory:
     def write(self, value: int) -> None:
         for number, piece in enumerate(self.pieces):
             self.call("cuMemsetD32_v2", piece, value + number, ctypes.c_size_t(PIECE // 4))
+            for at in range(4, PIECE, 1 << 20):  # else its chunks would not be read of the spill file
+                self.call("cuMemsetD32_v2", ctypes.c_uint64(piece.value + at), at, ctypes.c_size_t(1))
         self.call("cuCtxSynchronize")
 
     def read(self) -> list[int]:

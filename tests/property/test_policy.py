@@ -307,8 +307,21 @@ class Policy(RuleBasedStateMachine):
         target = targets(self.state.limits, self.state.sessions)[id]
         short = len(session.arenas) - len(session.recalled) + self.waiting.count(id) < target
         idle = self.state.free_arenas > 0
+        coming = self.state.free_arenas + len(self.pending) > len(self.waiting)
+        queue, pending = [*self.waiting, id], list(self.pending)
         # No starvation: whoever is below its target gets an arena or a place in the queue for one.
-        assert self.happen(ArenaAsked(id)) or not (short or idle)
+        assert self.happen(ArenaAsked(id)) or not (short or idle or coming)
+        # Nothing is asked back and nobody sent away for an arena that comes anyway.
+        assert idle or not coming or (self.waiting, self.pending) == (queue, pending)
+
+    @precondition(lambda self: self.pending)
+    @rule(data=st.data(), gives_up=st.booleans())
+    def ask_for_what_comes_back(self, data: st.DataObject, gives_up: bool) -> None:
+        """To nobody else: RAM is not short any more, and perhaps who wanted it gives up."""
+        assert self.happen(RamSpare(self.state.whole.arenas))
+        if gives_up and self.waiting:
+            self.give_up(data)
+        self.ask(data)
 
     @precondition(lambda self: any(s.arenas for s in self.state.sessions.values()))
     @rule(data=st.data())

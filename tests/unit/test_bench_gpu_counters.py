@@ -31,7 +31,8 @@ class Daemon:
             {"counters": {"h2d_bytes": 1}, "nvme_read_bytes": part, "nvme_written_bytes": 0}
             for part in (self.read, 1000)
         ]
-        return {"sessions": sessions[:1], "ended": sessions[1:], "spill": [{"reading_ns": 2 * self.read}]}
+        spill = [{"read_bytes": self.read, "reading_ns": 2 * self.read}]
+        return {"sessions": sessions[:1], "ended": sessions[1:], "spill": spill}
 
 
 def test_what_moves_between_phases_and_in_pauses_is_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,13 +60,15 @@ def test_what_moves_between_phases_and_in_pauses_is_nobodys(monkeypatch: pytest.
     moved = counters.between("prefill")
     assert moved is not None
     assert moved["nvme_read_bytes"] == 100 + 200 + 1000
-    assert moved["nvme_reading_ns"] == 2 * (100 + 200 + 1000)
+    assert moved["spill_read_bytes"] == moved["nvme_read_bytes"]
+    assert moved["spill_reading_ns"] == 2 * moved["nvme_read_bytes"]
     assert moved["h2d_bytes"] == moved["launches"] == 0
     assert counters.between("decode") is None
     daemon.read += 3
     counters.at_mark("cut", measure)
-    assert counters.between("decode") == {**moved, "nvme_read_bytes": 3, "nvme_reading_ns": 6}
-    assert counters.between("load") == {**moved, "nvme_read_bytes": 2, "nvme_reading_ns": 4}
+    for phase, read in (("decode", 3), ("load", 2)):
+        expected = {"nvme_read_bytes": read, "spill_read_bytes": read, "spill_reading_ns": 2 * read}
+        assert counters.between(phase) == {**moved, **expected}
     assert [counters.ended(phase) for phase in ("load", "prefill", "decode")] == [True, True, False]
 
 

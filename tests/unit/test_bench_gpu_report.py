@@ -143,8 +143,8 @@ def test_how_fast_t3_was_read() -> None:
     result = Result("paged+nvme", passes=passes, ended=frozenset(("prefill", "decode")))
     assert disk_line(result) is None
     result.moved = {
-        "prefill": {"nvme_read_bytes": 18 * GB, "nvme_reading_ns": 11_400_000_000},
-        "decode": {"nvme_read_bytes": 8 * GB, "nvme_reading_ns": 3_600_000_000},
+        "prefill": {"spill_read_bytes": 18 * GB, "spill_reading_ns": 11_400_000_000},
+        "decode": {"spill_read_bytes": 8 * GB, "spill_reading_ns": 3_600_000_000},
     }
     assert disk_line(result) is None
     # Of the same length: their mean is what they were together.

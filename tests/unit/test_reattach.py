@@ -290,7 +290,7 @@ async def test_nobody_waits_for_an_arena_of_one_that_is_not_back(
     async with running(tmp_path) as conf:
         async with other.connect(conf.socket, key="") as newcomer:
             await newcomer.alloc(0, 2)
-            with pytest.raises(RemoteError, match="no other session gave an arena back"):
+            with pytest.raises(RemoteError, match="no arena was given back in time"):
                 await newcomer.arena()
         async with application.again(conf.socket):
             pass

@@ -75,5 +75,7 @@ class Counters:
         figures = {name: sum(one["counters"].get(name, 0) for one in sessions) for name in _COUNTERS}
         for name in ("nvme_read_bytes", "nvme_written_bytes"):
             figures[name] = sum(one[name] for one in sessions)
-        figures["nvme_reading_ns"] = sum(path["reading_ns"] for path in status["spill"])  # there is one
+        # Of the file: a chunk that is one word over and over is read back without it.
+        for name in ("read_bytes", "reading_ns"):
+            figures[f"spill_{name}"] = sum(path[name] for path in status["spill"])  # of which there is one
         return figures

@@ -127,12 +127,12 @@ class Result:
         return moved[counter] / len(took) if took and moved is not None else None
 
     def disk_rate(self, phase: str) -> float | None:
-        """Bytes a second that were read of T3, over all passes of a phase that was not cut in one."""
-        return self._a_second(phase, "nvme_read_bytes")
+        """Bytes a second that were read of the spill file, over all passes of a phase that was not cut."""
+        return self._a_second(phase, "spill_read_bytes")
 
     def disk_busy(self, phase: str) -> float | None:
-        """The share of those passes in which reads of T3 were under way."""
-        reading = self._a_second(phase, "nvme_reading_ns")
+        """For what share of those passes the daemon waited for such reads."""
+        reading = self._a_second(phase, "spill_reading_ns")
         return None if reading is None else reading / 1e9
 
     def _a_second(self, phase: str, counter: str) -> float | None:

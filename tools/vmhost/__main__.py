@@ -248,7 +248,9 @@ def _verdict(
     elif timed_out:
         said = f"the command had not ended after {options.timeout} s"
     elif any(stream.status is None for stream in streams):
-        said = f"the machine went away before the command ended\n{running.log.read_text(errors='replace')}"
+        ended = running.process.wait(10)  # it has closed its ends
+        said = f"the machine went away before the command ended: QEMU's status is {ended}\n"
+        said += running.log.read_text(errors="replace")
     else:
         assert status is not None
         if status == 128 + signal.SIGKILL:
