@@ -63,11 +63,16 @@ static void clip(struct span *span)
 		span->end = run.end;
 }
 
-/* With nothing cut. */
-static bool whole_fits(const struct device *device, struct meant *meant, uint64_t room)
+static void range_whole(const struct device *device, struct meant *meant)
 {
 	meant_cut(device, meant, CUT_NOTHING);
 	meant_range(meant, UINT32_MAX);
+}
+
+/* With nothing cut. */
+static bool whole_fits(const struct device *device, struct meant *meant, uint64_t room)
+{
+	range_whole(device, meant);
 	/* What RAM is mapped for takes no room. */
 	return device->maps || meant_fits(device, meant, room);
 }
@@ -83,6 +88,17 @@ bool residency_fits(const struct device *device, const struct span *spans, uint3
 	fits = whole_fits(device, &meant, (uint64_t)residency_capacity(device) + ram);
 	meant_end(&meant);
 	return fits;
+}
+
+uint32_t residency_chunks(const struct device *device, const struct span *spans, uint32_t count)
+{
+	struct meant meant;
+
+	if (!meant_begin(device, spans, count, &meant))
+		return 0;
+	range_whole(device, &meant);
+	meant_end(&meant);
+	return meant.chunks;
 }
 
 /* The widest windows up to `high` with which everything fits become the ranges'; 0: none do. */

@@ -161,55 +161,33 @@ static uint32_t find_objects(struct device *device, const uint64_t *addresses, u
 	return count;
 }
 
-static int by_allocation(const void *left, const void *right)
+/* Each as short as it may be. */
+static void shorten(struct span *spans, uint32_t count)
 {
-	const struct span *a = left, *b = right;
-
-	if (a->allocation != b->allocation)
-		return (uintptr_t)a->allocation < (uintptr_t)b->allocation ? -1 : 1;
-	return a->begin < b->begin ? -1 : a->begin > b->begin;
-}
-
-/* Bytes of the chunks. The allocations, which it is no guest of any more, may be gone: they are
- * only told apart. */
-static uint64_t needed_at_once(const struct device *device, struct span *spans, uint32_t count)
-{
-	uint64_t chunks = 0, reached = 0;
-
 	for (uint32_t i = 0; i < count; i++) {
-		struct span *span = &spans[i];
-
-		if (span->begin == span->end) {
-			span->begin = span->end = 0;
+		if (!spans[i].open && !spans[i].least)
 			continue;
-		}
-		if (span->open || span->least)
-			span->begin = span->named;
-		if (span->open || span->least > span->named)
-			span->end = span->open ? span->named + 1 : span->least;
-		span->begin = span->begin / device->chunk;
-		span->end = (span->end - 1) / device->chunk + 1;
+		spans[i].begin = spans[i].named;
+		spans[i].end = spans[i].open ? spans[i].named + 1 : spans[i].least;
 	}
-	qsort(spans, count, sizeof(*spans), by_allocation);
-	for (uint32_t i = 0; i < count; i++) {
-		if (!i || spans[i].allocation != spans[i - 1].allocation)
-			reached = 0;
-		if (spans[i].begin > reached)
-			reached = spans[i].begin;
-		if (spans[i].end > reached) {
-			chunks += spans[i].end - reached;
-			reached = spans[i].end;
-		}
-	}
-	return chunks * device->chunk;
 }
 
-static void say_too_large(const struct device *device, struct span *spans, uint32_t count)
+/* Found again, as what was named may have gone with the launch that is refused. */
+static void say_too_large(struct device *device, const uint64_t *addresses, uint32_t n,
+			  struct span *spans)
 {
+	uint64_t chunks;
+	uint32_t count;
+
+	pthread_mutex_lock(&device->lock);
+	count = find_objects(device, addresses, n, spans);
+	shorten(spans, count);
+	chunks = residency_chunks(device, spans, count);
+	pthread_mutex_unlock(&device->lock);
 	log_warn("a launch needs at least %llu MiB at once, and %llu MiB of chunks fit VRAM; RAM "
 		 "has no room for the rest; give it more of either or, if there is, a smaller "
 		 "chunk",
-		 (unsigned long long)(needed_at_once(device, spans, count) >> 20),
+		 (unsigned long long)(chunks * device->chunk >> 20),
 		 (unsigned long long)((uint64_t)residency_capacity(device) * device->chunk >> 20));
 }
 
@@ -273,7 +251,7 @@ CUresult launch_begin_named(struct launch *launch, struct device *device, const 
 	}
 	result = begin_invited(launch, device, spans, count, stream, variant);
 	if (count && result == CUDA_ERROR_OUT_OF_MEMORY)
-		say_too_large(device, spans, count);
+		say_too_large(device, addresses, n, spans);
 	if (spans != few)
 		free(spans);
 	return result;
@@ -318,12 +296,7 @@ bool launch_can_fit(struct device *device, const uint64_t *addresses, uint32_t n
 		return false;
 	pthread_mutex_lock(&device->lock);
 	count = find_objects(device, addresses, n, spans);
-	for (uint32_t i = 0; i < count; i++) {
-		if (!spans[i].open && !spans[i].least)
-			continue;
-		spans[i].begin = spans[i].named;
-		spans[i].end = spans[i].open ? spans[i].named + 1 : spans[i].least;
-	}
+	shorten(spans, count);
 	fits = residency_fits(device, spans, count, residency_in_place_most(device));
 	pthread_mutex_unlock(&device->lock);
 	if (spans != few)

@@ -269,6 +269,10 @@ CUresult residency_hold(struct device *device, struct span *spans, uint32_t coun
 bool residency_fits(const struct device *device, const struct span *spans, uint32_t count,
 		    uint32_t ram);
 
+/* How many chunks the spans lie in, each counted once; 0 without memory. None are open. In the
+ * lock. */
+uint32_t residency_chunks(const struct device *device, const struct span *spans, uint32_t count);
+
 /* Let the stream wait for what is still arriving. */
 CUresult residency_begin(struct hold *hold, CUstream stream, unsigned int variant);
 
