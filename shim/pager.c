@@ -26,6 +26,8 @@
 /* Reads of T3 under way ahead of use, and while RAM is full: then they take places of copies. */
 #define FETCHES_AHEAD 8
 #define FETCHES_FULL 4
+/* Reads under way while a launch waits for one: with less the disk is idle from one to the next. */
+#define FETCHES_LEAST 2
 
 void pager_set_state(struct device *device, uint32_t index, enum chunk_state state)
 {
@@ -50,6 +52,34 @@ void pager_stop(struct device *device, const char *what, CUresult error)
 		device->stop_error = error;
 	device->stopped = true;
 	pthread_cond_broadcast(&device->changed);
+}
+
+static bool may_fetch(void *arg, uint32_t index)
+{
+	const struct chunk *chunk = &((struct device *)arg)->chunks[index];
+
+	return chunk->state == ABSENT && chunk->home == HOME_T3;
+}
+
+/* Ask T3 for what will be wanted, farther ahead than VRAM does. */
+static bool fetch_ahead(struct device *device)
+{
+	bool full = lower_ram_available(device) <= lower_ram_slots(device) / 4;
+	struct ram_place place;
+	uint32_t index;
+
+	/* Room must be left for what leaves VRAM, or what was fetched would be the first to go
+	 * back. */
+	if (device->fetches >= (full ? FETCHES_FULL : FETCHES_AHEAD))
+		return false;
+	index = predict_next(&device->predictor, PLACE_RAM, REACH_NEAR, may_fetch, device);
+	if (index == PREDICT_NONE)
+		return false;
+	place = lower_take_ram(device);
+	if (ram_none(place))
+		return false;
+	lower_start_fetch(device, index, place);
+	return true;
 }
 
 /* Ask T3 for what the launch wants of it, as far as RAM goes without making room. */
@@ -214,6 +244,11 @@ static void serve_wanted(struct device *device)
 		else
 			mover_put_ram(&device->mover, place);
 	} else if (moving && !(device->recall_count && lower_serve_recalls(device))) {
+		/* What comes after this launch, or the disk had nothing to do from the end of its
+		 * last read on. */
+		if (unfetched == PREDICT_NONE && !device->doubt &&
+		    device->fetches < FETCHES_LEAST && fetch_ahead(device))
+			return;
 		pthread_cond_wait(&device->changed, &device->lock);
 	}
 }
@@ -303,34 +338,6 @@ static bool may_rise(void *arg, uint32_t index)
 	const struct chunk *chunk = &((struct device *)arg)->chunks[index];
 
 	return chunk->state == ABSENT && (chunk->home == HOME_T2 || chunk->home == HOME_T3);
-}
-
-static bool may_fetch(void *arg, uint32_t index)
-{
-	const struct chunk *chunk = &((struct device *)arg)->chunks[index];
-
-	return chunk->state == ABSENT && chunk->home == HOME_T3;
-}
-
-/* Ask T3 for what will be wanted, farther ahead than VRAM does. */
-static bool fetch_ahead(struct device *device)
-{
-	bool full = lower_ram_available(device) <= lower_ram_slots(device) / 4;
-	struct ram_place place;
-	uint32_t index;
-
-	/* Room must be left for what leaves VRAM, or what was fetched would be the first to go
-	 * back. */
-	if (device->fetches >= (full ? FETCHES_FULL : FETCHES_AHEAD))
-		return false;
-	index = predict_next(&device->predictor, PLACE_RAM, REACH_NEAR, may_fetch, device);
-	if (index == PREDICT_NONE)
-		return false;
-	place = lower_take_ram(device);
-	if (ram_none(place))
-		return false;
-	lower_start_fetch(device, index, place);
-	return true;
 }
 
 static uint32_t copies_ahead(const struct device *device)

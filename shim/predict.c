@@ -15,12 +15,15 @@
 #define LEAD_IDLE 16 /* and if the bus has nothing else to do */
 #define LEAD_IDLE_MOST 4 /* also where one launch names more */
 #define LAST 32 /* a victim is sought among those due last */
+#define LAST_RAM 4 /* in RAM; or for parts of a pass nothing is read from T3 */
 #define FARTHER 2 /* and among these if none of them is good */
 #define RETURN 3 /* passes at most from one use to the next of what is used in every few */
 #define LOST 4 /* not found in it for so long, the program does not follow the log any more */
 
-/* Not brought in ahead any more, as experts that tokens are seldom routed to. */
+/* Not brought in ahead any more, as experts that tokens are seldom routed to. Read from T3 in vain,
+ * a chunk takes the disk's time for many that are copied. */
 #define DOUBTFUL 2
+#define DOUBTFUL_T3 1
 
 /* Chunks to ask of when nothing is known of any. */
 #define UNKNOWN_ASKED 1024
@@ -155,7 +158,8 @@ static void weigh_unknown(const struct predictor *p, enum predict_place place, b
 static void weigh_known(const struct predictor *p, enum predict_place place, bool unread,
 			struct choice *choice)
 {
-	uint64_t enough = predict_span(p) / LAST, least = p->head - p->begun[2];
+	uint64_t enough = predict_span(p) / (place == PLACE_RAM ? LAST_RAM : LAST);
+	uint64_t least = p->head - p->begun[2];
 	uint64_t most = predict_span(p) / FARTHER;
 	enum predict_leave good = choice->haste == HASTE_PATIENT ? LEAVE_BUSY : LEAVE_CLEAN;
 
@@ -270,6 +274,7 @@ uint32_t predict_next(struct predictor *p, enum predict_place place, enum predic
 {
 	uint64_t at = p->ahead[place], end;
 	bool room = reach == REACH_ROOM;
+	int doubtful = place == PLACE_RAM ? DOUBTFUL_T3 : DOUBTFUL;
 
 	/* What the program does now has nothing to do with what came next there. */
 	if (!p->cursor || p->head - p->found > predict_span(p) / PREDICT_STRAY)
@@ -279,7 +284,7 @@ uint32_t predict_next(struct predictor *p, enum predict_place place, enum predic
 	end = p->cursor + lead(p, place, reach == REACH_IDLE);
 	for (; at < p->head && (at < end || room || crowded(p, at)); at++) {
 		p->ahead[place] = at;
-		if ((room || p->chunks[predict_entry(p, at)->chunk].doubt < DOUBTFUL) &&
+		if ((room || p->chunks[predict_entry(p, at)->chunk].doubt < doubtful) &&
 		    wanted(arg, predict_entry(p, at)->chunk))
 			return predict_entry(p, at)->chunk;
 	}

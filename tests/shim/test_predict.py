@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import pytest
 from hypothesis import example, given, settings
@@ -49,8 +50,8 @@ class Cache:
     def victim(self, haste: int) -> int:
         return int(lib.predict_victim(self.p, lib.PLACE_VRAM, haste, self.may_leave, ffi.NULL))
 
-    def next(self, reach: int = lib.REACH_NEAR) -> int:
-        return int(lib.predict_next(self.p, lib.PLACE_VRAM, reach, self.wanted, ffi.NULL))
+    def next(self, reach: int = lib.REACH_NEAR, place: int = lib.PLACE_VRAM) -> int:
+        return int(lib.predict_next(self.p, place, reach, self.wanted, ffi.NULL))
 
     def leave(self, chunk: int) -> None:
         self.resident.remove(chunk)
@@ -120,6 +121,47 @@ def test_a_loop_keeps_a_part_and_streams_the_rest(slots: int, chunks: int, ahead
     cache = Cache(slots, chunks, ahead=ahead)
     cache.passes(4, loop(chunks))
     assert cache.passes(10, loop(chunks)) <= 1.05 * (chunks - slots) + 6
+
+
+@pytest.mark.parametrize(("places", "chunks"), [(100, 200), (280, 400), (100, 400), (700, 1000)])
+def test_what_ram_gives_up_comes_to_lie_all_over_the_pass(places: int, chunks: int) -> None:
+    """RAM has the first of a loop and T3 the others, so that T3 is read in one part of a pass, at first."""
+    cache = Cache(16, chunks)
+    ram = set(range(chunks))
+
+    def move(chunk: int, place: int) -> None:
+        lib.predict_moved(cache.p, chunk, place, False)
+        (ram.add if place == lib.PLACE_RAM else ram.remove)(chunk)
+
+    def use(chunk: int) -> bool:
+        """Whether it had to be read."""
+        lib.predict_begin(cache.p, 0)
+        lib.predict_use(cache.p, chunk)
+        lib.predict_end(cache.p)
+        if chunk in ram:
+            return False
+        victim = lib.predict_victim(cache.p, lib.PLACE_RAM, lib.HASTE_HURRY, may_leave, ffi.NULL)
+        move(victim, lib.PLACE_AWAY)
+        move(chunk, lib.PLACE_RAM)
+        return True
+
+    may_leave = ffi.callback(
+        "enum predict_leave(void *, uint32_t)",
+        lambda _, chunk: int(lib.LEAVE_CLEAN if chunk in ram else lib.LEAVE_NOT),
+    )
+    for chunk in range(chunks):
+        move(chunk, lib.PLACE_RAM)
+    for _ in range(2):
+        for chunk in range(chunks):
+            use(chunk)
+    for chunk in range(places, chunks):
+        move(chunk, lib.PLACE_AWAY)
+    for _ in range(6):
+        read = [chunk for chunk in range(chunks) if use(chunk)]
+        # No more than if the last that was used left, which would leave all as it lies.
+        assert len(read) <= chunks - places + 2
+    longest = max(after - before for before, after in pairwise([*read, read[0] + chunks]))
+    assert longest < places / 4
 
 
 def test_nothing_moves_once_all_fits() -> None:
@@ -305,6 +347,27 @@ def test_what_is_not_used_when_it_is_due_is_not_brought_in_for_ever() -> None:
     before = int(cache.history[150].doubt)
     cache.passes(3, loop(100))
     assert 150 not in cache.resident or before == cache.history[150].doubt == 0
+
+
+def test_what_was_not_used_when_it_was_due_is_not_read_from_t3_ahead() -> None:
+    """A read in vain keeps others waiting for longer than a copy."""
+    cache = Cache(100, 100)
+
+    def use(chunks: Iterable[int]) -> None:
+        for chunk in chunks:
+            cache.use(chunk, tag=chunk)
+
+    for _ in range(3):
+        use(range(100))
+    use(chunk for chunk in range(100) if chunk != 50)
+    use(range(100))  # and once more it is due in a pass
+    use(range(49))
+    cache.leave(50)
+    assert (cache.next(place=lib.PLACE_RAM), cache.next()) == (NONE, 50)
+    use(range(49, 100))
+    use(range(49))
+    cache.leave(50)
+    assert (cache.next(place=lib.PLACE_RAM), cache.next()) == (50, 50)
 
 
 def leavers(cache: Cache) -> set[tuple[int, int]]:
