@@ -134,7 +134,16 @@ static bool ram_free(struct device *device)
 	return available > 0;
 }
 
-/* The same, but not before every spill: it had none a moment ago. */
+/* What is being read has a place here and one in T3, and will leave one of them. */
+static void await_a_fetch(struct device *device)
+{
+	uint32_t fetches = device->fetches;
+
+	while (device->fetches == fetches && !ram_free(device) && !device->stopped)
+		pthread_cond_wait(&device->changed, &device->lock);
+}
+
+/* Another arena, but not before every spill: there was none a moment ago. */
 static bool get_arena_at_times(struct device *device)
 {
 	if (!device->arena_refusals)
@@ -173,6 +182,11 @@ struct ram_place lower_make_ram(struct device *device)
 		if (device->doubt)
 			continue; /* by now */
 		if (device->spill_error == ENOSPC && lower_give_up_extents(device)) {
+			device->spill_error = 0;
+			continue;
+		}
+		if (device->spill_error == ENOSPC && device->fetches) {
+			await_a_fetch(device);
 			device->spill_error = 0;
 			continue;
 		}

@@ -2,7 +2,8 @@
 /*
  * The one thread of a device that moves chunks. It serves, in this order: the
  * end of an allocation, the launch that waits, recalled arenas, slots to be
- * given up, and last the chunks that will be wanted next.
+ * given up, and last the chunks that will be wanted next; but T3 may read one of
+ * those while a launch waits for others.
  */
 #define _GNU_SOURCE
 #include "pager.h"
