@@ -134,13 +134,15 @@ static bool ram_free(struct device *device)
 	return available > 0;
 }
 
-/* What is being read has a place here and one in T3, and will leave one of them. */
-static void await_a_fetch(struct device *device)
+/* What is being read has a place here and one in T3, and will leave one of them. False: nothing is
+ * being read. */
+static bool await_a_fetch(struct device *device)
 {
 	uint32_t fetches = device->fetches;
 
-	while (device->fetches == fetches && !ram_free(device) && !device->stopped)
+	while (fetches && device->fetches == fetches && !ram_free(device) && !device->stopped)
 		pthread_cond_wait(&device->changed, &device->lock);
+	return fetches;
 }
 
 /* Another arena, but not before every spill: there was none a moment ago. */
@@ -181,12 +183,8 @@ struct ram_place lower_make_ram(struct device *device)
 			continue;
 		if (device->doubt)
 			continue; /* by now */
-		if (device->spill_error == ENOSPC && lower_give_up_extents(device)) {
-			device->spill_error = 0;
-			continue;
-		}
-		if (device->spill_error == ENOSPC && device->fetches) {
-			await_a_fetch(device);
+		if (device->spill_error == ENOSPC &&
+		    (lower_give_up_extents(device) || await_a_fetch(device))) {
 			device->spill_error = 0;
 			continue;
 		}

@@ -13,13 +13,25 @@ import os
 import subprocess
 from pathlib import Path
 
-__all__ = ["FLAGS", "SANITIZE", "build_folder", "environment", "findings", "make_arguments", "prefix"]
+__all__ = [
+    "FLAGS",
+    "SANITIZE",
+    "SLOWER",
+    "build_folder",
+    "environment",
+    "findings",
+    "make_arguments",
+    "prefix",
+]
 
 SANITIZE = os.environ.get("GREENBOOST_TEST_SANITIZE", "")
 """As for gcc's -fsanitize: "thread", "address,undefined", or nothing."""
 
 FLAGS = [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all"] if SANITIZE else []
 """For programs in C of the tests' own."""
+
+SLOWER = 10 if SANITIZE else 1
+"""So many times as long a program may take."""
 
 SUPPRESSIONS = Path(__file__).with_name("thread.supp")
 _FIRST = SANITIZE.split(",")[0]

@@ -18,10 +18,13 @@ LOG = 1 << 12
 
 
 class Cache:
-    """VRAM of so many slots run by the predictor alone; everything else is in RAM."""
+    """VRAM or RAM of so many slots run by the predictor alone; everything else is in RAM or T3."""
 
-    def __init__(self, slots: int, chunks: int, *, ahead: int = 0, log: int = LOG) -> None:
+    def __init__(
+        self, slots: int, chunks: int, *, ahead: int = 0, log: int = LOG, place: int = lib.PLACE_VRAM
+    ) -> None:
         self.slots = slots
+        self.place = place
         self.history = ffi.new("struct history[]", chunks)
         self.log = ffi.new("struct past[]", log)
         self.p = ffi.new("struct predictor *")
@@ -48,22 +51,26 @@ class Cache:
         return chunk not in self.resident
 
     def victim(self, haste: int) -> int:
-        return int(lib.predict_victim(self.p, lib.PLACE_VRAM, haste, self.may_leave, ffi.NULL))
+        return int(lib.predict_victim(self.p, self.place, haste, self.may_leave, ffi.NULL))
 
-    def next(self, reach: int = lib.REACH_NEAR, place: int = lib.PLACE_VRAM) -> int:
+    def next(self, reach: int = lib.REACH_NEAR, place: int | None = None) -> int:
+        place = self.place if place is None else place
         return int(lib.predict_next(self.p, place, reach, self.wanted, ffi.NULL))
 
     def leave(self, chunk: int) -> None:
         self.resident.remove(chunk)
         self.used.discard(chunk)
-        lib.predict_left(self.p, chunk, False)
-        lib.predict_moved(self.p, chunk, lib.PLACE_RAM, False)
+        if self.place == lib.PLACE_VRAM:
+            lib.predict_left(self.p, chunk, False)
+            lib.predict_moved(self.p, chunk, lib.PLACE_RAM, False)
+        else:
+            lib.predict_moved(self.p, chunk, lib.PLACE_AWAY, False)
 
     def arrive(self, chunk: int, ahead: bool) -> None:
         assert len(self.resident) < self.slots
         self.resident.add(chunk)
         self.expected[chunk] = self.history[chunk].due
-        lib.predict_moved(self.p, chunk, lib.PLACE_VRAM, ahead)
+        lib.predict_moved(self.p, chunk, self.place, ahead)
         self.arrivals += 1
 
     def use(self, *chunks: int, tag: int = 0) -> None:
@@ -126,38 +133,17 @@ def test_a_loop_keeps_a_part_and_streams_the_rest(slots: int, chunks: int, ahead
 @pytest.mark.parametrize(("places", "chunks"), [(100, 200), (280, 400), (100, 400), (700, 1000)])
 def test_what_ram_gives_up_comes_to_lie_all_over_the_pass(places: int, chunks: int) -> None:
     """RAM has the first of a loop and T3 the others, so that T3 is read in one part of a pass, at first."""
-    cache = Cache(16, chunks)
-    ram = set(range(chunks))
-
-    def move(chunk: int, place: int) -> None:
-        lib.predict_moved(cache.p, chunk, place, False)
-        (ram.add if place == lib.PLACE_RAM else ram.remove)(chunk)
-
-    def use(chunk: int) -> bool:
-        """Whether it had to be read."""
-        lib.predict_begin(cache.p, 0)
-        lib.predict_use(cache.p, chunk)
-        lib.predict_end(cache.p)
-        if chunk in ram:
-            return False
-        victim = lib.predict_victim(cache.p, lib.PLACE_RAM, lib.HASTE_HURRY, may_leave, ffi.NULL)
-        move(victim, lib.PLACE_AWAY)
-        move(chunk, lib.PLACE_RAM)
-        return True
-
-    may_leave = ffi.callback(
-        "enum predict_leave(void *, uint32_t)",
-        lambda _, chunk: int(lib.LEAVE_CLEAN if chunk in ram else lib.LEAVE_NOT),
-    )
-    for chunk in range(chunks):
-        move(chunk, lib.PLACE_RAM)
-    for _ in range(2):
-        for chunk in range(chunks):
-            use(chunk)
+    cache = Cache(chunks, chunks, place=lib.PLACE_RAM)
+    cache.passes(2, loop(chunks))
+    cache.slots = places
     for chunk in range(places, chunks):
-        move(chunk, lib.PLACE_AWAY)
+        cache.leave(chunk)
     for _ in range(6):
-        read = [chunk for chunk in range(chunks) if use(chunk)]
+        read = []
+        for chunk in range(chunks):
+            if chunk not in cache.resident:
+                read.append(chunk)
+            cache.use(chunk, tag=chunk)
         # No more than if the last that was used left, which would leave all as it lies.
         assert len(read) <= chunks - places + 2
     longest = max(after - before for before, after in pairwise([*read, read[0] + chunks]))

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from tierd.ahead import ArenasAhead
 from tierd.arena import Arena
 
 from .pieces import CHUNK_BY_CHUNK
-from .tiers import ROOT, Runner
+from .tiers import Runner
 
 
 async def test_only_the_first_arena_is_waited_for(
@@ -34,16 +33,8 @@ async def test_only_the_first_arena_is_waited_for(
     directory = tmp_path / "daemon"
     directory.mkdir()
     async with running(directory, ram="64MiB", arena="4MiB", extents=0) as conf:
-        environ = runner.served(conf.socket, 4 * CHUNK)
         with trio.fail_after(600):
-            done = await trio.run_process(
-                runner.command("-c", CHUNK_BY_CHUNK, "24"),
-                env=environ,
-                cwd=ROOT,
-                check=False,
-                capture_stdout=True,
-                stderr=subprocess.STDOUT,
-            )
-        assert (done.returncode, done.stdout) == (0, b"right\n")
+            done = await runner.attached(conf.socket, 4 * CHUNK, "-c", CHUNK_BY_CHUNK, "24")
+        assert done == (0, b"right\n")
         assert len(ready) >= 10
         assert [id for id in ready if not ready[id]] == [1]

@@ -42,7 +42,7 @@ class Seen:
 
     async def until(self, right: Callable[[State], bool]) -> bool:
         """Waits for it; False: the program has come and gone first."""
-        with trio.fail_after(60 * (10 if sanitizer.SANITIZE else 1)):
+        with trio.fail_after(60 * sanitizer.SLOWER):
             while not right(self.state):
                 if self._came and not self.state.sessions:
                     return False

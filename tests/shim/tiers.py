@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import trio
+
 from . import sanitizer
 
 __all__ = ["PROGRAMS", "ROOT", "Result", "Runner"]
@@ -72,6 +74,19 @@ class Runner:
         """Python under the shim, in the environment that served() makes."""
         return [*sanitizer.prefix(self.shim), sys.executable, *argv]
 
+    async def attached(self, socket: Path, vram: int, *argv: str) -> tuple[int, bytes]:
+        """Python under the shim beside a daemon of the test's own: its exit status, and what it said."""
+        done = await trio.run_process(
+            self.command(*argv),
+            env=self.served(socket, vram),
+            cwd=ROOT,
+            check=False,
+            capture_stdout=True,
+            stderr=subprocess.STDOUT,
+        )
+        assert (found := sanitizer.findings(self.folder)) == "", found
+        return done.returncode, done.stdout
+
     def tiered(
         self, flags: str, *argv: object, device: str = "64MiB", timeout: float = 120, **environment: str
     ) -> Result:
@@ -85,7 +100,7 @@ class Runner:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=timeout * (10 if sanitizer.SANITIZE else 1),
+            timeout=timeout * sanitizer.SLOWER,
         )
         assert (found := sanitizer.findings(self.folder)) == "", found
         figures = json.loads(report.read_text()) if report.exists() else {}
